@@ -1,0 +1,97 @@
+import type { ByteSource } from '../gguf/source.js';
+import type { Plan } from '../plan/types.js';
+
+export type Isa = 'scalar' | 'avx2' | 'avx512' | 'neon';
+
+export interface BackendOptions {
+  /** Worker threads, the caller's included. @default the machine's cores */
+  readonly threads?: number;
+  /** Forces an instruction set. @default the environment variable FRUGAL_ISA, else the fastest the CPU has */
+  readonly isa?: Isa;
+  /** The most tokens one step may hold; sizes the activation buffers. */
+  readonly maxStepTokens: number;
+}
+
+export interface BackendInfo {
+  readonly kind: 'native' | 'wasm';
+  readonly isa: Isa;
+  readonly threads: number;
+}
+
+/** Where one tensor of the plan lies. */
+export interface TensorPlacement {
+  /** Index in `plan.tensors`. */
+  readonly tensor: number;
+  readonly source: ByteSource;
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+export interface LoadProgress {
+  /** Called with the bytes loaded so far, at most a few times a second. */
+  readonly onProgress?: (loadedBytes: number) => void;
+  readonly signal?: AbortSignal;
+}
+
+/** Sampling settings with every default applied; see `SamplingOptions` for their meaning. */
+export interface SamplerSettings {
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly repetitionPenalty: number;
+  readonly frequencyPenalty: number;
+  readonly presencePenalty: number;
+  /** How many of the last tokens the penalties look at; -1: all. */
+  readonly penaltyWindow: number;
+  readonly seed: bigint;
+  readonly logitBias: ReadonlyArray<readonly [token: number, bias: number]>;
+}
+
+/**
+ * What an entry of a step asks for: nothing, one sampled token after its last token, the logits
+ * of its last or all of its tokens, or the hidden state of all of its tokens.
+ */
+export type StepOutput = 'none' | 'sample' | 'last-logits' | 'all-logits' | 'all-hidden';
+
+export interface StepEntry {
+  readonly sequence: number;
+  /** Appended to the sequence; at least one. */
+  readonly tokens: Uint32Array;
+  readonly output: StepOutput;
+}
+
+export interface StepResult {
+  /** For `sample`: the token drawn. */
+  readonly token?: number;
+  /** For logits [n, vocabSize] and hidden states [n, width], row by row. */
+  readonly values?: Float32Array;
+}
+
+/** A compiled plan with its weights. One step at a time; the engine's scheduler sees to that. */
+export interface BackendModel {
+  readonly info: BackendInfo;
+  /** Bytes of packed weights. */
+  readonly weightBytes: number;
+  /** Bytes that key/value caches take at present. */
+  kvBytes(): number;
+  loadTensors(placements: readonly TensorPlacement[], progress: LoadProgress): Promise<void>;
+  /** A new empty sequence; `sampler` is needed for the output `sample`. */
+  createSequence(sampler?: SamplerSettings): number;
+  /** Frees the sequence's cache. A step in progress that holds it is cut short. */
+  freeSequence(sequence: number): void;
+  /** Runs the plan for all entries at once. Rejects as a whole; the sequences are then unchanged. */
+  step(batch: readonly StepEntry[]): Promise<StepResult[]>;
+  /** Frees everything, after the step in progress (cut short). */
+  dispose(): Promise<void>;
+}
+
+export interface Backend {
+  readonly kind: 'native' | 'wasm';
+  /** Instruction sets that this machine can run, fastest first; `scalar` is always last. */
+  readonly isas: readonly Isa[];
+  /** GGML types that the kernels take. */
+  readonly tensorTypes: readonly string[];
+  /** @throws FrugalError `PLAN_INVALID`, `INVALID_ARGUMENT` (an ISA this CPU lacks), `OUT_OF_MEMORY` */
+  compile(plan: Plan, options: BackendOptions): Promise<BackendModel>;
+}

@@ -1,0 +1,69 @@
+/** Every way a call can fail. The code is stable; messages may change. */
+export type ErrorCode =
+  // The file
+  | 'GGUF_MAGIC'
+  | 'GGUF_BIG_ENDIAN'
+  | 'GGUF_VERSION'
+  | 'GGUF_TRUNCATED'
+  | 'GGUF_LIMIT'
+  | 'GGUF_DUPLICATE'
+  | 'GGUF_VALUE_TYPE'
+  | 'GGUF_TENSOR_TYPE'
+  | 'GGUF_SHAPE'
+  | 'GGUF_ALIGNMENT'
+  | 'GGUF_OVERLAP'
+  | 'GGUF_STRING'
+  | 'GGUF_SPLIT'
+  | 'METADATA_MISSING'
+  | 'METADATA_INVALID'
+  | 'SOURCE_READ'
+  // The model
+  | 'UNKNOWN_ARCHITECTURE'
+  | 'UNSUPPORTED_TENSOR_TYPE'
+  | 'UNSUPPORTED_FEATURE'
+  | 'MISSING_TENSOR'
+  | 'TENSOR_SHAPE'
+  | 'PLAN_INVALID'
+  | 'TOKENIZER_UNSUPPORTED'
+  | 'TOKENIZER_INVALID'
+  | 'TEMPLATE_MISSING'
+  | 'TEMPLATE_FAILED'
+  // The call
+  | 'INVALID_ARGUMENT'
+  | 'CONTEXT_OVERFLOW'
+  | 'NON_FINITE'
+  | 'OUT_OF_MEMORY'
+  | 'DISPOSED'
+  | 'BACKEND_UNAVAILABLE'
+  | 'INTERNAL';
+
+const BRAND = Symbol.for('frugal.error');
+
+/**
+ * The one error class of the public API. The message says what was found and what was expected;
+ * `cure` says what to do about it.
+ */
+export class FrugalError extends Error {
+  override readonly name = 'FrugalError';
+  readonly code: ErrorCode;
+  readonly cure: string;
+  /** The names, offsets and numbers in the message, for programs. */
+  readonly data: Readonly<Record<string, unknown>>;
+  readonly [BRAND] = true;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { cure: string; data?: Record<string, unknown>; cause?: unknown },
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.cure = options.cure;
+    this.data = options.data ?? {};
+  }
+}
+
+/** Recognises a FrugalError from any copy of this package or any realm. */
+export function isFrugalError(value: unknown): value is FrugalError {
+  return typeof value === 'object' && value !== null && BRAND in value;
+}

@@ -1,0 +1,119 @@
+/**
+ * A plan: what one step of inference computes, as flat data. TypeScript builds it from a model's
+ * hyper-parameters; the Rust executor verifies it once and runs it for every step.
+ *
+ * Activations live in named f32 buffers of shape [rows, width]. Rows are the tokens of the step,
+ * or, after `select_outputs`, the tokens whose results the caller asked for.
+ */
+export interface Plan {
+  readonly version: 1;
+  /** Shown in messages: the architecture and the model's name. */
+  readonly name: string;
+  readonly vocabSize: number;
+  /** Positions a sequence may hold. */
+  readonly contextLength: number;
+  readonly kvLayers: readonly KvLayer[];
+  readonly tensors: readonly PlanTensor[];
+  readonly buffers: readonly PlanBuffer[];
+  readonly ropes: readonly Rope[];
+  readonly ops: readonly PlanOp[];
+  /** The buffer (rows: outputs) that holds the final hidden state, for embeddings. */
+  readonly hidden: string;
+}
+
+/** One layer's key/value cache: F16, `kvHeads` heads of `headDim` values each for keys and for values. */
+export interface KvLayer {
+  readonly kvHeads: number;
+  readonly headDim: number;
+}
+
+/** A weight matrix of `rows` outputs by `cols` inputs (a GGUF shape [cols, rows]); a vector has rows = 1. */
+export interface PlanTensor {
+  /** The GGUF tensor name. */
+  readonly name: string;
+  /** The GGML type name: `F32`, `Q4_0`, ... */
+  readonly type: string;
+  readonly rows: number;
+  readonly cols: number;
+}
+
+export interface PlanBuffer {
+  readonly name: string;
+  readonly width: number;
+  readonly rows: 'tokens' | 'outputs';
+}
+
+/**
+ * Rotary position embedding. The angle of pair i at position p is
+ * p * base^(-2i/dims) / factors[i], then scaled as YaRN does (Peng et al., 2023, arXiv:2309.00071).
+ */
+export interface Rope {
+  /** How many leading dimensions of each head are rotated; even. */
+  readonly dims: number;
+  readonly base: number;
+  /** `interleaved` pairs dimensions 2i and 2i+1; `neox` pairs i and i + dims/2. */
+  readonly layout: 'interleaved' | 'neox';
+  /** Context extension factor: positions are divided by it where YaRN interpolates. 1: none. */
+  readonly factor: number;
+  /** How much of YaRN's extrapolation is mixed in: 0 gives plain linear scaling, 1 gives YaRN. */
+  readonly extFactor: number;
+  readonly attnFactor: number;
+  readonly betaFast: number;
+  readonly betaSlow: number;
+  readonly originalContext: number;
+  /** Name of an F32 tensor of dims/2 per-frequency divisors (llama3 and long-factor scaling). */
+  readonly factors?: string;
+}
+
+export type Activation = 'silu' | 'gelu';
+
+export type PlanOp =
+  /** out[row] = table[token[row]] * scale (default 1). */
+  | { readonly op: 'embed'; readonly table: string; readonly out: string; readonly scale?: number }
+  /** out = x / sqrt(mean(x²) + eps) * weight, for each run of `weight` length in a row (a row, or each head). */
+  | {
+      readonly op: 'rms_norm';
+      readonly x: string;
+      readonly weight: string;
+      readonly out: string;
+      readonly eps: number;
+    }
+  /** out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). */
+  | {
+      readonly op: 'linear';
+      readonly x: string;
+      readonly weight: string;
+      readonly bias?: string;
+      readonly out: string;
+      readonly add?: boolean;
+    }
+  /** out = activation(x · gateᵀ) * (x · upᵀ). */
+  | {
+      readonly op: 'glu';
+      readonly x: string;
+      readonly gate: string;
+      readonly up: string;
+      readonly activation: Activation;
+      readonly out: string;
+    }
+  /** Rotates each head of x in place by its token's position; `rope` indexes `plan.ropes`. */
+  | { readonly op: 'rope'; readonly x: string; readonly rope: number; readonly headDim: number }
+  /**
+   * Appends k and v to the layer's cache, then causal attention of q over it.
+   * `window` w lets position p see p-w+1..p.
+   */
+  | {
+      readonly op: 'attention';
+      readonly q: string;
+      readonly k: string;
+      readonly v: string;
+      readonly out: string;
+      readonly layer: number;
+      readonly heads: number;
+      readonly scale: number;
+      readonly window?: number;
+    }
+  /** out = the rows of x that the caller wants results for. */
+  | { readonly op: 'select_outputs'; readonly x: string; readonly out: string }
+  /** The step's logits, [outputs, vocabSize] = x · weightᵀ + bias. The last op. */
+  | { readonly op: 'logits'; readonly x: string; readonly weight: string; readonly bias?: string };
