@@ -1,0 +1,42 @@
+import type { ByteSource } from './source.js';
+import { checkRange, sourceError } from './source-error.js';
+
+/**
+ * Reads a Blob or a File of the browser.
+ * @param name for messages; by default the File's own name, or `blob`
+ */
+export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource {
+  return {
+    name,
+    size: blob.size,
+    async read(offset, length, signal) {
+      signal?.throwIfAborted();
+      checkRange(name, blob.size, offset, length);
+      const bytes = await readBlob(blob.slice(offset, offset + length), name, offset);
+      signal?.throwIfAborted();
+      return bytes;
+    },
+    async close() {
+      // A Blob holds nothing that must be given back.
+    },
+  };
+}
+
+function nameOf(blob: Blob): string {
+  return 'name' in blob && typeof blob.name === 'string' ? blob.name : 'blob';
+}
+
+async function readBlob(slice: Blob, name: string, offset: number): Promise<Uint8Array> {
+  try {
+    return new Uint8Array(await slice.arrayBuffer());
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw sourceError(
+      name,
+      `cannot be read at offset ${offset}: ${reason}`,
+      'Choose the file again: it may have changed since.',
+      { offset },
+      cause,
+    );
+  }
+}

@@ -1,0 +1,100 @@
+import { type FileHandle, open } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
+import type { ByteSource } from './source.js';
+import { checkRange, sourceError } from './source-error.js';
+
+/** The system reads at most 2 GiB in one call. */
+const MAX_READ = 1024 * 1024 * 1024;
+
+/**
+ * Opens a local file. Its size is taken once, here.
+ * @throws FrugalError `SOURCE_READ` when it does not exist, is no regular file or may not be read
+ */
+export async function openFile(path: string): Promise<ByteSource> {
+  const absolute = resolve(path);
+  let handle: FileHandle | undefined;
+  try {
+    handle = await open(absolute, 'r');
+    const stat = await handle.stat();
+    if (stat.isFile()) return fileSource(handle, absolute, stat.size);
+  } catch (cause) {
+    await handle?.close();
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw sourceError(
+      path,
+      `cannot be opened: ${reason}`,
+      'Give the path of a file that exists and may be read.',
+      { path: absolute },
+      cause,
+    );
+  }
+  await handle.close();
+  throw sourceError(path, 'is not a regular file', 'Give the path of a model file.', { path: absolute });
+}
+
+function fileSource(handle: FileHandle, path: string, size: number): ByteSource {
+  let closing: Promise<void> | undefined;
+  return {
+    name: path,
+    path,
+    size,
+    async read(offset, length, signal) {
+      signal?.throwIfAborted();
+      checkRange(path, size, offset, length);
+      const bytes = new Uint8Array(length);
+      await fill(handle, path, bytes, offset, signal);
+      return bytes;
+    },
+    sibling: (name) => openFile(join(dirname(path), name)),
+    close() {
+      closing ??= handle.close();
+      return closing;
+    },
+  };
+}
+
+async function fill(
+  handle: FileHandle,
+  path: string,
+  bytes: Uint8Array,
+  offset: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  let filled = 0;
+  while (filled < bytes.length) {
+    const length = Math.min(bytes.length - filled, MAX_READ);
+    const { bytesRead } = await readSome(handle, path, bytes, filled, length, offset + filled);
+    signal?.throwIfAborted();
+    if (bytesRead === 0) {
+      throw sourceError(
+        path,
+        `ended at offset ${offset + filled}: the file became shorter while it was open`,
+        'Leave the file as it is while it is in use.',
+        { offset: offset + filled },
+      );
+    }
+    filled += bytesRead;
+  }
+}
+
+async function readSome(
+  handle: FileHandle,
+  path: string,
+  bytes: Uint8Array,
+  at: number,
+  length: number,
+  offset: number,
+): Promise<{ bytesRead: number }> {
+  try {
+    return await handle.read(bytes, at, length, offset);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw sourceError(
+      path,
+      `cannot be read at offset ${offset}: ${reason}`,
+      'Check the disk, and that the file is still open.',
+      { offset, length },
+      cause,
+    );
+  }
+}
