@@ -1,0 +1,272 @@
+import { describe, expect, it } from 'vitest';
+import { architectures, buildPlan } from '../../ts/models/index.js';
+import { printPlan } from '../../ts/plan/print.js';
+import { checkPlan } from './check-plan.js';
+import {
+  BIASES,
+  modelFile,
+  NORMS,
+  type Shapes,
+  TENSOR_TYPES,
+  tinyShapes,
+  tinyValues,
+  type Values,
+} from './fixture.js';
+
+const plan = (values: Values, shapes: Shapes, contextLength?: number) =>
+  buildPlan(modelFile(values, shapes), {
+    tensorTypes: TENSOR_TYPES,
+    ...(contextLength === undefined ? {} : { contextLength }),
+  });
+
+/** The ops of one layer and of the end, as text. */
+const opsOf = (text: string): string[] => text.split('\n').filter((line) => /^\d+ /.test(line));
+
+describe('the plan of the smallest model of each architecture', () => {
+  it('is this text for llama', () => {
+    const built = plan(tinyValues('llama'), tinyShapes()).plan;
+    checkPlan(built);
+    expect(printPlan(built)).toBe(`plan 1 llama tiny: vocabulary 16, context 64
+kv 0..1: 1 heads of 4
+buffer x [tokens, 8]
+buffer normed [tokens, 8]
+buffer q [tokens, 8]
+buffer k [tokens, 4]
+buffer v [tokens, 4]
+buffer attended [tokens, 8]
+buffer gated [tokens, 12]
+buffer selected [outputs, 8]
+buffer hidden [outputs, 8]
+rope 0 interleaved dims 4 base 10000
+tensor token_embd.weight Q8_0 [16, 8]
+tensor blk.0.attn_norm.weight F32 [1, 8]
+tensor blk.0.attn_q.weight Q8_0 [8, 8]
+tensor blk.0.attn_k.weight Q8_0 [4, 8]
+tensor blk.0.attn_v.weight Q8_0 [4, 8]
+tensor blk.0.attn_output.weight Q8_0 [8, 8]
+tensor blk.0.ffn_norm.weight F32 [1, 8]
+tensor blk.0.ffn_gate.weight Q8_0 [12, 8]
+tensor blk.0.ffn_up.weight Q8_0 [12, 8]
+tensor blk.0.ffn_down.weight Q8_0 [8, 12]
+tensor blk.1.attn_norm.weight F32 [1, 8]
+tensor blk.1.attn_q.weight Q8_0 [8, 8]
+tensor blk.1.attn_k.weight Q8_0 [4, 8]
+tensor blk.1.attn_v.weight Q8_0 [4, 8]
+tensor blk.1.attn_output.weight Q8_0 [8, 8]
+tensor blk.1.ffn_norm.weight F32 [1, 8]
+tensor blk.1.ffn_gate.weight Q8_0 [12, 8]
+tensor blk.1.ffn_up.weight Q8_0 [12, 8]
+tensor blk.1.ffn_down.weight Q8_0 [8, 12]
+tensor output_norm.weight F32 [1, 8]
+0 x = embed(token_embd.weight)
+1 normed = rms_norm(x, blk.0.attn_norm.weight, eps 0.00001)
+2 q = linear(normed, blk.0.attn_q.weight)
+3 k = linear(normed, blk.0.attn_k.weight)
+4 v = linear(normed, blk.0.attn_v.weight)
+5 q = rope(q, rope 0, head 4)
+6 k = rope(k, rope 0, head 4)
+7 attended = attention(q, k, v, layer 0, heads 2, scale 0.5)
+8 x += linear(attended, blk.0.attn_output.weight)
+9 normed = rms_norm(x, blk.0.ffn_norm.weight, eps 0.00001)
+10 gated = glu(normed, blk.0.ffn_gate.weight, blk.0.ffn_up.weight, silu)
+11 x += linear(gated, blk.0.ffn_down.weight)
+12 normed = rms_norm(x, blk.1.attn_norm.weight, eps 0.00001)
+13 q = linear(normed, blk.1.attn_q.weight)
+14 k = linear(normed, blk.1.attn_k.weight)
+15 v = linear(normed, blk.1.attn_v.weight)
+16 q = rope(q, rope 0, head 4)
+17 k = rope(k, rope 0, head 4)
+18 attended = attention(q, k, v, layer 1, heads 2, scale 0.5)
+19 x += linear(attended, blk.1.attn_output.weight)
+20 normed = rms_norm(x, blk.1.ffn_norm.weight, eps 0.00001)
+21 gated = glu(normed, blk.1.ffn_gate.weight, blk.1.ffn_up.weight, silu)
+22 x += linear(gated, blk.1.ffn_down.weight)
+23 selected = select_outputs(x)
+24 hidden = rms_norm(selected, output_norm.weight, eps 0.00001)
+25 logits(hidden, token_embd.weight)
+hidden hidden
+`);
+  });
+
+  it('has biases and half-split rotation for qwen2', () => {
+    const built = plan(tinyValues('qwen2'), tinyShapes({}, BIASES)).plan;
+    checkPlan(built);
+    const text = printPlan(built);
+    expect(text).toContain('rope 0 neox dims 4 base 10000\n');
+    expect(opsOf(text).slice(2, 7)).toEqual([
+      '2 q = linear(normed, blk.0.attn_q.weight, bias blk.0.attn_q.bias)',
+      '3 k = linear(normed, blk.0.attn_k.weight, bias blk.0.attn_k.bias)',
+      '4 v = linear(normed, blk.0.attn_v.weight, bias blk.0.attn_v.bias)',
+      '5 q = rope(q, rope 0, head 4)',
+      '6 k = rope(k, rope 0, head 4)',
+    ]);
+  });
+
+  it('normalises heads before rotation for qwen3, with a head size of its own', () => {
+    const values = tinyValues('qwen3', {
+      'attention.key_length': 6,
+      'attention.value_length': 6,
+      'rope.freq_base': 1e6,
+    });
+    const shapes = tinyShapes(
+      { 'output.weight': ['Q4_0', 8, 16] },
+      {
+        'attn_q.weight': ['Q8_0', 8, 12],
+        'attn_k.weight': ['Q8_0', 8, 6],
+        'attn_v.weight': ['Q8_0', 8, 6],
+        'attn_output.weight': ['Q8_0', 12, 8],
+        'attn_q_norm.weight': ['F32', 6],
+        'attn_k_norm.weight': ['F32', 6],
+      },
+    );
+    const built = plan(values, shapes).plan;
+    checkPlan(built);
+    const text = printPlan(built);
+    expect(text).toContain('rope 0 neox dims 6 base 1000000\n');
+    expect(text).toContain('buffer q [tokens, 12]\n');
+    expect(opsOf(text).slice(4, 10)).toEqual([
+      '4 v = linear(normed, blk.0.attn_v.weight)',
+      '5 q = rms_norm(q, blk.0.attn_q_norm.weight, eps 0.00001)',
+      '6 k = rms_norm(k, blk.0.attn_k_norm.weight, eps 0.00001)',
+      '7 q = rope(q, rope 0, head 6)',
+      '8 k = rope(k, rope 0, head 6)',
+      `9 attended = attention(q, k, v, layer 0, heads 2, scale ${1 / Math.sqrt(6)})`,
+    ]);
+    expect(opsOf(text).at(-1)).toBe('29 logits(hidden, output.weight)');
+  });
+});
+
+describe('features a file may have', () => {
+  it('takes biases where they are', () => {
+    const shapes = tinyShapes(
+      { 'output.bias': ['F32', 16] },
+      { ...BIASES, 'attn_output.bias': ['F32', 8], 'ffn_down.bias': ['F16', 8] },
+    );
+    const built = plan(tinyValues('llama'), shapes).plan;
+    checkPlan(built);
+    const text = printPlan(built);
+    expect(text).toContain('x += linear(attended, blk.1.attn_output.weight, bias blk.1.attn_output.bias)');
+    expect(text).toContain('x += linear(gated, blk.0.ffn_down.weight, bias blk.0.ffn_down.bias)');
+    expect(text).toContain('logits(hidden, token_embd.weight, bias output.bias)');
+  });
+
+  it('slides a window only where it is shorter than the context', () => {
+    const values = tinyValues('llama', { 'attention.sliding_window': 32 });
+    const windows = (context: number) =>
+      plan(values, tinyShapes(), context).plan.ops.flatMap((op) =>
+        op.op === 'attention' ? [op.window] : [],
+      );
+    expect(windows(64)).toEqual([32, 32]);
+    expect(windows(32)).toEqual([undefined, undefined]);
+    const off = plan(tinyValues('llama', { 'attention.sliding_window': 0 }), tinyShapes());
+    expect(printPlan(off.plan)).not.toContain('window');
+  });
+
+  it('divides frequencies by rope_freqs', () => {
+    const built = plan(tinyValues('llama'), tinyShapes({ 'rope_freqs.weight': ['F32', 2] })).plan;
+    checkPlan(built);
+    expect(built.ropes[0]?.factors).toBe('rope_freqs.weight');
+  });
+
+  it('reads linear scaling by its new and its old key', () => {
+    const factor = (more: Values) => plan(tinyValues('llama', more), tinyShapes()).plan.ropes[0];
+    expect(factor({ 'rope.scaling.factor': 4 })).toMatchObject({ factor: 4, extFactor: 0 });
+    expect(factor({ 'rope.scale_linear': 2 })).toMatchObject({ factor: 2, extFactor: 0 });
+    expect(factor({ 'rope.scaling.type': 'none', 'rope.scaling.factor': 4 })).toMatchObject({ factor: 1 });
+  });
+
+  it('reads YaRN scaling with its defaults', () => {
+    const values = tinyValues('qwen2', {
+      'rope.scaling.type': 'yarn',
+      'rope.scaling.factor': 4,
+      'rope.scaling.original_context_length': 16,
+    });
+    const [rope] = plan(values, tinyShapes({}, BIASES)).plan.ropes;
+    expect(rope).toEqual({
+      dims: 4,
+      base: 10_000,
+      layout: 'neox',
+      factor: 4,
+      extFactor: 1,
+      attnFactor: 1,
+      betaFast: 32,
+      betaSlow: 1,
+      originalContext: 16,
+    });
+  });
+
+  it('chooses long factors beyond the original context and short ones within', () => {
+    const values = tinyValues('llama', {
+      'rope.scaling.type': 'longrope',
+      'rope.scaling.original_context_length': 32,
+      'rope.scaling.attn_factor': 1.25,
+    });
+    const shapes = tinyShapes({
+      'rope_factors_long.weight': ['F32', 2],
+      'rope_factors_short.weight': ['F32', 2],
+    });
+    for (const [context, name] of [
+      [32, 'rope_factors_short.weight'],
+      [33, 'rope_factors_long.weight'],
+    ] as const) {
+      const built = plan(values, shapes, context).plan;
+      checkPlan(built);
+      expect(built.ropes[0]).toMatchObject({ factors: name, attnFactor: 1.25, extFactor: 0 });
+    }
+  });
+
+  it('takes as many KV heads as heads, and the embedding split over heads, when the keys are absent', () => {
+    const { 'llama.attention.head_count_kv': _, ...values } = tinyValues('llama');
+    const shapes = tinyShapes({}, { 'attn_k.weight': ['Q8_0', 8, 8], 'attn_v.weight': ['Q8_0', 8, 8] });
+    const built = plan(values, shapes);
+    checkPlan(built.plan);
+    expect(built.plan.kvLayers[0]).toEqual({ kvHeads: 2, headDim: 4 });
+  });
+});
+
+describe('facts', () => {
+  it('count parameters, bytes and caches', () => {
+    const shapes = tinyShapes({ 'output.weight': ['Q8_0', 8, 16] });
+    const { facts, placements, plan: built } = plan(tinyValues('llama'), shapes);
+    const layer = 8 + 64 + 32 + 32 + 64 + 8 + 96 + 96 + 96;
+    const parameters = 128 + 128 + 8 + 2 * layer;
+    expect(facts).toEqual({
+      architecture: 'llama',
+      name: 'tiny',
+      parameters,
+      trainedContext: 64,
+      contextLength: 64,
+      vocabSize: 16,
+      embeddingLength: 8,
+      blockCount: 2,
+      heads: 2,
+      kvHeads: 1,
+      weightBytes: parameters * 2,
+      bytesPerToken: parameters * 2 - 256 + 16,
+      kvBytesPerToken: 2 * (4 + 4) * 2,
+      notes: [],
+    });
+    expect(placements.map((placement) => placement.tensor)).toEqual(built.tensors.map((_, index) => index));
+  });
+
+  it('read the whole table for logits when it serves as the output', () => {
+    const { facts } = plan(tinyValues('llama'), tinyShapes());
+    expect(facts.bytesPerToken).toBe(facts.weightBytes);
+  });
+
+  it('cap the default context and note one that is longer than trained', () => {
+    const long = tinyValues('llama', { context_length: 131_072 });
+    expect(plan(long, tinyShapes()).facts).toMatchObject({ contextLength: 4096, notes: [] });
+    expect(plan(long, tinyShapes(), 131_072).facts).toMatchObject({ contextLength: 131_072, notes: [] });
+    const beyond = plan(tinyValues('llama'), tinyShapes(), 100);
+    expect(beyond.plan.contextLength).toBe(100);
+    expect(beyond.facts.notes).toEqual([
+      'the context of 100 is longer than the 64 that the model was trained for',
+    ]);
+  });
+
+  it('list every architecture that has a plan', () => {
+    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3']);
+    expect(() => plan(tinyValues('qwen3'), tinyShapes({}, NORMS))).not.toThrow();
+  });
+});

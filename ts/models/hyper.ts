@@ -1,0 +1,167 @@
+import { FrugalError } from '../errors.js';
+import { invalid, type Keys, unsupported } from './keys.js';
+
+/** The hyper-parameters of a decoder, checked for range and for agreement with each other. */
+export interface Hyper {
+  readonly blockCount: number;
+  readonly embeddingLength: number;
+  readonly feedForward: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly normEps: number;
+  readonly vocabSize: number;
+  readonly trainedContext: number;
+  readonly contextLength: number;
+  /** Positions that attention looks back over, where that is fewer than the context. */
+  readonly window?: number;
+}
+
+const DEFAULT_CONTEXT = 4096;
+// Far above any real model, far below what would make a loop or an allocation noticeable.
+const MAX_BLOCKS = 1024;
+const MAX_WIDTH = 1 << 20;
+const MAX_HEADS = 1 << 14;
+const MAX_HEAD_DIM = 1 << 12;
+const MAX_VOCABULARY = 1 << 24;
+const MAX_CONTEXT = 1 << 24;
+const MAX_TRAINED_CONTEXT = 2 ** 32 - 1;
+
+/**
+ * @param tensorCount how many tensors the file has: a bound on its blocks
+ * @param contextLength as the caller asked, or undefined
+ * @throws FrugalError `METADATA_MISSING`, `METADATA_INVALID`, `UNSUPPORTED_FEATURE`, `INVALID_ARGUMENT`
+ */
+export function readHyper(keys: Keys, tensorCount: number, contextLength: number | undefined): Hyper {
+  const blockCount = keys.count('block_count', MAX_BLOCKS);
+  if (blockCount > tensorCount) {
+    throw invalid(keys.full('block_count'), `at most the number of tensors, ${tensorCount}`, blockCount);
+  }
+  const embeddingLength = keys.count('embedding_length', MAX_WIDTH);
+  const trainedContext = keys.count('context_length', MAX_TRAINED_CONTEXT);
+  const context = chooseContext(contextLength, trainedContext);
+  const attention = readHeads(keys, embeddingLength);
+  refuseOtherArithmetic(keys, attention.headDim);
+  const window = readWindow(keys);
+  return {
+    blockCount,
+    embeddingLength,
+    feedForward: keys.count('feed_forward_length', MAX_WIDTH),
+    ...attention,
+    normEps: readEps(keys),
+    vocabSize: readVocabSize(keys),
+    trainedContext,
+    contextLength: context,
+    ...(window !== undefined && window < context ? { window } : {}),
+  };
+}
+
+function chooseContext(asked: number | undefined, trained: number): number {
+  if (asked === undefined) return Math.min(trained, DEFAULT_CONTEXT);
+  if (Number.isInteger(asked) && asked >= 1 && asked <= MAX_CONTEXT) return asked;
+  throw new FrugalError(
+    'INVALID_ARGUMENT',
+    `contextLength must be a whole number from 1 to ${MAX_CONTEXT}, got ${asked}`,
+    {
+      cure: `leave it out for the default, or ask for at most ${trained}, which the model was trained for`,
+      data: { contextLength: asked, trainedContext: trained },
+    },
+  );
+}
+
+function readHeads(keys: Keys, embedding: number): Pick<Hyper, 'heads' | 'kvHeads' | 'headDim'> {
+  const heads = keys.count('attention.head_count', MAX_HEADS);
+  const kvHeads = keys.optionalCount('attention.head_count_kv', MAX_HEADS) ?? heads;
+  if (heads % kvHeads !== 0) {
+    throw invalid(
+      keys.full('attention.head_count_kv'),
+      `a divisor of the number of heads, ${heads}`,
+      kvHeads,
+    );
+  }
+  const keyLength = keys.optionalCount('attention.key_length', MAX_HEAD_DIM);
+  if (keyLength === undefined && embedding % heads !== 0) {
+    const key = keys.full('attention.head_count');
+    throw invalid(key, `a divisor of the embedding length, ${embedding}`, heads);
+  }
+  const headDim = keyLength ?? embedding / heads;
+  if (headDim % 2 !== 0 || headDim > MAX_HEAD_DIM) {
+    const expected = `even and at most ${MAX_HEAD_DIM}`;
+    throw invalid(keys.full('attention.key_length'), expected, headDim);
+  }
+  const valueLength = keys.optionalCount('attention.value_length', MAX_HEAD_DIM) ?? headDim;
+  if (valueLength !== headDim) {
+    throw unsupported(`keys of ${headDim} and values of ${valueLength} dimensions differ`, {
+      headDim,
+      valueLength,
+    });
+  }
+  return { heads, kvHeads, headDim };
+}
+
+function readEps(keys: Keys): number {
+  const key = 'attention.layer_norm_rms_epsilon';
+  const eps = keys.optionalPositive(key) ?? keys.metadata.number(keys.full(key));
+  if (eps < 1) return eps;
+  throw invalid(keys.full(key), 'below 1', eps);
+}
+
+/** The tokenizer decides; a file without one gives the number by itself. */
+function readVocabSize(keys: Keys): number {
+  const tokens = keys.metadata.optionalStrings('tokenizer.ggml.tokens');
+  if (tokens === undefined) return keys.count('vocab_size', MAX_VOCABULARY);
+  if (tokens.length >= 1 && tokens.length <= MAX_VOCABULARY) return tokens.length;
+  throw invalid(
+    'tokenizer.ggml.tokens',
+    `a list of 1 to ${MAX_VOCABULARY} tokens`,
+    `${tokens.length} tokens`,
+  );
+}
+
+/** Mistral's sliding window, for all layers alike. Zero says none. */
+function readWindow(keys: Keys): number | undefined {
+  const key = 'attention.sliding_window';
+  if (keys.optionalFinite(key) === 0) return undefined;
+  return keys.optionalCount(key, MAX_TRAINED_CONTEXT);
+}
+
+/** Metadata keys of related architectures that would change the arithmetic, when not 0 or 1. */
+const SCALES = [
+  'embedding_scale',
+  'residual_scale',
+  'logit_scale',
+  'attention.clamp_kqv',
+  'attention.max_alibi_bias',
+  'attn_logit_softcapping',
+  'final_logit_softcapping',
+  'rope.scaling.yarn_log_multiplier',
+];
+
+function refuseOtherArithmetic(keys: Keys, headDim: number): void {
+  const { metadata } = keys;
+  const experts = keys.optionalFinite('expert_count') ?? 0;
+  if (experts > 0) {
+    throw unsupported(`the file has ${experts} experts (${keys.full('expert_count')})`, {
+      key: keys.full('expert_count'),
+      experts,
+    });
+  }
+  for (const key of SCALES) {
+    const value = keys.optionalFinite(key) ?? 0;
+    if (value !== 0 && value !== 1) throw unsupportedKey(keys.full(key), value);
+  }
+  const scale = keys.optionalFinite('attention.scale') ?? 0;
+  if (scale !== 0 && Math.abs(scale * Math.sqrt(headDim) - 1) > 1e-6) {
+    throw unsupportedKey(keys.full('attention.scale'), scale);
+  }
+  if (metadata.optionalBoolean(keys.full('attention.causal')) === false) {
+    throw unsupportedKey(keys.full('attention.causal'), false);
+  }
+  if (metadata.optionalBoolean(keys.full('use_parallel_residual')) === true) {
+    throw unsupportedKey(keys.full('use_parallel_residual'), true);
+  }
+}
+
+function unsupportedKey(key: string, value: unknown): FrugalError {
+  return unsupported(`the file sets ${key} to ${value}`, { key, value });
+}

@@ -1,0 +1,86 @@
+import type { Plan } from '../plan/types.js';
+import { decoderBuffers, decoderOps } from './decoder.js';
+import { type Hyper, readHyper } from './hyper.js';
+import { createKeys } from './keys.js';
+import { readRope } from './rope.js';
+import { differencesOf } from './table.js';
+import { createTensorTable, type TakenTensors } from './tensors.js';
+import type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
+
+export { architectures } from './table.js';
+export type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
+
+const VALUE_BYTES = 2; // keys and values are cached as F16
+
+/**
+ * Builds the plan of a model file from its metadata and tensor table; reads no weights.
+ *
+ * @throws FrugalError `UNKNOWN_ARCHITECTURE`, `METADATA_MISSING`, `METADATA_INVALID`, `MISSING_TENSOR`,
+ * `TENSOR_SHAPE`, `UNSUPPORTED_TENSOR_TYPE`, `UNSUPPORTED_FEATURE`, `INVALID_ARGUMENT`
+ */
+export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
+  const architecture = model.metadata.string('general.architecture');
+  const row = differencesOf(architecture);
+  const keys = createKeys(model.metadata, architecture);
+  const hyper = readHyper(keys, model.tensors.size, options.contextLength);
+  const table = createTensorTable(model, architecture, options.tensorTypes);
+  const rope = readRope(keys, hyper, row, table);
+  const ops = decoderOps(hyper, row, table);
+  const taken = table.finish();
+  const name = model.metadata.optionalString('general.name') ?? architecture;
+  const { kvHeads, headDim } = hyper;
+  const plan: Plan = {
+    version: 1,
+    name: `${architecture} ${name.slice(0, 80)}`,
+    vocabSize: hyper.vocabSize,
+    contextLength: hyper.contextLength,
+    kvLayers: Array.from({ length: hyper.blockCount }, () => ({ kvHeads, headDim })),
+    tensors: taken.tensors,
+    buffers: decoderBuffers(hyper),
+    ropes: [rope],
+    ops,
+    hidden: 'hidden',
+  };
+  const facts = modelFacts(architecture, name, hyper, taken, table.has('output.weight'));
+  return { plan, placements: taken.placements, facts };
+}
+
+function modelFacts(
+  architecture: string,
+  name: string,
+  hyper: Hyper,
+  taken: TakenTensors,
+  ownOutput: boolean,
+): ModelFacts {
+  const { contextLength, trainedContext } = hyper;
+  const notes =
+    contextLength > trainedContext
+      ? [
+          `the context of ${contextLength} is longer than the ${trainedContext} that the model was trained for`,
+        ]
+      : [];
+  return {
+    architecture,
+    name,
+    parameters: taken.parameters,
+    trainedContext,
+    contextLength,
+    vocabSize: hyper.vocabSize,
+    embeddingLength: hyper.embeddingLength,
+    blockCount: hyper.blockCount,
+    heads: hyper.heads,
+    kvHeads: hyper.kvHeads,
+    weightBytes: taken.bytes,
+    bytesPerToken: bytesPerToken(taken, hyper.vocabSize, ownOutput),
+    kvBytesPerToken: hyper.blockCount * 2 * hyper.kvHeads * hyper.headDim * VALUE_BYTES,
+    notes,
+  };
+}
+
+/** All weights, but one row of an embedding table that serves for nothing else. */
+function bytesPerToken(taken: TakenTensors, vocabSize: number, ownOutput: boolean): number {
+  if (!ownOutput) return taken.bytes;
+  const index = taken.tensors.findIndex((tensor) => tensor.name === 'token_embd.weight');
+  const table = taken.placements[index]?.bytes ?? 0;
+  return taken.bytes - table + table / vocabSize;
+}

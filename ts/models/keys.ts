@@ -1,0 +1,61 @@
+import { FrugalError } from '../errors.js';
+import type { Metadata } from './types.js';
+
+/** Reads `ARCHITECTURE.key` values and checks their ranges. */
+export interface Keys {
+  readonly architecture: string;
+  readonly metadata: Metadata;
+  /** A whole number in 1..max. */
+  count(key: string, max: number): number;
+  optionalCount(key: string, max: number): number | undefined;
+  /** A finite number above 0. */
+  optionalPositive(key: string): number | undefined;
+  /** Any finite number. */
+  optionalFinite(key: string): number | undefined;
+  /** The key's full name, for messages. */
+  full(key: string): string;
+}
+
+export function createKeys(metadata: Metadata, architecture: string): Keys {
+  const full = (key: string): string => `${architecture}.${key}`;
+  const optionalCount = (key: string, max: number): number | undefined => {
+    const value = metadata.optionalNumber(full(key));
+    if (value === undefined) return undefined;
+    if (Number.isInteger(value) && value >= 1 && value <= max) return value;
+    throw invalid(full(key), `a whole number from 1 to ${max}`, value);
+  };
+  const optionalFinite = (key: string): number | undefined => {
+    const value = metadata.optionalNumber(full(key));
+    if (value === undefined || Number.isFinite(value)) return value;
+    throw invalid(full(key), 'a finite number', value);
+  };
+  return {
+    architecture,
+    metadata,
+    full,
+    optionalCount,
+    optionalFinite,
+    // `number` is what throws METADATA_MISSING.
+    count: (key, max) => optionalCount(key, max) ?? metadata.number(full(key)),
+    optionalPositive(key) {
+      const value = optionalFinite(key);
+      if (value === undefined || value > 0) return value;
+      throw invalid(full(key), 'a number above 0', value);
+    },
+  };
+}
+
+export function invalid(key: string, expected: string, got: unknown): FrugalError {
+  return new FrugalError('METADATA_INVALID', `the metadata key ${key} must be ${expected}, got ${got}`, {
+    cure: 'the file is damaged or was converted wrongly; fetch it again or use another conversion',
+    data: { key, expected, got },
+  });
+}
+
+/** The file asks for arithmetic that no plan describes yet. */
+export function unsupported(what: string, data: Record<string, unknown>): FrugalError {
+  return new FrugalError('UNSUPPORTED_FEATURE', `${what}, which is not supported`, {
+    cure: 'use a model without it; running this one without it would give wrong results',
+    data,
+  });
+}

@@ -1,0 +1,74 @@
+import type { Plan, PlanOp, Rope } from './types.js';
+
+/**
+ * A plan as text, one line each for caches, buffers, ropes, tensors and numbered ops: for people,
+ * messages and comparisons. Shapes read [rows, width] for buffers and [rows, cols] for tensors.
+ */
+export function printPlan(plan: Plan): string {
+  const lines = [
+    `plan ${plan.version} ${plan.name}: vocabulary ${plan.vocabSize}, context ${plan.contextLength}`,
+    ...printKvLayers(plan),
+    ...plan.buffers.map((buffer) => `buffer ${buffer.name} [${buffer.rows}, ${buffer.width}]`),
+    ...plan.ropes.map((rope, index) => `rope ${index} ${printRope(rope)}`),
+    ...plan.tensors.map((tensor) => `tensor ${tensor.name} ${tensor.type} [${tensor.rows}, ${tensor.cols}]`),
+    ...plan.ops.map((op, index) => `${index} ${printOp(op)}`),
+    `hidden ${plan.hidden}`,
+  ];
+  return `${lines.join('\n')}\n`;
+}
+
+/** Equal layers in a row share a line. */
+function printKvLayers(plan: Plan): string[] {
+  const lines: string[] = [];
+  let first = 0;
+  for (const [index, layer] of plan.kvLayers.entries()) {
+    const next = plan.kvLayers[index + 1];
+    if (next?.kvHeads === layer.kvHeads && next.headDim === layer.headDim) continue;
+    const layers = first === index ? `${index}` : `${first}..${index}`;
+    lines.push(`kv ${layers}: ${layer.kvHeads} heads of ${layer.headDim}`);
+    first = index + 1;
+  }
+  return lines;
+}
+
+function printRope(rope: Rope): string {
+  const parts = [`${rope.layout} dims ${rope.dims} base ${rope.base}`];
+  if (rope.factor !== 1) parts.push(`factor ${rope.factor}`);
+  if (rope.extFactor !== 0) {
+    parts.push(
+      `yarn ${rope.extFactor} beta ${rope.betaFast}..${rope.betaSlow} original ${rope.originalContext}`,
+    );
+  }
+  if (rope.attnFactor !== 1) parts.push(`attention ${rope.attnFactor}`);
+  if (rope.factors !== undefined) parts.push(`divided by ${rope.factors}`);
+  return parts.join(' ');
+}
+
+/** One op as text: what it writes, then its name and inputs. */
+export function printOp(op: PlanOp): string {
+  switch (op.op) {
+    case 'embed':
+      return `${op.out} = embed(${op.table}${option('scale', op.scale)})`;
+    case 'rms_norm':
+      return `${op.out} = rms_norm(${op.x}, ${op.weight}, eps ${op.eps})`;
+    case 'linear':
+      return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)})`;
+    case 'glu':
+      return `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation})`;
+    case 'rope':
+      return `${op.x} = rope(${op.x}, rope ${op.rope}, head ${op.headDim})`;
+    case 'attention':
+      return (
+        `${op.out} = attention(${op.q}, ${op.k}, ${op.v}, layer ${op.layer}, heads ${op.heads}, ` +
+        `scale ${op.scale}${option('window', op.window)})`
+      );
+    case 'select_outputs':
+      return `${op.out} = select_outputs(${op.x})`;
+    case 'logits':
+      return `logits(${op.x}, ${op.weight}${option('bias', op.bias)})`;
+  }
+}
+
+function option(name: string, value: string | number | undefined): string {
+  return value === undefined ? '' : `, ${name} ${value}`;
+}
