@@ -1,0 +1,99 @@
+//! The project's own exponential: one sequence of IEEE operations, the same in every ISA.
+//!
+//! Range reduction to |r| <= ln(2)/2, then the degree-7 polynomial published with the Cephes
+//! library (Moshier, 1984-2000), then a scale by a power of two. Nothing is fused.
+
+/// Below this the result would be subnormal: 0 instead.
+pub(crate) const UNDERFLOW: f32 = -87.336_54;
+/// Above this the power of two would overflow: infinity instead.
+pub(crate) const OVERFLOW: f32 = 88.376_26;
+pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
+/// ln 2 in two parts: the first has so few bits that its product with an exponent is exact.
+pub(crate) const LN_2_HIGH: f32 = 0.693_359_375;
+pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
+pub(crate) const POLYNOMIAL: [f32; 6] =
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+
+/// e^x within 2 ulp; 0 below -87.3365, infinity above 88.3762, NaN for NaN.
+pub fn exp(x: f32) -> f32 {
+    if x < UNDERFLOW {
+        return 0.0;
+    }
+    if x > OVERFLOW {
+        return f32::INFINITY;
+    }
+    let n = (x * LOG2_E).round_ties_even();
+    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
+    let mut p = POLYNOMIAL[0];
+    for c in &POLYNOMIAL[1..] {
+        p = p * r + c;
+    }
+    let y = (p * (r * r) + r) + 1.0;
+    y * pow2(n)
+}
+
+/// 2^n for a whole n in -126..=127.
+pub(crate) fn pow2(n: f32) -> f32 {
+    f32::from_bits(((n as i32 + 127) as u32) << 23)
+}
+
+/// x / (1 + e^-x): SiLU, also the gate of SwiGLU.
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// 2 sqrt(2 / pi) and the cubic's weight in the tanh form of GELU.
+pub(crate) const GELU_SCALE: f32 = 1.595_769_1;
+pub(crate) const GELU_CUBIC: f32 = 0.044_715;
+
+/// GELU in its tanh form (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as x * sigmoid(2u).
+pub fn gelu(x: f32) -> f32 {
+    let u = GELU_SCALE * (x + GELU_CUBIC * ((x * x) * x));
+    x / (1.0 + exp(-u))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ulps(got: f32, want: f64) -> f64 {
+        let exponent = libm::ilogb(want).max(-126);
+        ((got as f64 - want) / libm::exp2(exponent as f64 - 23.0)).abs()
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut worst = 0.0f64;
+        let (mut x, end) = (UNDERFLOW, OVERFLOW);
+        while x <= end {
+            worst = worst.max(ulps(exp(x), libm::exp(x as f64)));
+            x += 0.000_37;
+        }
+        assert!(worst <= 2.0, "worst error {worst} ulp");
+    }
+
+    #[test]
+    fn exp_at_its_edges() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-88.0), 0.0);
+        assert_eq!(exp(89.0), f32::INFINITY);
+        assert!(exp(OVERFLOW).is_finite());
+        assert!(exp(UNDERFLOW) >= f32::MIN_POSITIVE);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_match_their_definitions() {
+        for i in -400..400 {
+            let x = i as f32 * 0.05;
+            let wide = x as f64;
+            let silu_want = wide / (1.0 + libm::exp(-wide));
+            let u = libm::sqrt(2.0 / std::f64::consts::PI) * (wide + 0.044715 * wide * wide * wide);
+            let gelu_want = 0.5 * wide * (1.0 + libm::tanh(u));
+            assert!((silu(x) as f64 - silu_want).abs() <= 1e-6 * wide.abs().max(1e-3));
+            assert!((gelu(x) as f64 - gelu_want).abs() <= 1e-6 * wide.abs().max(1e-3));
+        }
+    }
+}

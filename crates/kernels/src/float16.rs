@@ -1,0 +1,105 @@
+//! F16 and BF16 to and from f32, in plain integer arithmetic: what the hardware instructions do.
+
+/// Exact.
+pub fn f16_to_f32(h: u16) -> f32 {
+    let sign = (h as u32 & 0x8000) << 16;
+    let exponent = (h >> 10) & 0x1f;
+    let mantissa = h as u32 & 0x3ff;
+    let magnitude = match exponent {
+        0 => return f32::from_bits(sign | (mantissa as f32 * f32::from_bits(0x3380_0000)).to_bits()),
+        31 => 0x7f80_0000 | (mantissa << 13) | if mantissa != 0 { 0x40_0000 } else { 0 },
+        e => ((e as u32 + 112) << 23) | (mantissa << 13),
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+/// To nearest, ties to even; infinity beyond 65,504.
+pub fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let sign = ((bits >> 16) & 0x8000) as u16;
+    let magnitude = bits & 0x7fff_ffff;
+    if magnitude > 0x7f80_0000 {
+        return sign | 0x7e00 | ((magnitude >> 13) & 0x3ff) as u16;
+    }
+    if magnitude >= 0x4780_0000 {
+        return sign | 0x7c00;
+    }
+    if magnitude < 0x3880_0000 {
+        // A subnormal F16 (or zero): adding 2^-1 puts the rounding where the last bit is 2^-24.
+        let shifted = f32::from_bits(magnitude) + 0.5;
+        return sign | (shifted.to_bits() - 0x3f00_0000) as u16;
+    }
+    let odd = (magnitude >> 13) & 1;
+    sign | ((magnitude - 0x3800_0000 + 0xfff + odd) >> 13) as u16
+}
+
+/// The nearest F16 value, as f32.
+pub fn round_f16(x: f32) -> f32 {
+    f16_to_f32(f32_to_f16(x))
+}
+
+/// Exact.
+pub fn bf16_to_f32(b: u16) -> f32 {
+    f32::from_bits((b as u32) << 16)
+}
+
+/// Below this a product of two BF16 values may be too small to be exact: such values count as 0.
+pub const BF16_TINY: f32 = 8.673_617e-19;
+
+/// To nearest, ties to even, magnitudes under 2^-60 to zero.
+pub fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    if x.abs() < BF16_TINY {
+        return (bits >> 16) as u16 & 0x8000;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// The nearest BF16 value, as f32.
+pub fn round_bf16(x: f32) -> f32 {
+    bf16_to_f32(f32_to_bf16(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_f16_survives_the_round_trip() {
+        for h in 0..=u16::MAX {
+            let x = f16_to_f32(h);
+            if x.is_nan() {
+                assert!(f16_to_f32(f32_to_f16(x)).is_nan());
+            } else {
+                assert_eq!(f32_to_f16(x), h, "{h:04x}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_rounds_to_nearest_even() {
+        for h in 0..0x7bffu16 {
+            let (a, b) = (f16_to_f32(h) as f64, f16_to_f32(h + 1) as f64);
+            let middle = ((a + b) / 2.0) as f32;
+            let even = if h & 1 == 0 { h } else { h + 1 };
+            assert_eq!(f32_to_f16(middle), even, "{h:04x}");
+            assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() + 1)), h + 1);
+            assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() - 1)), h);
+        }
+        assert_eq!(f32_to_f16(65519.996), 0x7bff);
+        assert_eq!(f32_to_f16(65520.0), 0x7c00);
+        assert_eq!(f32_to_f16(-1e30), 0xfc00);
+    }
+
+    #[test]
+    fn bf16_rounds_and_flushes() {
+        assert_eq!(round_bf16(1.0 + 1.0 / 256.0), 1.0);
+        assert_eq!(round_bf16(1.0 + 3.0 / 256.0), 1.0 + 2.0 / 128.0);
+        assert_eq!(round_bf16(2f32.powi(-61)), 0.0);
+        assert_eq!(round_bf16(2f32.powi(-60)), 2f32.powi(-60));
+        assert!(round_bf16(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,160 @@
+//! Kernels that work on one token's row: norm, rotation, rounding and quantising, activations.
+
+use super::{exp, padded, tree_sum};
+use crate::acts::{ActRow, NonFinite};
+use crate::exp::{GELU_CUBIC, GELU_SCALE};
+use crate::packed::ActKind;
+use crate::simd::{LANES, QK, Simd};
+
+/// How RoPE pairs the dimensions of a head.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pairing {
+    /// 2i with 2i + 1.
+    Interleaved,
+    /// i with i + dims / 2.
+    Neox,
+}
+
+/// The gate's activation in a gated feed-forward layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activation {
+    Silu,
+    Gelu,
+}
+
+/// out = x / sqrt(mean(x²) + eps) * weight for each run of `weight.len()` values of x
+/// (Zhang and Sennrich, 2019, arXiv:1910.07467).
+#[inline(always)]
+pub fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        let (vectors, rest) = x.as_chunks::<LANES>();
+        let mut squares = s.splat(0.0);
+        for v in vectors {
+            let v = s.load(v);
+            squares = s.add(squares, s.mul(v, v));
+        }
+        let v = s.load(&padded(rest));
+        squares = s.add(squares, s.mul(v, v));
+        let mut lanes = [0.0; LANES];
+        s.store(squares, &mut lanes);
+        let mean = tree_sum(lanes) / x.len() as f32;
+        let inverse = 1.0 / (mean + eps).sqrt();
+        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+            *out = (x * inverse) * w;
+        }
+    }
+}
+
+/// Rotates the first `2 * angles.len()` values of each head of `head_dim` in place; `angles` holds (cos, sin).
+#[inline(always)]
+pub fn rope(x: &mut [f32], head_dim: usize, pairing: Pairing, angles: &[[f32; 2]]) {
+    for head in x.chunks_exact_mut(head_dim) {
+        match pairing {
+            Pairing::Interleaved => {
+                for ([a, b], &[cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+            Pairing::Neox => {
+                let (first, second) = head.split_at_mut(angles.len());
+                for ((a, b), &[cos, sin]) in first.iter_mut().zip(second).zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+        }
+    }
+}
+
+/// Turns one token's activations into what weights of `kind` take.
+///
+/// # Errors
+/// [`NonFinite`] when a value is infinite or NaN, or becomes so by rounding to F16.
+#[inline(always)]
+pub fn prepare<S: Simd>(s: S, kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+    match kind {
+        ActKind::F32 => to.floats.copy_from_slice(x),
+        ActKind::F16 => {
+            let mut bits = [0u16; LANES];
+            for (x, out) in x.chunks(LANES).zip(to.floats.chunks_mut(LANES)) {
+                s.store_f16(s.load(&padded(x)), &mut bits);
+                let mut rounded = [0.0; LANES];
+                s.store(s.load_f16(&bits), &mut rounded);
+                out.copy_from_slice(&rounded[..out.len()]);
+            }
+        }
+        ActKind::BF16 => {
+            for (out, &x) in to.floats.iter_mut().zip(x) {
+                *out = crate::float16::round_bf16(x);
+            }
+        }
+        ActKind::Q8 => return quantise(s, x, to),
+    }
+    all_finite(s, to.floats)
+}
+
+#[inline(always)]
+fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
+    // x - x is 0 for a finite x and NaN for any other.
+    let mut sum = s.splat(0.0);
+    for x in x.chunks(LANES) {
+        let v = s.load(&padded(x));
+        sum = s.add(sum, s.sub(v, v));
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(sum, &mut lanes);
+    if lanes.iter().all(|&lane| lane == 0.0) { Ok(()) } else { Err(NonFinite) }
+}
+
+/// Per block of 32: d = amax / 127 and q = nearest_even(x * (127 / amax)); all zero when amax is 0
+/// or so small that 127 / amax overflows.
+#[inline(always)]
+fn quantise<S: Simd>(s: S, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+    let mut check = s.splat(0.0);
+    let blocks = x.as_chunks::<QK>().0.iter().zip(to.values.as_chunks_mut::<QK>().0);
+    for ((block, values), (scale, sum)) in blocks.zip(to.scales.iter_mut().zip(to.sums)) {
+        let [low, high] = halves(block).map(|half| s.load(half));
+        check = s.add(check, s.add(s.sub(low, low), s.sub(high, high)));
+        let mut lanes = [0.0; LANES];
+        s.store(s.max(s.abs(low), s.abs(high)), &mut lanes);
+        let amax = lanes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
+        let inverse = 127.0 / amax;
+        if inverse.is_infinite() {
+            (*scale, *sum) = (0.0, 0);
+            values.fill(0);
+            continue;
+        }
+        *scale = amax / 127.0;
+        let factor = s.splat(inverse);
+        let (low_out, high_out) = values.split_at_mut(LANES);
+        for (v, out) in [(low, low_out), (high, high_out)] {
+            if let Ok(out) = out.try_into() {
+                s.store_i8(s.mul(v, factor), out);
+            }
+        }
+        *sum = values.iter().map(|&q| q as i32).sum();
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(check, &mut lanes);
+    if lanes.iter().all(|&lane| lane == 0.0) { Ok(()) } else { Err(NonFinite) }
+}
+
+#[inline(always)]
+fn halves(block: &[f32; QK]) -> [&[f32; LANES]; 2] {
+    let chunks = block.as_chunks::<LANES>().0;
+    [&chunks[0], &chunks[1]]
+}
+
+/// activation(gate) * up.
+#[inline(always)]
+pub(crate) fn gated<S: Simd>(s: S, activation: Activation, gate: S::F, up: S::F) -> S::F {
+    let u = match activation {
+        Activation::Silu => gate,
+        Activation::Gelu => {
+            let cube = s.mul(s.mul(gate, gate), gate);
+            s.mul(s.splat(GELU_SCALE), s.add(gate, s.mul(s.splat(GELU_CUBIC), cube)))
+        }
+    };
+    let negated = s.sub(s.splat(0.0), u);
+    let activated = s.div(gate, s.add(s.splat(1.0), exp(s, negated)));
+    s.mul(activated, up)
+}

@@ -1,0 +1,16 @@
+//! The arithmetic of frugal: slices in, slices out; no I/O, no threads, no knowledge of models.
+//!
+//! The numerics contract (ARCHITECTURE.md) makes every ISA give the same bits. [`reference`] is
+//! the readable definition; [`kernels`] holds the fast twins, generic over [`simd::Simd`];
+//! [`table`] binds them to the CPU at run time.
+
+pub mod acts;
+pub mod exp;
+pub mod float16;
+pub mod kernels;
+pub mod packed;
+pub mod reference;
+pub mod sampling;
+pub mod simd;
+pub mod table;
+pub mod view;

@@ -1,0 +1,220 @@
+//! The scalar reference: what every fast kernel must equal bit for bit. Plain loops, one output at
+//! a time, written from the numerics contract and the format definitions.
+
+use crate::acts::{ActRow, NonFinite};
+use crate::exp::{exp, gelu, silu};
+use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
+use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query};
+use crate::kernels::matmul::{GluJob, LinearJob};
+use crate::kernels::rows::Activation;
+use crate::packed::{ActKind, Format, Matrix};
+use crate::simd::{LANES, Q4_BYTES, Q8_BYTES, QK};
+
+/// The product of row `row` of the weights with token `column` of the activations.
+fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usize) -> f32 {
+    let k = acts.k;
+    match weight.format() {
+        Format::Q8_0 | Format::Q4_0 => {
+            let mut acc = 0.0f32;
+            for block in 0..k / QK {
+                let at = column * (k / QK) + block;
+                let values = &acts.values[at * QK..(at + 1) * QK];
+                let (d_w, w) = quantised_block(weight, row, block);
+                let isum: i32 = w.iter().zip(values).map(|(&w, &x)| w * x as i32).sum();
+                let t = d_w * acts.scales[at];
+                acc += t * isum as f32;
+            }
+            acc
+        }
+        Format::F32 | Format::F16 | Format::BF16 => {
+            let mut w = vec![0.0; k];
+            weight.read_row(row, &mut w);
+            w.iter().zip(&acts.floats[column * k..]).fold(0.0, |acc, (w, x)| acc + w * x)
+        }
+    }
+}
+
+/// A block's scale and its 32 whole-number values.
+fn quantised_block(weight: &Matrix, row: usize, block: usize) -> (f32, [i32; QK]) {
+    let (tile, lane) = (weight.tile(row / LANES), row % LANES);
+    let scales = weight.format().values_bytes(weight.cols());
+    let at = scales + (block * LANES + lane) * 2;
+    let scale = f16_to_f32(u16::from_le_bytes([tile[at], tile[at + 1]]));
+    let values = std::array::from_fn(|i| match weight.format() {
+        Format::Q8_0 => tile[block * Q8_BYTES + i / 4 * 64 + lane * 4 + i % 4] as i32 - 128,
+        _ => {
+            let byte = tile[block * Q4_BYTES + i % 16 / 4 * 64 + lane * 4 + i % 4];
+            (if i < 16 { byte & 15 } else { byte >> 4 }) as i32 - 8
+        }
+    });
+    (scale, values)
+}
+
+pub fn linear(job: &LinearJob) {
+    let first = job.tiles.start * LANES;
+    let last = (job.tiles.end * LANES).min(job.weight.rows());
+    for row in first..last {
+        for column in 0..job.acts.count {
+            let mut value = dot(job.weight, row, &job.acts, column);
+            if let Some(bias) = job.bias {
+                value += bias[row];
+            }
+            let at = column * job.width + row;
+            // SAFETY: rows of the job's tiles belong to it alone.
+            let out = unsafe { job.out.write(at..at + 1) };
+            out[0] = if job.add { out[0] + value } else { value };
+        }
+    }
+}
+
+pub fn glu(job: &GluJob) {
+    let first = job.tiles.start * LANES;
+    let last = (job.tiles.end * LANES).min(job.gate.rows());
+    for row in first..last {
+        for column in 0..job.acts.count {
+            let gate = dot(job.gate, row, &job.acts, column);
+            let up = dot(job.up, row, &job.acts, column);
+            let activated = match job.activation {
+                Activation::Silu => silu(gate),
+                Activation::Gelu => gelu(gate),
+            };
+            let at = column * job.width + row;
+            // SAFETY: rows of the job's tiles belong to it alone.
+            let out = unsafe { job.out.write(at..at + 1) };
+            out[0] = activated * up;
+        }
+    }
+}
+
+/// Sums by 16 virtual lanes: lane j adds elements j, j + 16, ...; then 8, 4, 2, 1.
+fn lane_sum(values: impl Iterator<Item = f32>) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (i, value) in values.enumerate() {
+        lanes[i % LANES] += value;
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        let mean = lane_sum(x.iter().map(|x| x * x)) / x.len() as f32;
+        let inverse = 1.0 / (mean + eps).sqrt();
+        for i in 0..x.len() {
+            out[i] = (x[i] * inverse) * weight[i];
+        }
+    }
+}
+
+pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+    let ActRow { floats, values, scales, sums } = to;
+    match kind {
+        ActKind::F32 => floats.copy_from_slice(x),
+        ActKind::F16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_f16(x)),
+        ActKind::BF16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x)),
+        ActKind::Q8 => {
+            for (block, x) in x.chunks_exact(QK).enumerate() {
+                let amax = x.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
+                let inverse = 127.0 / amax;
+                let values = &mut values[block * QK..(block + 1) * QK];
+                scales[block] = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
+                for (q, &x) in values.iter_mut().zip(x) {
+                    let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
+                    *q = scaled.round_ties_even() as i8;
+                }
+                sums[block] = values.iter().map(|&q| q as i32).sum();
+            }
+        }
+    }
+    let finite = x.iter().all(|x| x.is_finite()) && floats.iter().all(|x| x.is_finite());
+    if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+pub fn store_kv(
+    k: &[f32],
+    v: &[f32],
+    slot: usize,
+    keys: &mut [u16],
+    values: &mut [u16],
+) -> Result<(), NonFinite> {
+    let stride = v.len().next_multiple_of(LANES);
+    for (d, &x) in k.iter().enumerate() {
+        keys[(slot / LANES * k.len() + d) * LANES + slot % LANES] = f32_to_f16(x);
+    }
+    for (d, &x) in v.iter().enumerate() {
+        values[slot * stride + d] = f32_to_f16(x);
+    }
+    let finite = k.iter().chain(v).all(|&x| round_f16(x).is_finite());
+    if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+/// The softmax state of a row over some positions: o is relative to exp(max).
+struct Partial {
+    max: f32,
+    sum: f32,
+    o: Vec<f32>,
+}
+
+pub fn attend(job: &AttendJob, _: &mut AttendScratch) {
+    for query in job.queries {
+        let end = query.position + 1;
+        let start = job.window.map_or(0, |w| end.saturating_sub(w));
+        let mut total: Option<Partial> = None;
+        for chunk in start / CHUNK..end.div_ceil(CHUNK) {
+            let next = attend_chunk(job, query, start.max(chunk * CHUNK), end.min((chunk + 1) * CHUNK));
+            total = Some(match total {
+                None => next,
+                Some(before) => merge(before, next),
+            });
+        }
+        if let Some(Partial { sum, o, .. }) = total {
+            // SAFETY: a query's result belongs to its job alone.
+            let out = unsafe { job.out.write(query.at..query.at + job.head_dim) };
+            out.iter_mut().zip(o).for_each(|(out, o)| *out = o / sum);
+        }
+    }
+}
+
+fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Partial {
+    let dim = job.head_dim;
+    let stride = dim.next_multiple_of(LANES);
+    let mut max = f32::NEG_INFINITY;
+    let mut lanes = [0.0f32; LANES];
+    let mut o = vec![0.0f32; dim];
+    for block in start / BLOCK..end.div_ceil(BLOCK) {
+        // SAFETY: pages are written before the step's attention starts, not during it.
+        let page = unsafe { job.pages[block].read(0..job.pages[block].len()) };
+        let slots = start.saturating_sub(block * BLOCK)..(end - block * BLOCK).min(BLOCK);
+        let mut scores = [f32::NEG_INFINITY; BLOCK];
+        for slot in slots.clone() {
+            let key = |d: usize| page[job.keys_at + (slot / LANES * dim + d) * LANES + slot % LANES];
+            let q = &job.q[query.at..query.at + dim];
+            let dot = q.iter().enumerate().fold(0.0, |acc, (d, &q)| acc + f16_to_f32(key(d)) * round_f16(q));
+            scores[slot] = dot * job.scale;
+        }
+        let new = scores.iter().fold(max, |a, &b| if b > a { b } else { a });
+        let correction = exp(max - new);
+        max = new;
+        let p = scores.map(|s| round_f16(exp(s - max)));
+        lanes.iter_mut().for_each(|l| *l *= correction);
+        p.iter().enumerate().for_each(|(i, p)| lanes[i % LANES] += p);
+        for (d, o) in o.iter_mut().enumerate() {
+            *o = *o * correction + 0.0;
+            for slot in slots.clone() {
+                *o += p[slot] * f16_to_f32(page[job.values_at + slot * stride + d]);
+            }
+        }
+    }
+    Partial { max, sum: lane_sum(lanes.into_iter()), o }
+}
+
+fn merge(a: Partial, b: Partial) -> Partial {
+    let max = if b.max > a.max { b.max } else { a.max };
+    let (x, y) = (exp(a.max - max), exp(b.max - max));
+    let o = a.o.iter().zip(&b.o).map(|(a, b)| a * x + b * y).collect();
+    Partial { max, sum: a.sum * x + b.sum * y, o }
+}

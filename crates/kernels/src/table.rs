@@ -1,0 +1,111 @@
+//! Every kernel of one ISA, as a table that a plan is bound to once.
+
+use crate::acts::{ActRow, NonFinite};
+use crate::kernels::attention::{AttendJob, AttendScratch};
+use crate::kernels::matmul::{GluJob, LinearJob};
+use crate::packed::ActKind;
+use crate::reference;
+
+pub struct KernelTable {
+    /// `scalar`, `avx2`, `avx512` or `neon`.
+    pub isa: &'static str,
+    pub linear: fn(&LinearJob),
+    pub glu: fn(&GluJob),
+    pub rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
+    pub prepare: fn(ActKind, &[f32], ActRow<'_>) -> Result<(), NonFinite>,
+    #[allow(clippy::type_complexity)]
+    pub store_kv: fn(&[f32], &[f32], usize, &mut [u16], &mut [u16]) -> Result<(), NonFinite>,
+    pub attend: fn(&AttendJob, &mut AttendScratch),
+}
+
+static SCALAR: KernelTable = KernelTable {
+    isa: "scalar",
+    linear: reference::linear,
+    glu: reference::glu,
+    rms_norm: reference::rms_norm,
+    prepare: reference::prepare,
+    store_kv: reference::store_kv,
+    attend: reference::attend,
+};
+
+/// One `#[target_feature]` entry per kernel: everything generic inlines into it.
+#[allow(unused_macros)]
+macro_rules! isa_table {
+    ($table:ident, $module:ident, $token:ty, $name:literal, $features:literal) => {
+        static $table: KernelTable = KernelTable {
+            isa: $name,
+            linear: $module::linear,
+            glu: $module::glu,
+            rms_norm: $module::rms_norm,
+            prepare: $module::prepare,
+            store_kv: $module::store_kv,
+            attend: $module::attend,
+        };
+
+        mod $module {
+            use super::*;
+            use crate::kernels::{attention, matmul, rows};
+
+            /// The table is handed out only after detection, so the token can be had again.
+            fn token() -> $token {
+                <$token>::detect().expect("the ISA was detected before")
+            }
+
+            isa_table!(@entry $features, linear(job: &LinearJob) -> (), matmul::linear);
+            isa_table!(@entry $features, glu(job: &GluJob) -> (), matmul::glu);
+            isa_table!(@entry $features,
+                rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> (), rows::rms_norm);
+            isa_table!(@entry $features,
+                prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite>, rows::prepare);
+            isa_table!(@entry $features,
+                store_kv(k: &[f32], v: &[f32], slot: usize, keys: &mut [u16], values: &mut [u16])
+                    -> Result<(), NonFinite>,
+                attention::store_kv);
+            isa_table!(@entry $features,
+                attend(job: &AttendJob, scratch: &mut AttendScratch) -> (), attention::attend);
+        }
+    };
+    (@entry $features:literal, $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $body:path) => {
+        pub fn $name($($arg: $type),*) -> $result {
+            #[target_feature(enable = $features)]
+            fn entry(token: impl crate::simd::Simd, $($arg: $type),*) -> $result {
+                $body(token, $($arg),*)
+            }
+            // SAFETY: the token proves that this CPU has the features.
+            unsafe { entry(token(), $($arg),*) }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+isa_table!(AVX2, avx2, crate::simd::avx2::Avx2, "avx2", "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+isa_table!(
+    AVX512,
+    avx512,
+    crate::simd::avx512::Avx512,
+    "avx512",
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
+);
+#[cfg(target_arch = "aarch64")]
+isa_table!(NEON, neon, crate::simd::neon::Neon, "neon", "neon");
+
+/// The tables that this CPU can run, fastest first; the scalar reference is always last.
+pub fn available() -> Vec<&'static KernelTable> {
+    let mut tables = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        if crate::simd::avx512::Avx512::detect().is_some() {
+            tables.push(&AVX512);
+        }
+        if crate::simd::avx2::Avx2::detect().is_some() {
+            tables.push(&AVX2);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if crate::simd::neon::Neon::detect().is_some() {
+        tables.push(&NEON);
+    }
+    tables.push(&SCALAR);
+    tables
+}

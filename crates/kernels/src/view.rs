@@ -1,0 +1,122 @@
+//! Memory that several threads use at once: cache-line aligned storage and a shared slice.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// Element types for which all-zero bytes are a value and every byte pattern is valid.
+pub trait Plain: Copy + Send + Sync + 'static {}
+impl Plain for u8 {}
+impl Plain for i8 {}
+impl Plain for u16 {}
+impl Plain for i32 {}
+impl Plain for f32 {}
+
+const ALIGN: usize = 64;
+
+/// Zeroed memory on a 64-byte boundary, never grown. Untouched pages cost nothing.
+pub struct Aligned<T: Plain> {
+    pointer: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory, and T is plain data.
+unsafe impl<T: Plain> Send for Aligned<T> {}
+// SAFETY: as above; shared access only reads, or goes through `Shared`.
+unsafe impl<T: Plain> Sync for Aligned<T> {}
+
+impl<T: Plain> Aligned<T> {
+    /// None where the machine cannot give that much memory.
+    pub fn zeroed(len: usize) -> Option<Self> {
+        let layout = Self::layout(len)?;
+        if layout.size() == 0 {
+            return Some(Self { pointer: NonNull::dangling(), len });
+        }
+        // SAFETY: the layout's size is not zero.
+        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }.cast())?;
+        Some(Self { pointer, len })
+    }
+
+    fn layout(len: usize) -> Option<Layout> {
+        let bytes = len.checked_mul(size_of::<T>())?;
+        Layout::from_size_align(bytes, ALIGN).ok()
+    }
+
+    pub fn as_slice(&self) -> &[T] {
+        // SAFETY: the memory holds `len` initialised elements for as long as self lives.
+        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr(), self.len) }
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: as above, and self is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.len) }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// A view that several threads may use at once; see [`Shared`].
+    pub fn shared(&mut self) -> Shared<'_, T> {
+        Shared::new(self.as_mut_slice())
+    }
+}
+
+impl<T: Plain> Drop for Aligned<T> {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.len)
+            && layout.size() != 0
+        {
+            // SAFETY: allocated in `zeroed` with this very layout.
+            unsafe { dealloc(self.pointer.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+/// A slice that several threads access at once, each its own part or all of them reading.
+/// Bounds are always checked; that parts do not overlap is the caller's promise.
+#[derive(Clone, Copy)]
+pub struct Shared<'a, T> {
+    pointer: NonNull<T>,
+    len: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is used only through `read` and `write`, whose callers promise freedom from races.
+unsafe impl<T: Plain> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Shared<'_, T> {}
+
+impl<'a, T: Plain> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        let len = slice.len();
+        let pointer = NonNull::from(slice).cast();
+        Self { pointer, len, lifetime: PhantomData }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// # Safety
+    /// No thread writes any element of the range while the result lives.
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: within bounds; the caller excludes writers.
+        unsafe { std::slice::from_raw_parts(self.pointer.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// # Safety
+    /// No other thread reads or writes any element of the range while the result lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: within bounds; the caller excludes all other access.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr().add(range.start), range.len()) }
+    }
+}

@@ -1,0 +1,148 @@
+//! A plan as it crosses from TypeScript: JSON, one object per op. `ts/plan/types.ts` says what each means.
+
+use crate::error::{Error, Result};
+use serde::Deserialize;
+
+pub const VERSION: u32 = 1;
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Plan {
+    pub version: u32,
+    pub name: String,
+    pub vocab_size: usize,
+    pub context_length: usize,
+    pub kv_layers: Vec<KvLayer>,
+    pub tensors: Vec<Tensor>,
+    pub buffers: Vec<Buffer>,
+    pub ropes: Vec<Rope>,
+    pub ops: Vec<Op>,
+    pub hidden: String,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KvLayer {
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Tensor {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum RowKind {
+    Tokens,
+    Outputs,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Buffer {
+    pub name: String,
+    pub width: usize,
+    pub rows: RowKind,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    Interleaved,
+    Neox,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rope {
+    pub dims: usize,
+    pub base: f64,
+    pub layout: Layout,
+    pub factor: f64,
+    pub ext_factor: f64,
+    pub attn_factor: f64,
+    pub beta_fast: f64,
+    pub beta_slow: f64,
+    pub original_context: usize,
+    pub factors: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    Silu,
+    Gelu,
+}
+
+#[derive(Deserialize, Clone, Debug)]
+#[serde(tag = "op", rename_all = "snake_case", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Op {
+    Embed {
+        table: String,
+        out: String,
+        scale: Option<f32>,
+    },
+    RmsNorm {
+        x: String,
+        weight: String,
+        out: String,
+        eps: f32,
+    },
+    Linear {
+        x: String,
+        weight: String,
+        bias: Option<String>,
+        out: String,
+        #[serde(default)]
+        add: bool,
+    },
+    Glu {
+        x: String,
+        gate: String,
+        up: String,
+        activation: Activation,
+        out: String,
+    },
+    Rope {
+        x: String,
+        rope: usize,
+        head_dim: usize,
+    },
+    Attention {
+        q: String,
+        k: String,
+        v: String,
+        out: String,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        window: Option<usize>,
+    },
+    SelectOutputs {
+        x: String,
+        out: String,
+    },
+    Logits {
+        x: String,
+        weight: String,
+        bias: Option<String>,
+    },
+}
+
+impl Plan {
+    pub fn parse(json: &[u8]) -> Result<Self> {
+        let plan: Self =
+            serde_json::from_slice(json).map_err(|e| Error::plan(format!("the plan is not readable: {e}")))?;
+        if plan.version != VERSION {
+            return Err(Error::plan(format!("the plan has version {}, expected {VERSION}", plan.version)));
+        }
+        Ok(plan)
+    }
+}

@@ -1,0 +1,121 @@
+//! Rotary position embedding angles (Su et al., 2021, arXiv:2104.09864) with linear, per-frequency
+//! and YaRN scaling (Peng et al., 2023, arXiv:2309.00071), in f64 by `libm`, rounded to f32 once.
+
+use crate::plan::Rope;
+
+/// Frequencies of one rope of a plan.
+pub struct Frequencies {
+    per_position: Vec<f64>,
+    magnitude: f64,
+}
+
+impl Frequencies {
+    /// `factors`: the rope's per-frequency divisors, where it has them (`dims / 2` of them).
+    pub fn new(rope: &Rope, factors: Option<&[f32]>) -> Self {
+        let dims = rope.dims as f64;
+        let scale = 1.0 / rope.factor;
+        let (low, high) = correction_range(rope);
+        let frequency = |i: usize| {
+            let divisor = factors.map_or(1.0, |f| f[i] as f64);
+            let extrapolated = libm::pow(rope.base, -2.0 * i as f64 / dims) / divisor;
+            let ramp = (i as f64 - low) / (high - low).max(0.001);
+            let mix = (1.0 - ramp.clamp(0.0, 1.0)) * rope.ext_factor;
+            extrapolated * scale * (1.0 - mix) + extrapolated * mix
+        };
+        let stretch = if rope.ext_factor == 0.0 { 1.0 } else { 1.0 + 0.1 * libm::log(rope.factor) };
+        Self {
+            per_position: (0..rope.dims / 2).map(frequency).collect(),
+            magnitude: rope.attn_factor * stretch,
+        }
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.per_position.len()
+    }
+
+    /// Writes (cos, sin) of each pair at a position.
+    pub fn angles(&self, position: usize, out: &mut [[f32; 2]]) {
+        for (out, frequency) in out.iter_mut().zip(&self.per_position) {
+            let (sin, cos) = libm::sincos(position as f64 * frequency);
+            *out = [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32];
+        }
+    }
+}
+
+/// The pairs between which YaRN goes from extrapolation to interpolation.
+fn correction_range(rope: &Rope) -> (f64, f64) {
+    let dims = rope.dims as f64;
+    let pair = |rotations: f64| {
+        let wavelength = rope.original_context as f64 / (rotations * 2.0 * std::f64::consts::PI);
+        dims * libm::log(wavelength) / (2.0 * libm::log(rope.base))
+    };
+    let low = libm::floor(pair(rope.beta_fast)).max(0.0);
+    let high = libm::ceil(pair(rope.beta_slow)).min(dims - 1.0);
+    (low, high)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Layout;
+
+    fn plain(dims: usize) -> Rope {
+        Rope {
+            dims,
+            base: 10_000.0,
+            layout: Layout::Neox,
+            factor: 1.0,
+            ext_factor: 0.0,
+            attn_factor: 1.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_context: 4096,
+            factors: None,
+        }
+    }
+
+    fn angles(rope: &Rope, factors: Option<&[f32]>, position: usize) -> Vec<[f32; 2]> {
+        let frequencies = Frequencies::new(rope, factors);
+        let mut out = vec![[0.0; 2]; frequencies.pairs()];
+        frequencies.angles(position, &mut out);
+        out
+    }
+
+    fn assert_close(got: &[[f32; 2]], want: impl Fn(usize) -> f64, magnitude: f64) {
+        for (i, [cos, sin]) in got.iter().enumerate() {
+            let theta = want(i);
+            assert!((*cos as f64 - magnitude * theta.cos()).abs() < 1e-6, "pair {i}");
+            assert!((*sin as f64 - magnitude * theta.sin()).abs() < 1e-6, "pair {i}");
+        }
+    }
+
+    #[test]
+    fn plain_angles() {
+        assert_close(&angles(&plain(64), None, 77), |i| 77.0 * 10_000f64.powf(-(i as f64) / 32.0), 1.0);
+    }
+
+    #[test]
+    fn linear_scaling_divides_positions() {
+        let rope = Rope { factor: 4.0, ..plain(64) };
+        assert_eq!(angles(&rope, None, 400), angles(&plain(64), None, 100));
+    }
+
+    #[test]
+    fn factors_divide_frequencies() {
+        let factors: Vec<f32> = (0..32).map(|i| 1.0 + i as f32).collect();
+        let want = |i: usize| 9.0 * 10_000f64.powf(-(i as f64) / 32.0) / (1.0 + i as f64);
+        assert_close(&angles(&plain(64), Some(&factors), 9), want, 1.0);
+    }
+
+    #[test]
+    fn yarn_keeps_high_and_interpolates_low_frequencies() {
+        let rope = Rope { factor: 8.0, ext_factor: 1.0, ..plain(128) };
+        let got = angles(&rope, None, 5);
+        let base = |i: usize| 5.0 * 10_000f64.powf(-(i as f64) / 64.0);
+        let magnitude = 1.0 + 0.1 * 8f64.ln();
+        // 32 rotations within 4,096 positions end at pair 20.9; one rotation at pair 45.03.
+        assert_close(&got[..20], base, magnitude);
+        let low: Vec<[f32; 2]> = got[46..].to_vec();
+        assert_close(&low, |i| base(i + 46) / 8.0, magnitude);
+    }
+}
