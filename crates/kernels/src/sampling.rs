@@ -627,8 +627,8 @@ mod tests {
         assert_ne!(others, tokens);
     }
 
-    /// Computed once; a change means that seeds no longer give the text they gave.
-    const PINNED: [u32; 12] = [0; 12];
+    /// As a separate computation in f64 gives them; a change means that seeds no longer give their text.
+    const PINNED: [u32; 12] = [78, 32, 51, 51, 81, 81, 97, 70, 53, 89, 62, 35];
 
     #[test]
     fn philox_known_answers() {

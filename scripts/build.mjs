@@ -1,0 +1,13 @@
+// npm run build: the native addon and dist/, no tests.
+
+import { setUp } from './lib/setup.mjs';
+import { SetupError, say } from './lib/steps.mjs';
+
+try {
+  await setUp();
+  say('built: bindings/napi and dist');
+} catch (error) {
+  if (!(error instanceof SetupError)) throw error;
+  say(`frugal: ${error.message}`);
+  process.exitCode = 1;
+}

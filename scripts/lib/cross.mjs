@@ -1,0 +1,92 @@
+// Finds a way to compile Rust for another target: a target of the rustup toolchain, else Debian's
+// packages of a recent Rust, which bring the standard library's source instead of ready builds.
+
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { ROOT, SetupError, step } from './steps.mjs';
+
+const DOWNLOAD_LIMIT = 120;
+const DEBIAN_RUST = ['rustc-web', 'cargo-web', 'rust-web-src', 'gcc', 'libc6-dev'];
+
+/** Output of a short command, or undefined when it is missing or fails. */
+function output(program, args) {
+  try {
+    return execFileSync(program, args, {
+      cwd: ROOT,
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
+  } catch {
+    return undefined;
+  }
+}
+
+const installed = (name) => /^Status: .* installed$/m.test(output('dpkg', ['-s', name]) ?? '');
+
+/**
+ * Installs Debian packages that are missing. Only root does this unasked, or CI where sudo asks
+ * for no password.
+ * @throws SetupError with the command that would help
+ */
+export async function debianPackages(names) {
+  if (output('apt-get', ['--version']) === undefined) throw new SetupError('this system has no apt-get');
+  const missing = names.filter((name) => !installed(name));
+  if (missing.length === 0) return;
+  const root = process.getuid?.() === 0;
+  const sudo = !root && process.env.CI !== undefined && output('sudo', ['-n', 'true']) !== undefined;
+  if (!root && !sudo) throw new SetupError(`packages are missing: sudo apt-get install ${missing.join(' ')}`);
+  const apt = [
+    ...(sudo ? ['sudo', '-n'] : []),
+    'env',
+    'DEBIAN_FRONTEND=noninteractive',
+    'apt-get',
+    '-q',
+    '-y',
+  ];
+  const install = [...apt, 'install', '--no-install-recommends', ...missing];
+  // The lists may be absent or old; one dead source among them must not stop the rest.
+  await step('apt-get update', [...apt, 'update'], { limit: DOWNLOAD_LIMIT, optional: true });
+  const result = await step(`apt-get install ${missing.join(' ')}`, install, {
+    limit: DOWNLOAD_LIMIT,
+    optional: true,
+  });
+  if (!result.ok)
+    throw new SetupError(`apt-get install ${missing.join(' ')}: ${result.lines.at(-1) ?? result.reason}`);
+}
+
+function hasTarget(target) {
+  const sysroot = output('rustc', ['--print', 'sysroot']);
+  return sysroot !== undefined && existsSync(join(sysroot, 'lib', 'rustlib', target, 'lib'));
+}
+
+/**
+ * A cargo that compiles for `target`.
+ *
+ * @param {string} target a target triple
+ * @param {string} std the crates of the standard library to build where no ready build can be had
+ * @returns {Promise<{ route: string, cargo: string, args: string[], env: Record<string, string> }>}
+ *   `args` go behind cargo's subcommand
+ * @throws SetupError naming what each route failed on
+ */
+export async function crossCargo(target, std) {
+  if (hasTarget(target)) return { route: 'rustup', cargo: 'cargo', args: [], env: {} };
+  const added = await step(`rustup target add ${target}`, ['rustup', 'target', 'add', target], {
+    limit: DOWNLOAD_LIMIT,
+    optional: true,
+  });
+  if (added.ok && hasTarget(target)) return { route: 'rustup', cargo: 'cargo', args: [], env: {} };
+  try {
+    await debianPackages(DEBIAN_RUST);
+  } catch (error) {
+    const rustup = added.lines.at(-1) ?? added.reason;
+    throw new SetupError(`no Rust for ${target}. rustup: ${rustup}. Debian: ${error.message}`);
+  }
+  return {
+    route: 'debian',
+    cargo: '/usr/bin/cargo',
+    args: [`-Zbuild-std=${std}`],
+    // Building the standard library is not a stable option; this lets a stable compiler take it.
+    env: { RUSTC: '/usr/bin/rustc', RUSTDOC: '/usr/bin/rustdoc', RUSTC_BOOTSTRAP: '1' },
+  };
+}

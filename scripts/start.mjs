@@ -1,0 +1,66 @@
+// npm start [-- [PROMPT] [OPTIONS of `frugal run`]]: sets up, builds, and tells a story.
+
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { setUp } from './lib/setup.mjs';
+import { ROOT, SetupError, say } from './lib/steps.mjs';
+
+const DEFAULT_PROMPT = 'Once upon a time';
+const STORY_TOKENS = '256';
+
+/** The model that comes with the project, else the small one of the reference data. */
+function findModel() {
+  const folder = join(ROOT, 'models');
+  const embedded = existsSync(folder)
+    ? readdirSync(folder)
+        .filter((name) => name.endsWith('.gguf'))
+        .sort()
+    : [];
+  if (embedded[0] !== undefined) return join(folder, embedded[0]);
+  const shared = join(resolve(ROOT, process.env.FRUGAL_SHARED ?? '../shared'), 'models', 'stories260K.gguf');
+  if (existsSync(shared)) return shared;
+  throw new SetupError(
+    `no model: there is no .gguf file in ${folder} and no ${shared}. ` +
+      'Put a GGUF model into the first folder, or name the folder of the reference data in FRUGAL_SHARED',
+  );
+}
+
+/** Words before the first option are the prompt; the rest goes to the program as it is. */
+function runArguments(args) {
+  const first = args.findIndex((arg) => arg.startsWith('-'));
+  const words = first === -1 ? args : args.slice(0, first);
+  const options = first === -1 ? [] : args.slice(first);
+  const has = (...names) => options.some((option) => names.includes(option.split('=')[0]));
+  return [
+    ...(has('-p', '--prompt', '-f', '--file')
+      ? []
+      : ['-p', words.length === 0 ? DEFAULT_PROMPT : words.join(' ')]),
+    ...(has('-n', '--max-tokens') ? [] : ['-n', STORY_TOKENS]),
+    ...options,
+  ];
+}
+
+/** Runs the program on this terminal; resolves to its exit code. */
+function runProgram(args) {
+  const child = spawn(process.execPath, [join(ROOT, 'dist', 'cli', 'main.js'), ...args], {
+    stdio: 'inherit',
+  });
+  // The terminal sends its interrupt to both; this process waits for the program to close properly.
+  process.removeAllListeners('SIGINT').on('SIGINT', () => {});
+  process.removeAllListeners('SIGTERM').on('SIGTERM', () => child.kill('SIGTERM'));
+  return new Promise((done, fail) => {
+    child.on('error', fail);
+    child.on('close', (code, signal) => done(code ?? (signal === 'SIGINT' ? 130 : 1)));
+  });
+}
+
+try {
+  const model = findModel();
+  await setUp();
+  process.exitCode = await runProgram(['run', model, ...runArguments(process.argv.slice(2))]);
+} catch (error) {
+  if (!(error instanceof SetupError)) throw error;
+  say(`frugal: ${error.message}`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,109 @@
+// npm test: sets up, checks and tests everything, and closes with the totals. One thing at a time:
+// each part keeps all cores of a small machine busy.
+
+import { existsSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { checkTools, ensureDist, ensureNative, ensureNodeModules } from './lib/setup.mjs';
+import { ROOT, SetupError, say, step } from './lib/steps.mjs';
+import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
+import { neonTest } from './setup-neon.mjs';
+import { wasmBuild } from './setup-wasm.mjs';
+
+const NEON_LIMIT = 240;
+const VITEST_REPORT = join(ROOT, '.cache', 'vitest.json');
+
+const tally = createTally();
+const bin = (...parts) => [process.execPath, join(ROOT, 'node_modules', ...parts)];
+
+async function check(title, command, options) {
+  addCheck(tally, title, await step(title, command, options));
+}
+
+/** A part of the set-up that counts as a check; says whether what depends on it can go on. */
+async function prepared(title, action) {
+  try {
+    await action();
+    tally.passed += 1;
+    return true;
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    addFailure(tally, title, error.message);
+    return false;
+  }
+}
+
+async function rustTests() {
+  await check('cargo fmt', ['cargo', 'fmt', '--all', '--check']);
+  await check('cargo clippy', ['cargo', 'clippy', '--workspace', '--all-targets', '--', '-D', 'warnings']);
+  // The output of passed tests is shown too: it may say what they did not run.
+  const command = ['cargo', 'test', '--workspace', '--no-fail-fast', '--', '--show-output'];
+  addCargo(tally, 'cargo test', await step('cargo test', command));
+}
+
+async function wasmCheck() {
+  const title = 'kernels for WebAssembly';
+  try {
+    const { command, env } = await wasmBuild();
+    await check(title, command, { env });
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    // Portable kernels are a promise, so not being able to check them is a failure.
+    addFailure(tally, title, error.message);
+  }
+}
+
+async function neonTests() {
+  const title = 'kernels on NEON (QEMU)';
+  if (process.arch === 'arm64')
+    return addNotRun(tally, title, 'this machine is ARM: cargo test has run them natively');
+  try {
+    const { command, env } = await neonTest();
+    const result = await step(title, [...command, '--', '--show-output'], { env, limit: NEON_LIMIT });
+    addCargo(tally, title, result);
+  } catch (error) {
+    if (!(error instanceof SetupError)) throw error;
+    addNotRun(tally, title, error.message);
+  }
+}
+
+async function typescriptTests() {
+  await check('biome', [...bin('@biomejs', 'biome', 'bin', 'biome'), 'ci', '--colors=off', '.']);
+  rmSync(VITEST_REPORT, { force: true });
+  const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${VITEST_REPORT}`];
+  const result = await step('vitest', [...bin('vitest', 'vitest.mjs'), 'run', '--no-color', ...reporters]);
+  const report = existsSync(VITEST_REPORT) ? JSON.parse(readFileSync(VITEST_REPORT, 'utf8')) : undefined;
+  addVitest(tally, 'vitest', result, report);
+}
+
+function close() {
+  if (tally.notRun.length > 0) {
+    console.log('\nnot run:');
+    for (const text of tally.notRun) console.log(`  ${text}`);
+  }
+  if (tally.failures.length > 0) {
+    console.log('\nfailed:');
+    for (const text of tally.failures) console.log(`  ${text}`);
+  }
+  console.log(`\n${tally.passed} passed, ${tally.failed} failed`);
+  process.exitCode = tally.failed === 0 && tally.passed > 0 ? 0 : 1;
+}
+
+try {
+  const rustc = checkTools();
+  const packages = await prepared('npm packages', ensureNodeModules);
+  await rustTests();
+  await wasmCheck();
+  await neonTests();
+  if (packages) {
+    const native = await prepared('native addon', () => ensureNative(rustc));
+    const dist = await prepared('tsc', ensureDist);
+    if (!native || !dist) say('vitest runs all the same; what needs the missing part will fail');
+    await typescriptTests();
+  } else {
+    addNotRun(tally, 'native addon, tsc, biome, vitest', 'the npm packages are missing');
+  }
+} catch (error) {
+  if (!(error instanceof SetupError)) throw error;
+  addFailure(tally, 'set-up', error.message);
+}
+close();
