@@ -1,0 +1,182 @@
+import type { Command } from 'commander';
+import { CONTEXT_RANGE } from '../engine/load.js';
+import { runtime } from '../engine/runtime.js';
+import { openSource } from '../engine/source.js';
+import { isFrugalError } from '../errors.js';
+import { GGML_TYPES, type GgufMetadata, type GgufModel, openGguf, StringArray } from '../gguf/index.js';
+import { buildPlan, type ModelFacts } from '../models/index.js';
+import { formatBytes, numberParser, toJson } from './numbers.js';
+import { interruptible, print } from './terminal.js';
+
+interface InspectFlags {
+  readonly ctx?: number;
+  readonly json?: boolean;
+}
+
+/** A metadata value as shown: arrays give their kind, length and first elements. */
+type Shown =
+  | unknown
+  | { readonly array: string; readonly length: number; readonly first: readonly unknown[] };
+
+interface Report {
+  readonly file: string;
+  readonly version: number;
+  readonly bytes: number;
+  readonly architecture: string | null;
+  readonly parameters: number;
+  readonly weightBytes: number;
+  /** Weight bytes read to decode one token; null when the architecture is not known. */
+  readonly bytesPerToken: number | null;
+  /** Memory for one sequence that fills the context; null when the architecture is not known. */
+  readonly memory: { contextLength: number; weightBytes: number; kvBytes: number; totalBytes: number } | null;
+  /** What a user should know, such as why the model does not run. */
+  readonly notes: readonly string[];
+  readonly metadata: Readonly<Record<string, Shown>>;
+  readonly tensors: ReadonlyArray<{
+    name: string;
+    type: string;
+    shape: readonly number[];
+    bytes: number;
+    offset: number;
+    part: number;
+  }>;
+}
+
+const SHOWN_ELEMENTS = 8;
+const SHOWN_CHARACTERS = 200;
+
+export function addInspect(program: Command): void {
+  program
+    .command('inspect')
+    .description('Show the metadata and tensors of any GGUF file, and the memory that the model needs.')
+    .argument('<model>', 'a GGUF file or its http(s) address')
+    .option('--ctx <tokens>', 'context length to give the memory for', numberParser(CONTEXT_RANGE))
+    .option('--json', 'print one JSON object')
+    .action(inspect);
+}
+
+async function inspect(path: string, flags: InspectFlags): Promise<void> {
+  await interruptible(async (signal) => {
+    const gguf = await openGguf(await openSource(runtime, path, signal), { signal });
+    try {
+      const report = createReport(path, gguf, flags.ctx);
+      await print(flags.json ? `${toJson(report)}\n` : formatReport(report));
+    } finally {
+      await gguf.close();
+    }
+  });
+}
+
+function createReport(path: string, gguf: GgufModel, contextLength: number | undefined): Report {
+  const tensors = [...gguf.tensors.values()];
+  const { facts, notes } = readFacts(gguf, contextLength);
+  const weightBytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+  return {
+    file: path,
+    version: gguf.version,
+    bytes: gguf.parts.reduce((sum, part) => sum + part.size, 0),
+    architecture: readArchitecture(gguf.metadata),
+    parameters: tensors.reduce((sum, tensor) => sum + tensor.elements, 0),
+    weightBytes,
+    bytesPerToken: facts?.bytesPerToken ?? null,
+    memory: facts ? memoryOf(facts) : null,
+    notes,
+    metadata: Object.fromEntries([...gguf.metadata.keys()].map((key) => [key, show(gguf.metadata, key)])),
+    tensors: tensors.map(({ name, type, shape, bytes, offset, part }) => ({
+      name,
+      type,
+      shape,
+      bytes,
+      offset,
+      part,
+    })),
+  };
+}
+
+function memoryOf(facts: ModelFacts): Report['memory'] {
+  const kvBytes = facts.kvBytesPerToken * facts.contextLength;
+  return {
+    contextLength: facts.contextLength,
+    weightBytes: facts.weightBytes,
+    kvBytes,
+    totalBytes: facts.weightBytes + kvBytes,
+  };
+}
+
+/** What the model's plan tells. A file that cannot run is still a file to look at. */
+function readFacts(
+  gguf: GgufModel,
+  contextLength: number | undefined,
+): { facts: ModelFacts | undefined; notes: readonly string[] } {
+  try {
+    const { facts } = buildPlan(gguf, {
+      tensorTypes: Object.keys(GGML_TYPES),
+      ...(contextLength === undefined ? {} : { contextLength }),
+    });
+    return { facts, notes: facts.notes };
+  } catch (error) {
+    if (!isFrugalError(error)) throw error;
+    return {
+      facts: undefined,
+      notes: [`this version does not run the file: ${error.code}: ${error.message}`],
+    };
+  }
+}
+
+function readArchitecture(metadata: GgufMetadata): string | null {
+  const value = metadata.get('general.architecture');
+  return value?.kind === 'string' ? metadata.string('general.architecture') : null;
+}
+
+function show(metadata: GgufMetadata, key: string): Shown {
+  const found = metadata.get(key);
+  if (found === undefined) return null;
+  if (found.kind === 'string') return metadata.string(key);
+  if (!found.kind.startsWith('array[')) return found.value;
+  const first: unknown[] = [];
+  const { value } = found;
+  const length = value instanceof StringArray || ArrayBuffer.isView(value) ? value.length : 0;
+  for (let i = 0; i < Math.min(length, SHOWN_ELEMENTS); i++) {
+    first.push(value instanceof StringArray ? value.at(i) : ArrayBuffer.isView(value) ? value[i] : undefined);
+  }
+  return { array: found.kind.slice('array['.length, -1), length, first };
+}
+
+function formatReport(report: Report): string {
+  const lines = [
+    `${report.file}: GGUF version ${report.version}, ${formatBytes(report.bytes)}`,
+    `architecture: ${report.architecture ?? 'not given'}`,
+    `parameters: ${report.parameters.toLocaleString('en')}`,
+    `weights: ${formatBytes(report.weightBytes)}`,
+  ];
+  if (report.bytesPerToken !== null) lines.push(`read per token: ${formatBytes(report.bytesPerToken)}`);
+  if (report.memory) {
+    const { contextLength, kvBytes, totalBytes } = report.memory;
+    lines.push(
+      `memory for a context of ${contextLength}: ${formatBytes(totalBytes)}, of which ${formatBytes(kvBytes)} key/value cache`,
+    );
+  }
+  lines.push(...report.notes.map((note) => `note: ${note}`));
+  lines.push('', `metadata (${Object.keys(report.metadata).length}):`);
+  for (const [key, value] of Object.entries(report.metadata)) lines.push(`  ${key} = ${formatValue(value)}`);
+  lines.push('', `tensors (${report.tensors.length}):`);
+  for (const tensor of report.tensors) {
+    lines.push(
+      `  ${tensor.name}  ${tensor.type}  [${tensor.shape.join(', ')}]  ${formatBytes(tensor.bytes)}`,
+    );
+  }
+  return `${lines.join('\n')}\n`;
+}
+
+function formatValue(value: Shown): string {
+  if (typeof value === 'object' && value !== null && 'array' in value && 'first' in value) {
+    const { array, length, first } = value as { array: string; length: number; first: readonly unknown[] };
+    const more = length > first.length ? ', ...' : '';
+    return `${array}[${length}] ${first.map(formatValue).join(', ')}${more}`;
+  }
+  if (typeof value !== 'string') return String(value);
+  const text = JSON.stringify(value);
+  return text.length > SHOWN_CHARACTERS
+    ? `${text.slice(0, SHOWN_CHARACTERS)}... (${value.length} characters)`
+    : text;
+}

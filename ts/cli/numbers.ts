@@ -1,0 +1,50 @@
+import { InvalidArgumentError } from 'commander';
+import { describeRange, inRange, type NumberRange } from '../engine/check.js';
+
+/** A parser for an option's number; commander names the option in its error. */
+export function numberParser(range: NumberRange): (text: string) => number {
+  return (text) => {
+    const value = text.trim() === '' ? Number.NaN : Number(text);
+    if (!inRange(value, range)) throw new InvalidArgumentError(`It must be ${describeRange(range)}.`);
+    return value;
+  };
+}
+
+/** A seed: any 64-bit number. */
+export function parseSeed(text: string): bigint {
+  const seed = /^\d{1,20}$/.test(text) ? BigInt(text) : -1n;
+  if (seed >= 0n && seed < 1n << 64n) return seed;
+  throw new InvalidArgumentError('It must be an integer from 0 to 2^64 - 1.');
+}
+
+/** Collects an option that may be given several times. */
+export function collectText(text: string, earlier: readonly string[] = []): readonly string[] {
+  if (text === '') throw new InvalidArgumentError('It must not be empty.');
+  return [...earlier, text];
+}
+
+const UNITS = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
+
+/** `1536` as `1.5 KiB`. */
+export function formatBytes(bytes: number): string {
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+}
+
+/** The most memory that this process has had in use. */
+export function peakMemory(): string {
+  return formatBytes(process.resourceUsage().maxRSS * 1024);
+}
+
+/** JSON on one line; a number too large for JSON becomes a string. */
+export function toJson(value: unknown): string {
+  return JSON.stringify(value, (_key, item: unknown) => {
+    if (typeof item === 'bigint') return item <= Number.MAX_SAFE_INTEGER ? Number(item) : String(item);
+    return item instanceof Uint32Array ? Array.from(item) : item;
+  });
+}

@@ -1,0 +1,88 @@
+import type { Command } from 'commander';
+import type { Completion, Generation } from '../engine/index.js';
+import { MAX_TOKENS_RANGE } from '../engine/options.js';
+import { numberParser, peakMemory, toJson } from './numbers.js';
+import {
+  addLoadFlags,
+  addPromptFlags,
+  addSamplingFlags,
+  type LoadFlags,
+  type PromptFlags,
+  readPrompt,
+  type SamplingFlags,
+  samplingOptions,
+  withModel,
+} from './shared.js';
+import { interruptible, note, print } from './terminal.js';
+
+interface RunFlags extends LoadFlags, SamplingFlags, PromptFlags {
+  readonly tokens: number;
+  readonly special?: boolean;
+  readonly echo?: boolean;
+  readonly json?: boolean;
+}
+
+export function addRun(program: Command): void {
+  const command = program
+    .command('run')
+    .description('Continue a text. Prints the continuation on stdout, everything else on stderr.')
+    .argument('<model>', 'a GGUF file or its http(s) address');
+  addPromptFlags(command).option(
+    '-n, --tokens <count>',
+    'tokens to generate',
+    numberParser(MAX_TOKENS_RANGE),
+    128,
+  );
+  addSamplingFlags(command);
+  addLoadFlags(command)
+    .option('--special', 'read the names of special tokens in the text as these tokens')
+    .option('--echo', 'print the prompt before its continuation')
+    .option('--json', 'print one JSON object: text, tokens, finishReason, seed, usage')
+    .action(run);
+}
+
+async function run(path: string, flags: RunFlags): Promise<void> {
+  const prompt = (await readPrompt(flags)) ?? '';
+  await interruptible((signal) =>
+    withModel(path, flags, signal, async (model) => {
+      const generation = model.generate(prompt, {
+        ...samplingOptions(flags),
+        maxTokens: flags.tokens,
+        parseSpecial: flags.special === true,
+        signal,
+      });
+      if (flags.echo && !flags.json) await print(prompt);
+      const completion = await follow(generation, flags.json === true);
+      if (flags.json) await print(`${toJson(completion)}\n`);
+      note(summary(completion));
+    }),
+  );
+}
+
+async function follow(generation: Generation, quiet: boolean): Promise<Completion> {
+  let last = '\n';
+  try {
+    for await (const piece of generation) {
+      if (quiet) continue;
+      await print(piece);
+      last = piece;
+    }
+  } finally {
+    // On a terminal, what follows must not continue the text's last line; in a file, the text stays as it is.
+    if (process.stdout.isTTY && !last.endsWith('\n')) await print('\n');
+  }
+  return generation.result;
+}
+
+/** The one line that closes a run. */
+export function summary({ finishReason, seed, usage }: Completion): string {
+  const parts = [
+    `${usage.completionTokens} tokens (${finishReason})`,
+    `first token after ${usage.timeToFirstTokenMs.toFixed(0)} ms`,
+    `prefill ${usage.prefillTokensPerSecond.toFixed(1)} tokens/s`,
+    `decode ${usage.decodeTokensPerSecond.toFixed(1)} tokens/s`,
+    `peak memory ${peakMemory()}`,
+    `seed ${seed}`,
+  ];
+  return parts.join(', ');
+}

@@ -1,0 +1,154 @@
+import { readFile } from 'node:fs/promises';
+import { type Command, Option } from 'commander';
+import { load, type Model } from '../engine/index.js';
+import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
+import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
+import { FrugalError } from '../errors.js';
+import type { Isa } from '../index.js';
+import { collectText, numberParser, parseSeed } from './numbers.js';
+import { createProgress } from './progress.js';
+import { note, usageError } from './terminal.js';
+
+/** The options of every command that runs a model. */
+export interface LoadFlags {
+  readonly threads?: number;
+  readonly backend?: 'native' | 'wasm';
+  readonly isa?: Isa;
+  readonly chunk?: number;
+  readonly ctx?: number;
+}
+
+/** How a command loads its model. */
+export interface ModelSettings extends LoadFlags {
+  readonly chatTemplate?: string;
+}
+
+export function addLoadFlags(command: Command): Command {
+  return command
+    .option('--threads <count>', 'threads to compute with (default: all cores)', numberParser(THREADS_RANGE))
+    .addOption(new Option('--backend <name>', 'what computes').choices(['native', 'wasm']))
+    .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
+    .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
+    .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE));
+}
+
+export interface SamplingFlags {
+  readonly temp?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  readonly repeatPenalty?: number;
+  readonly frequencyPenalty?: number;
+  readonly presencePenalty?: number;
+  readonly penaltyWindow?: number;
+  readonly seed?: bigint;
+  readonly stop?: readonly string[];
+}
+
+export function addSamplingFlags(command: Command): Command {
+  const number = (flag: string, text: string, name: keyof typeof SAMPLING_RANGES) =>
+    command.option(
+      flag,
+      `${text} (default: ${SAMPLING_DEFAULTS[name]})`,
+      numberParser(SAMPLING_RANGES[name]),
+    );
+  number('--temp <number>', 'temperature; 0 always takes the most likely token', 'temperature');
+  number('--top-k <count>', 'draw from the k most likely tokens; 0: all', 'topK');
+  number('--top-p <share>', 'draw from the most likely tokens that make up this probability; 1: all', 'topP');
+  number('--min-p <share>', 'leave out tokens less likely than this share of the likeliest; 0: none', 'minP');
+  number(
+    '--repeat-penalty <number>',
+    'divides the logits of tokens seen before; 1: off',
+    'repetitionPenalty',
+  );
+  number('--frequency-penalty <number>', 'taken off per time a token was seen', 'frequencyPenalty');
+  number('--presence-penalty <number>', 'taken off if a token was seen at all', 'presencePenalty');
+  number('--penalty-window <tokens>', 'tokens that the penalties look back; -1: all', 'penaltyWindow');
+  return command
+    .option('--seed <number>', 'repeats a run (default: random, and reported)', parseSeed)
+    .option('--stop <text>', 'end before this text; may be given several times', collectText);
+}
+
+export function samplingOptions(flags: SamplingFlags): SamplingOptions & { stop?: readonly string[] } {
+  const named = {
+    temperature: flags.temp,
+    topK: flags.topK,
+    topP: flags.topP,
+    minP: flags.minP,
+    repetitionPenalty: flags.repeatPenalty,
+    frequencyPenalty: flags.frequencyPenalty,
+    presencePenalty: flags.presencePenalty,
+    penaltyWindow: flags.penaltyWindow,
+    seed: flags.seed,
+    stop: flags.stop,
+  };
+  return Object.fromEntries(Object.entries(named).filter(([, value]) => value !== undefined));
+}
+
+export interface PromptFlags {
+  readonly prompt?: string;
+  readonly file?: string;
+}
+
+export function addPromptFlags(command: Command): Command {
+  return command
+    .option('-p, --prompt <text>', 'the text')
+    .option('-f, --file <path>', 'a file with the text; - reads standard input');
+}
+
+/** The text of -p or -f, or undefined when neither is given. */
+export async function readPrompt(flags: PromptFlags): Promise<string | undefined> {
+  if (flags.prompt !== undefined && flags.file !== undefined)
+    throw usageError('give either -p or -f, not both');
+  return flags.file === undefined ? flags.prompt : readText(flags.file);
+}
+
+export async function requirePrompt(flags: PromptFlags): Promise<string> {
+  const text = await readPrompt(flags);
+  if (text === undefined) throw usageError('give a text with -p or -f');
+  return text;
+}
+
+/** A text file, or standard input for `-`. */
+export async function readText(path: string): Promise<string> {
+  try {
+    if (path !== '-') return await readFile(path, 'utf8');
+    const chunks: Buffer[] = [];
+    for await (const chunk of process.stdin) chunks.push(Buffer.from(chunk));
+    return Buffer.concat(chunks).toString('utf8');
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('SOURCE_READ', `${path} cannot be read: ${reason}`, {
+      cure: 'Give the path of a text file that exists and may be read.',
+      data: { path },
+      cause,
+    });
+  }
+}
+
+/** Loads a model, with progress and notes on stderr, and disposes it when `body` is done. */
+export async function withModel<T>(
+  path: string,
+  flags: ModelSettings,
+  signal: AbortSignal,
+  body: (model: Model) => Promise<T>,
+): Promise<T> {
+  const progress = createProgress();
+  const model = await load(path, {
+    ...(flags.threads === undefined ? {} : { threads: flags.threads }),
+    ...(flags.backend === undefined ? {} : { backend: flags.backend }),
+    ...(flags.isa === undefined ? {} : { isa: flags.isa }),
+    ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
+    ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+    ...(flags.chatTemplate === undefined ? {} : { chatTemplate: flags.chatTemplate }),
+    signal,
+    onProgress: ({ phase, loaded, total }) =>
+      progress.update(`loading: ${phase}`, total > 0 ? loaded / total : 1),
+  }).finally(() => progress.end());
+  try {
+    for (const text of model.info.notes) note(`note: ${text}`);
+    return await body(model);
+  } finally {
+    await model.dispose();
+  }
+}

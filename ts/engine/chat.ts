@@ -1,0 +1,213 @@
+import type { SamplerSettings } from '../backend/types.js';
+import { FrugalError } from '../errors.js';
+import { type ChatMessage, renderChat } from '../template/index.js';
+import { checkKnown, invalid } from './check.js';
+import { checkFits, type Engine } from './context.js';
+import {
+  createGeneration,
+  type FinishReason,
+  type Generation,
+  type GenerationRecord,
+  type Start,
+} from './generation.js';
+import { checkGenerate, GENERATE_NAMES, type GenerateOptions, type GenerateSettings } from './options.js';
+import { disposed } from './scheduler.js';
+
+/** Defaults for all answers of a chat, and what it starts with. */
+export interface ChatOptions extends Omit<GenerateOptions, 'signal' | 'addSpecial' | 'parseSpecial'> {
+  /** The first message, with the role `system`. */
+  readonly system?: string;
+  /** Earlier messages, after the system message. */
+  readonly messages?: readonly ChatMessage[];
+}
+
+export type SendOptions = Omit<GenerateOptions, 'addSpecial' | 'parseSpecial'>;
+
+export interface Chat {
+  /** The messages so far, a copy. */
+  readonly history: readonly ChatMessage[];
+  /**
+   * Streams the answer to a message. A turn enters the history once it has text, also when the loop is left or aborted
+   * early; when the answer fails otherwise the history stays as it was.
+   * What earlier turns left in the cache is used again, which changes nothing but the time.
+   */
+  send(message: string, options?: SendOptions): Generation;
+  /** Frees the cache; an answer in progress ends with `DISPOSED`. */
+  dispose(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** A sequence kept between turns, and the tokens that it holds. */
+interface Cache {
+  readonly sequence: number;
+  readonly tokens: Uint32Array;
+  readonly sampler: string;
+}
+
+/** @throws FrugalError `TEMPLATE_MISSING`, `INVALID_ARGUMENT`, `DISPOSED` */
+export function createChat(engine: Engine, options: ChatOptions): Chat {
+  engine.scheduler.assertLive();
+  checkKnown('chat', options, ['system', 'messages', ...chatNames()]);
+  const { system, messages, ...defaults } = options;
+  // Each turn draws with the same seed at its own positions, so a chat can be repeated as a whole.
+  const seed = checkGenerate('chat', defaults, engine.tokenizer.vocabSize).sampler.seed;
+  const template = requireTemplate(engine);
+  let history = initialHistory(system, messages);
+  let cache: Cache | undefined;
+  let answering: number | undefined;
+  let isDisposed = false;
+
+  async function begin(message: string, overrides: SendOptions): Promise<Start> {
+    const settings = checkGenerate('send', { seed, ...defaults, ...overrides }, engine.tokenizer.vocabSize);
+    settings.signal?.throwIfAborted();
+    const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
+    const prompt = await chatTokens(engine, template, asked, settings.signal);
+    checkFits(engine, prompt.length, 'The chat');
+    if (isDisposed) throw disposed('The chat');
+    const opened = openSequence(engine, cache, prompt, settings.sampler);
+    cache = undefined;
+    answering = opened.sequence;
+    return {
+      ...opened,
+      prompt,
+      settings,
+      release(record) {
+        answering = undefined;
+        cache = keepSequence(engine, opened.sequence, record, settings);
+        if (isWorthKeeping(record, settings.signal)) {
+          history = [...asked, { role: 'assistant', content: record.text }];
+        }
+      },
+    };
+  }
+
+  let busy = false;
+  const chat: Chat = {
+    get history() {
+      return [...history];
+    },
+    send(message, overrides = {}) {
+      return createGeneration(engine, async () => {
+        if (isDisposed) throw disposed('The chat');
+        if (typeof message !== 'string') throw invalid('message', 'a string', message);
+        if (busy || answering !== undefined) throw stillAnswering();
+        checkKnown('send', overrides, chatNames().concat('signal'));
+        busy = true;
+        try {
+          return await begin(message, overrides);
+        } finally {
+          busy = false;
+        }
+      });
+    },
+    async dispose() {
+      isDisposed = true;
+      if (answering !== undefined) engine.scheduler.close(answering);
+      if (cache) engine.scheduler.close(cache.sequence);
+      cache = undefined;
+    },
+    [Symbol.asyncDispose]: () => chat.dispose(),
+  };
+  return chat;
+}
+
+function chatNames(): string[] {
+  return GENERATE_NAMES.filter((name) => !['signal', 'addSpecial', 'parseSpecial'].includes(name));
+}
+
+function initialHistory(system: unknown, messages: unknown): readonly ChatMessage[] {
+  const history: ChatMessage[] = [];
+  if (system !== undefined) {
+    if (typeof system !== 'string') throw invalid('system', 'a string', system);
+    history.push({ role: 'system', content: system });
+  }
+  if (messages === undefined) return history;
+  if (!Array.isArray(messages)) throw invalid('messages', 'an array of {role, content}', messages);
+  for (const [i, message] of messages.entries()) {
+    if (typeof message?.role !== 'string') throw invalid(`messages[${i}].role`, 'a string', message?.role);
+    if (typeof message.content !== 'string')
+      throw invalid(`messages[${i}].content`, 'a string', message.content);
+    history.push({ ...message });
+  }
+  return history;
+}
+
+function requireTemplate(engine: Engine): string {
+  if (engine.chatTemplate !== undefined) return engine.chatTemplate;
+  throw new FrugalError('TEMPLATE_MISSING', `The model ${engine.facts.name} has no chat template`, {
+    cure: 'Load it with the option chatTemplate, or use generate with a prompt of your own.',
+  });
+}
+
+/** The history as the model's template writes it, with the beginning-of-text token exactly once where one is due. */
+async function chatTokens(
+  engine: Engine,
+  template: string,
+  messages: readonly ChatMessage[],
+  signal: AbortSignal | undefined,
+): Promise<Uint32Array> {
+  const { tokenizer } = engine;
+  const text = renderChat(template, messages, {
+    bosToken: tokenizer.bos === undefined ? '' : tokenizer.tokenText(tokenizer.bos),
+    eosToken: tokenizer.eos === undefined ? '' : tokenizer.tokenText(tokenizer.eos),
+    addGenerationPrompt: true,
+  });
+  const tokens = await tokenizer.encode(text, {
+    addSpecial: false,
+    parseSpecial: true,
+    ...(signal ? { signal } : {}),
+  });
+  if (!tokenizer.addBos || tokenizer.bos === undefined || tokens[0] === tokenizer.bos) return tokens;
+  const whole = new Uint32Array(tokens.length + 1);
+  whole[0] = tokenizer.bos;
+  whole.set(tokens, 1);
+  return whole;
+}
+
+/** The cached sequence when it holds a beginning of the prompt and samples alike; otherwise a new one. */
+function openSequence(
+  engine: Engine,
+  cache: Cache | undefined,
+  prompt: Uint32Array,
+  sampler: SamplerSettings,
+): { sequence: number; cachedTokens: number } {
+  if (cache && engine.scheduler.isOpen(cache.sequence)) {
+    const { tokens } = cache;
+    const extends_ = tokens.length < prompt.length && tokens.every((token, i) => token === prompt[i]);
+    if (extends_ && cache.sampler === samplerKey(sampler)) {
+      return { sequence: cache.sequence, cachedTokens: tokens.length };
+    }
+    engine.scheduler.close(cache.sequence);
+  }
+  return { sequence: engine.scheduler.open(sampler), cachedTokens: 0 };
+}
+
+function keepSequence(
+  engine: Engine,
+  sequence: number,
+  record: GenerationRecord,
+  settings: GenerateSettings,
+): Cache | undefined {
+  // Without a drawn token, how much of the prompt the sequence holds is not known.
+  if (record.drawn.length === 0) engine.scheduler.close(sequence);
+  if (!engine.scheduler.isOpen(sequence)) return undefined;
+  // The last token was drawn but never fed.
+  const tokens = Uint32Array.from([...record.prompt, ...record.drawn.slice(0, -1)]);
+  return { sequence, tokens, sampler: samplerKey(settings.sampler) };
+}
+
+function isWorthKeeping(record: GenerationRecord, signal: AbortSignal | undefined): boolean {
+  const finished: readonly FinishReason[] = ['stop', 'stop-string', 'length', 'context'];
+  if (finished.includes(record.finishReason)) return true;
+  return record.text !== '' && (!record.failed || signal?.aborted === true);
+}
+
+function samplerKey(sampler: SamplerSettings): string {
+  return JSON.stringify({ ...sampler, seed: String(sampler.seed) });
+}
+
+function stillAnswering(): FrugalError {
+  return new FrugalError('INVALID_ARGUMENT', 'The chat is still giving an earlier answer', {
+    cure: 'Iterate that answer to its end (or break), or use one chat per conversation.',
+  });
+}

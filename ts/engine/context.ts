@@ -1,0 +1,47 @@
+import type { BackendInfo } from '../backend/types.js';
+import { FrugalError } from '../errors.js';
+import type { ModelFacts } from '../models/index.js';
+import type { Tokenizer } from '../tokenizer/index.js';
+import type { Scheduler } from './scheduler.js';
+
+/** What the parts of a loaded model share. */
+export interface Engine {
+  readonly scheduler: Scheduler;
+  readonly tokenizer: Tokenizer;
+  readonly facts: ModelFacts;
+  readonly backend: BackendInfo;
+  /** The Jinja template that the model formats chats with, where it has one. */
+  readonly chatTemplate: string | undefined;
+}
+
+/** @throws FrugalError `CONTEXT_OVERFLOW` when a sequence of `tokens` tokens does not fit */
+export function checkFits(engine: Engine, tokens: number, what: string): void {
+  const { contextLength, trainedContext } = engine.facts;
+  if (tokens <= contextLength) return;
+  const more =
+    contextLength < trainedContext ? ` or load the model with a contextLength up to ${trainedContext}` : '';
+  throw new FrugalError(
+    'CONTEXT_OVERFLOW',
+    `${what} has ${tokens} tokens, but the context holds ${contextLength}`,
+    { cure: `Shorten it${more}.`, data: { tokens, contextLength, trainedContext } },
+  );
+}
+
+/**
+ * Feeds all of `tokens` to a sequence, in as many steps as the scheduler makes of them.
+ * @returns the outcome of the last step
+ */
+export async function feed(
+  engine: Engine,
+  sequence: number,
+  tokens: Uint32Array,
+  output: 'sample' | 'none',
+  signal: AbortSignal | undefined,
+): Promise<number | undefined> {
+  let rest = tokens;
+  for (;;) {
+    const outcome = await engine.scheduler.run(sequence, rest, output, signal);
+    if (outcome.consumed === rest.length) return outcome.token;
+    rest = rest.subarray(outcome.consumed);
+  }
+}

@@ -1,0 +1,301 @@
+import { FrugalError } from '../errors.js';
+import { checkTokens, invalid, isTokenList } from './check.js';
+import { checkFits, type Engine, feed } from './context.js';
+import { type GenerateSettings, reportSeed } from './options.js';
+import { createStopMatcher } from './stop.js';
+
+/**
+ * Why a generation ended: the model gave an end token, a stop string was found, `maxTokens` was reached, the context
+ * is full, or the consumer stopped taking pieces.
+ */
+export type FinishReason = 'stop' | 'stop-string' | 'length' | 'context' | 'cancelled';
+
+export interface Usage {
+  readonly promptTokens: number;
+  /** Prompt tokens that an earlier turn of the chat had left in the cache. */
+  readonly cachedTokens: number;
+  readonly completionTokens: number;
+  /** From the first pull to the first token, in milliseconds; 0 when there was none. */
+  readonly timeToFirstTokenMs: number;
+  /** Time in which the prompt was computed, in milliseconds, waiting for other sequences included. */
+  readonly prefillMs: number;
+  /** Time in which tokens after the first were computed; the consumer's own time is not in it. */
+  readonly decodeMs: number;
+  /** 0 where nothing was measured. */
+  readonly prefillTokensPerSecond: number;
+  readonly decodeTokensPerSecond: number;
+  /** Bytes of all key/value caches of the model when the generation ended. */
+  readonly kvBytes: number;
+}
+
+export interface Completion {
+  readonly text: string;
+  /** The generated tokens, without the end token. */
+  readonly tokens: Uint32Array;
+  readonly finishReason: FinishReason;
+  /** The stop string found, with the finish reason `stop-string`. */
+  readonly stopString?: string;
+  /** Repeats the run, with the same prompt and options. */
+  readonly seed: number | bigint;
+  readonly usage: Usage;
+}
+
+/**
+ * Text in pieces, made as they are asked for. Iterate once. Leaving the loop (`break`) frees the sequence at once;
+ * errors are thrown from the loop.
+ */
+export interface Generation extends AsyncIterableIterator<string, void, undefined> {
+  /**
+   * The whole, once iteration has ended; rejects with what the loop threw. It does not iterate by itself: use
+   * `complete` for that.
+   */
+  readonly result: Promise<Completion>;
+  next(): Promise<IteratorResult<string, void>>;
+  return(): Promise<IteratorResult<string, void>>;
+  [Symbol.asyncIterator](): Generation;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** What a generation has done so far. */
+export interface GenerationRecord {
+  prompt: Uint32Array;
+  cachedTokens: number;
+  /** Tokens drawn, the end token included. */
+  readonly drawn: number[];
+  endTokens: number;
+  text: string;
+  finishReason: FinishReason;
+  stopString: string | undefined;
+  /** It ended with an error. */
+  failed: boolean;
+  seed: bigint;
+  timeToFirstTokenMs: number;
+  prefillMs: number;
+  decodeMs: number;
+  kvBytes: number;
+}
+
+/** Where a generation starts: a sequence that holds the first `cachedTokens` tokens of the prompt, and not all. */
+export interface Start {
+  readonly sequence: number;
+  readonly prompt: Uint32Array;
+  readonly cachedTokens: number;
+  readonly settings: GenerateSettings;
+  /** Called when the generation ends, however it ends. */
+  release(record: GenerationRecord): void;
+}
+
+/**
+ * @param begin checks the options and opens the sequence; runs at the first pull
+ */
+export function createGeneration(engine: Engine, begin: () => Promise<Start>): Generation {
+  const record = emptyRecord();
+  const pieces = produce(engine, begin, record);
+  let settle: { resolve(value: Completion): void; reject(reason: unknown): void } | undefined;
+  const result = new Promise<Completion>((resolve, reject) => {
+    settle = { resolve, reject };
+  });
+  // The loop throws the same error; nobody has to look at `result` as well.
+  result.catch(() => {});
+  const follow = async (step: Promise<IteratorResult<string, void>>) => {
+    try {
+      const taken = await step;
+      if (taken.done) settle?.resolve(toCompletion(record));
+      return taken;
+    } catch (error) {
+      settle?.reject(error);
+      throw error;
+    }
+  };
+  const generation: Generation = {
+    result,
+    next: () => follow(pieces.next()),
+    return: () => follow(pieces.return()),
+    [Symbol.asyncIterator]: () => generation,
+    async [Symbol.asyncDispose]() {
+      await generation.return();
+    },
+  };
+  return generation;
+}
+
+/** Takes all pieces of a generation. */
+export async function drain(generation: Generation): Promise<Completion> {
+  for await (const _ of generation);
+  return generation.result;
+}
+
+async function* produce(
+  engine: Engine,
+  begin: () => Promise<Start>,
+  record: GenerationRecord,
+): AsyncGenerator<string, void, undefined> {
+  const began = performance.now();
+  const start = await begin();
+  record.prompt = start.prompt;
+  record.cachedTokens = start.cachedTokens;
+  record.seed = start.settings.sampler.seed;
+  // The sequence is freed at once even while the consumer is busy with a piece.
+  const { signal } = start.settings;
+  const abort = () => engine.scheduler.close(start.sequence, signal?.reason);
+  signal?.addEventListener('abort', abort, { once: true });
+  try {
+    if (start.settings.maxTokens === 0) {
+      record.finishReason = 'length';
+      return;
+    }
+    yield* decode(engine, start, record, began);
+  } catch (error) {
+    record.failed = true;
+    throw error;
+  } finally {
+    signal?.removeEventListener('abort', abort);
+    record.kvBytes = engine.scheduler.kvBytes();
+    start.release(record);
+  }
+}
+
+async function* decode(
+  engine: Engine,
+  start: Start,
+  record: GenerationRecord,
+  began: number,
+): AsyncGenerator<string, void, undefined> {
+  const { sequence, prompt, settings } = start;
+  const detokenizer = engine.tokenizer.stream();
+  const matcher = createStopMatcher(settings.stop);
+  let next = prompt.subarray(start.cachedTokens);
+  for (;;) {
+    const token = await draw(engine, sequence, next, settings.signal, record, began);
+    if (!settings.ignoreEnd && engine.tokenizer.endTokens.has(token)) {
+      record.endTokens = 1;
+      record.finishReason = 'stop';
+      break;
+    }
+    const { text, matched } = matcher.push(detokenizer.push(token));
+    const finish = matched === undefined ? limitReached(engine, settings, record) : 'stop-string';
+    if (finish) record.finishReason = finish;
+    record.stopString = matched;
+    record.text += text;
+    if (text !== '') yield text;
+    if (matched !== undefined) return;
+    if (finish) break;
+    next = Uint32Array.of(token);
+  }
+  const { text, matched } = matcher.push(detokenizer.end());
+  if (matched !== undefined) {
+    record.finishReason = 'stop-string';
+    record.stopString = matched;
+  }
+  const rest = matched === undefined ? text + matcher.end() : text;
+  record.text += rest;
+  if (rest !== '') yield rest;
+}
+
+async function draw(
+  engine: Engine,
+  sequence: number,
+  tokens: Uint32Array,
+  signal: AbortSignal | undefined,
+  record: GenerationRecord,
+  began: number,
+): Promise<number> {
+  const before = performance.now();
+  const token = await feed(engine, sequence, tokens, 'sample', signal);
+  const after = performance.now();
+  if (token === undefined) {
+    const message = 'The backend drew no token where one was asked for';
+    throw new FrugalError('INTERNAL', message, { cure: 'Report this with the model and the call.' });
+  }
+  if (record.drawn.length === 0) {
+    record.prefillMs = after - before;
+    record.timeToFirstTokenMs = after - began;
+  } else {
+    record.decodeMs += after - before;
+  }
+  record.drawn.push(token);
+  return token;
+}
+
+function limitReached(
+  engine: Engine,
+  settings: GenerateSettings,
+  record: GenerationRecord,
+): FinishReason | undefined {
+  if (record.drawn.length >= settings.maxTokens) return 'length';
+  // The token just drawn would be fed at this position.
+  const position = record.prompt.length + record.drawn.length - 1;
+  return position >= engine.facts.contextLength ? 'context' : undefined;
+}
+
+function emptyRecord(): GenerationRecord {
+  return {
+    prompt: new Uint32Array(0),
+    cachedTokens: 0,
+    drawn: [],
+    endTokens: 0,
+    text: '',
+    finishReason: 'cancelled',
+    stopString: undefined,
+    failed: false,
+    seed: 0n,
+    timeToFirstTokenMs: 0,
+    prefillMs: 0,
+    decodeMs: 0,
+    kvBytes: 0,
+  };
+}
+
+function toCompletion(record: GenerationRecord): Completion {
+  const completionTokens = record.drawn.length - record.endTokens;
+  const computed = record.drawn.length === 0 ? 0 : record.prompt.length - record.cachedTokens;
+  return {
+    text: record.text,
+    tokens: Uint32Array.from(record.drawn.slice(0, completionTokens)),
+    finishReason: record.finishReason,
+    ...(record.stopString === undefined ? {} : { stopString: record.stopString }),
+    seed: reportSeed(record.seed),
+    usage: {
+      promptTokens: record.prompt.length,
+      cachedTokens: record.cachedTokens,
+      completionTokens,
+      timeToFirstTokenMs: record.timeToFirstTokenMs,
+      prefillMs: record.prefillMs,
+      decodeMs: record.decodeMs,
+      prefillTokensPerSecond: perSecond(computed, record.prefillMs),
+      decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
+      kvBytes: record.kvBytes,
+    },
+  };
+}
+
+function perSecond(count: number, ms: number): number {
+  return ms > 0 ? (count * 1000) / ms : 0;
+}
+
+/** The prompt's token ids: text is encoded, ids are checked and taken as they are. */
+export async function promptTokens(
+  engine: Engine,
+  prompt: unknown,
+  settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'signal'>,
+): Promise<Uint32Array> {
+  engine.scheduler.assertLive();
+  settings.signal?.throwIfAborted();
+  const tokens = checkTokens('prompt', await promptIds(engine, prompt, settings), engine.tokenizer.vocabSize);
+  checkFits(engine, tokens.length, 'The prompt');
+  return tokens;
+}
+
+async function promptIds(
+  engine: Engine,
+  prompt: unknown,
+  settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'signal'>,
+): Promise<ArrayLike<number>> {
+  if (isTokenList(prompt)) return prompt;
+  if (typeof prompt !== 'string') throw invalid('prompt', 'a string or an array of token ids', prompt);
+  return engine.tokenizer.encode(prompt, {
+    addSpecial: settings.addSpecial,
+    parseSpecial: settings.parseSpecial,
+    ...(settings.signal ? { signal: settings.signal } : {}),
+  });
+}

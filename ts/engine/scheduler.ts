@@ -1,0 +1,262 @@
+import type { BackendModel, SamplerSettings, StepEntry, StepOutput, StepResult } from '../backend/types.js';
+import { FrugalError } from '../errors.js';
+
+/** What became of a request: the first `consumed` of its tokens are in the sequence now. */
+export interface StepOutcome {
+  readonly consumed: number;
+  /** For `sample`, once all tokens are consumed. */
+  readonly token?: number;
+  /** Rows for the consumed tokens (`all-logits`, `all-hidden`), or one row once all are consumed (`last-logits`). */
+  readonly values?: Float32Array;
+}
+
+export interface SchedulerLimits {
+  /** The most tokens in one step. */
+  readonly maxStepTokens: number;
+  /** The most tokens of one prompt in one step. */
+  readonly chunk: number;
+}
+
+/**
+ * Merges what all sequences of a model ask for into steps of the backend, one at a time.
+ *
+ * A step takes the single-token requests (sequences that generate) first, in order of arrival, and fills up with
+ * pieces of prompts. While others generate, a step holds only few prompt tokens, so that a long prompt does not hold
+ * them up. A request is answered after one step, perhaps for its first tokens only, and the caller asks again: that
+ * puts it at the end of the queue, which makes the turns fair, and a caller that does not ask pauses itself alone.
+ *
+ * A step fails as a whole. When a sequence of it was freed meanwhile, the others run again without it; otherwise each
+ * request runs again by itself, so that an error reaches only those that cause it.
+ */
+export interface Scheduler {
+  readonly limits: SchedulerLimits;
+  /** @throws FrugalError `DISPOSED` */
+  open(sampler?: SamplerSettings): number;
+  /**
+   * Appends tokens to a sequence. On abort the promise rejects at once with the signal's reason and the sequence is
+   * freed, because the step in progress may or may not have changed it.
+   */
+  run(sequence: number, tokens: Uint32Array, output: StepOutput, signal?: AbortSignal): Promise<StepOutcome>;
+  /** Frees a sequence, also one in a running step; its request rejects. Twice is harmless. */
+  close(sequence: number, reason?: unknown): void;
+  isOpen(sequence: number): boolean;
+  kvBytes(): number;
+  /** @throws FrugalError `DISPOSED` once disposed */
+  assertLive(): void;
+  /** Rejects every request with `DISPOSED` and frees everything. */
+  dispose(): Promise<void>;
+}
+
+interface Pending {
+  readonly sequence: number;
+  readonly tokens: Uint32Array;
+  readonly output: StepOutput;
+  settled: boolean;
+  resolve(outcome: StepOutcome): void;
+  reject(reason: unknown): void;
+}
+
+/** One request's share of a step. */
+interface Share {
+  readonly pending: Pending;
+  readonly take: number;
+}
+
+/** Prompt tokens in a step that also generates: enough to use the kernels well, short enough to wait for. */
+const MIXED_PROMPT_TOKENS = 64;
+
+export function createScheduler(model: BackendModel, limits: SchedulerLimits): Scheduler {
+  const live = new Set<number>();
+  const pendings = new Map<number, Pending>();
+  const queue: Pending[] = [];
+  let pumping = false;
+  let disposal: Promise<void> | undefined;
+
+  async function pump(): Promise<void> {
+    if (pumping) return;
+    pumping = true;
+    try {
+      for (;;) {
+        // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
+        if (live.size > 1) await nextTask();
+        const batch = takeBatch(queue, limits);
+        if (batch.length === 0) return;
+        await runBatch(model, batch);
+      }
+    } finally {
+      pumping = false;
+    }
+  }
+
+  function assertLive(): void {
+    if (disposal) throw disposed('The model');
+  }
+
+  function close(sequence: number, reason: unknown = disposed('The sequence')): void {
+    if (!live.delete(sequence)) return;
+    pendings.get(sequence)?.reject(reason);
+    model.freeSequence(sequence);
+  }
+
+  return {
+    limits,
+    assertLive,
+    close,
+    isOpen: (sequence) => live.has(sequence),
+    kvBytes: () => (disposal ? 0 : model.kvBytes()),
+    open(sampler) {
+      assertLive();
+      const sequence = model.createSequence(sampler);
+      live.add(sequence);
+      return sequence;
+    },
+    async run(sequence, tokens, output, signal) {
+      const abort = () => close(sequence, signal?.reason);
+      if (signal?.aborted) {
+        abort();
+        throw signal.reason;
+      }
+      assertLive();
+      if (!live.has(sequence)) throw disposed('The sequence');
+      if (pendings.has(sequence)) throw busy();
+      signal?.addEventListener('abort', abort, { once: true });
+      const { pending, outcome } = createPending(sequence, tokens, output);
+      pendings.set(sequence, pending);
+      queue.push(pending);
+      void pump();
+      try {
+        return await outcome;
+      } finally {
+        if (pendings.get(sequence) === pending) pendings.delete(sequence);
+        signal?.removeEventListener('abort', abort);
+      }
+    },
+    dispose() {
+      disposal ??= (async () => {
+        live.clear();
+        for (const pending of pendings.values()) pending.reject(disposed('The model'));
+        await model.dispose();
+      })();
+      return disposal;
+    },
+  };
+}
+
+function createPending(
+  sequence: number,
+  tokens: Uint32Array,
+  output: StepOutput,
+): { pending: Pending; outcome: Promise<StepOutcome> } {
+  let settle: Pick<Pending, 'resolve' | 'reject'> | undefined;
+  const outcome = new Promise<StepOutcome>((resolve, reject) => {
+    settle = { resolve, reject };
+  });
+  const pending: Pending = {
+    sequence,
+    tokens,
+    output,
+    settled: false,
+    resolve(value) {
+      pending.settled = true;
+      settle?.resolve(value);
+    },
+    reject(reason) {
+      pending.settled = true;
+      settle?.reject(reason);
+    },
+  };
+  return { pending, outcome };
+}
+
+/** Takes the next step's requests out of the queue. */
+function takeBatch(queue: Pending[], limits: SchedulerLimits): Share[] {
+  const waiting = queue.filter((pending) => !pending.settled);
+  const decodes = waiting.filter((pending) => pending.tokens.length === 1);
+  const prompts = waiting.filter((pending) => pending.tokens.length > 1);
+  // Half of a step is kept for prompts, or a crowd of generating sequences would starve them.
+  const decodeLimit = prompts.length > 0 ? Math.ceil(limits.maxStepTokens / 2) : limits.maxStepTokens;
+  const batch: Share[] = decodes.slice(0, decodeLimit).map((pending) => ({ pending, take: 1 }));
+  let room = limits.maxStepTokens - batch.length;
+  if (batch.length > 0) room = Math.min(room, MIXED_PROMPT_TOKENS);
+  for (const pending of prompts) {
+    const take = Math.min(room, limits.chunk, pending.tokens.length);
+    if (take === 0) break;
+    batch.push({ pending, take });
+    room -= take;
+  }
+  const taken = new Set(batch.map((share) => share.pending));
+  queue.splice(0, queue.length, ...waiting.filter((pending) => !taken.has(pending)));
+  return batch;
+}
+
+/** Runs one step and answers its requests; never rejects. */
+async function runBatch(model: BackendModel, batch: readonly Share[]): Promise<void> {
+  const shares = batch.filter((share) => !share.pending.settled);
+  if (shares.length === 0) return;
+  let results: StepResult[];
+  try {
+    results = await model.step(shares.map(toEntry));
+  } catch (error) {
+    await recover(model, shares, error);
+    return;
+  }
+  for (const [i, share] of shares.entries()) answer(share, results[i]);
+}
+
+async function recover(model: BackendModel, shares: readonly Share[], error: unknown): Promise<void> {
+  const left = shares.filter((share) => !share.pending.settled);
+  if (left.length < shares.length) {
+    await runBatch(model, left);
+  } else if (left.length === 1) {
+    left[0]?.pending.reject(error);
+  } else {
+    for (const share of left) await runBatch(model, [share]);
+  }
+}
+
+function toEntry({ pending, take }: Share): StepEntry {
+  const whole = take === pending.tokens.length;
+  const everyRow = pending.output === 'all-logits' || pending.output === 'all-hidden';
+  return {
+    sequence: pending.sequence,
+    tokens: whole ? pending.tokens : pending.tokens.slice(0, take),
+    output: whole || everyRow ? pending.output : 'none',
+  };
+}
+
+function answer({ pending, take }: Share, result: StepResult | undefined): void {
+  if (pending.settled) return;
+  if (result === undefined) {
+    const message = 'The backend answered a step with too few results';
+    pending.reject(
+      new FrugalError('INTERNAL', message, { cure: 'Report this with the model and the call.' }),
+    );
+    return;
+  }
+  pending.resolve({
+    consumed: take,
+    ...(result.token === undefined ? {} : { token: result.token }),
+    ...(result.values === undefined ? {} : { values: result.values }),
+  });
+}
+
+export function disposed(what: string): FrugalError {
+  return new FrugalError('DISPOSED', `${what} is disposed`, {
+    cure: 'Load the model again, and dispose it only after its last use.',
+  });
+}
+
+function busy(): FrugalError {
+  return new FrugalError('INVALID_ARGUMENT', 'The sequence is still working on an earlier call', {
+    cure: 'Await the earlier call, or use one sequence per caller.',
+  });
+}
+
+/** Continues after tasks that are ready now: sooner than a timer where the runtime has `setImmediate`. */
+function nextTask(): Promise<void> {
+  const { setImmediate } = globalThis as { setImmediate?: (run: () => void) => unknown };
+  return new Promise((resolve) => {
+    if (setImmediate) setImmediate(resolve);
+    else setTimeout(resolve, 0);
+  });
+}

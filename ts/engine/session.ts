@@ -1,0 +1,102 @@
+import { checkBoolean, checkChoice, checkKnown, checkSignal, checkTokens } from './check.js';
+import { checkFits, type Engine } from './context.js';
+import { logProbabilities } from './probability.js';
+
+export interface SessionOptions {
+  /** Rows for all tokens, or for the last one only. @default 'all' */
+  readonly rows?: 'all' | 'last';
+  readonly signal?: AbortSignal;
+}
+
+export interface ScoreOptions {
+  /** Natural logarithms of the probabilities instead of the logits. @default false */
+  readonly logProbabilities?: boolean;
+  readonly signal?: AbortSignal;
+}
+
+/** A sequence of one's own, for reading logits: for measuring, or for choosing tokens outside this package. */
+export interface Session {
+  /** Tokens in the sequence. */
+  readonly length: number;
+  /**
+   * Appends tokens and yields one row of logits [vocabSize] for each of them (or for the last one), in order.
+   * Rows are computed as they are asked for, a step at a time; leaving the loop early frees the session.
+   * @throws FrugalError `INVALID_ARGUMENT`, `CONTEXT_OVERFLOW`, `DISPOSED`
+   */
+  logits(tokens: ArrayLike<number>, options?: SessionOptions): AsyncGenerator<Float32Array, void, undefined>;
+  dispose(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** The most bytes of logits that one step returns. */
+const MAX_LOGIT_BYTES = 16 * 2 ** 20;
+
+/** @throws FrugalError `DISPOSED` */
+export function createSession(engine: Engine): Session {
+  const { scheduler, facts } = engine;
+  const sequence = scheduler.open();
+  let length = 0;
+
+  async function* logits(
+    tokens: ArrayLike<number>,
+    options: SessionOptions = {},
+  ): AsyncGenerator<Float32Array, void, undefined> {
+    checkKnown('logits', options, ['rows', 'signal']);
+    const signal = checkSignal(options.signal);
+    let rest = checkTokens('tokens', tokens, facts.vocabSize);
+    checkFits(engine, length + rest.length, 'The sequence');
+    const rows = checkChoice('rows', options.rows, ['all', 'last'], 'all');
+    const output = rows === 'last' ? 'last-logits' : 'all-logits';
+    const most = output === 'last-logits' ? rest.length : rowsPerStep(facts.vocabSize);
+    try {
+      while (rest.length > 0) {
+        const outcome = await scheduler.run(sequence, rest.subarray(0, most), output, signal);
+        length += outcome.consumed;
+        rest = rest.subarray(outcome.consumed);
+        if (outcome.values) yield* rowsOf(outcome.values, facts.vocabSize);
+      }
+    } finally {
+      if (rest.length > 0) scheduler.close(sequence);
+    }
+  }
+
+  const session: Session = {
+    get length() {
+      return length;
+    },
+    logits,
+    async dispose() {
+      scheduler.close(sequence);
+    },
+    [Symbol.asyncDispose]: () => session.dispose(),
+  };
+  return session;
+}
+
+function rowsPerStep(vocabSize: number): number {
+  return Math.max(1, Math.floor(MAX_LOGIT_BYTES / (vocabSize * Float32Array.BYTES_PER_ELEMENT)));
+}
+
+function* rowsOf(values: Float32Array, width: number): Generator<Float32Array, void, undefined> {
+  for (let start = 0; start < values.length; start += width) yield values.subarray(start, start + width);
+}
+
+/** See `Model.score`. */
+export async function* score(
+  engine: Engine,
+  tokens: ArrayLike<number>,
+  options: ScoreOptions,
+): AsyncGenerator<Float32Array, void, undefined> {
+  checkKnown('score', options, ['logProbabilities', 'signal']);
+  const convert = checkBoolean('logProbabilities', options.logProbabilities, false);
+  const signal = checkSignal(options.signal);
+  signal?.throwIfAborted();
+  const session = createSession(engine);
+  try {
+    for await (const row of session.logits(tokens, signal ? { signal } : {})) {
+      yield convert ? await logProbabilities(row) : row;
+    }
+  } finally {
+    await session.dispose();
+  }
+}

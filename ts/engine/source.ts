@@ -1,0 +1,50 @@
+import type { Backend } from '../backend/types.js';
+import { blobSource } from '../gguf/blob-source.js';
+import type { ByteSource } from '../gguf/source.js';
+import { openUrl } from '../gguf/url-source.js';
+import { invalid } from './check.js';
+
+/** A path, an http or https address, a Blob (a File), or a source of one's own. */
+export type ModelSource = string | URL | Blob | ByteSource;
+
+/** What differs between runtimes. */
+export interface Runtime {
+  /** @throws FrugalError `SOURCE_READ` */
+  openFile(path: string): Promise<ByteSource>;
+  /** @throws FrugalError `BACKEND_UNAVAILABLE` */
+  loadNative(): Promise<Backend>;
+}
+
+/** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ` */
+export async function openSource(
+  runtime: Pick<Runtime, 'openFile'>,
+  source: ModelSource,
+  signal?: AbortSignal,
+): Promise<ByteSource> {
+  if (typeof source === 'string') return openAddress(runtime, source, signal);
+  if (source instanceof URL) return openAddress(runtime, source.href, signal);
+  if (source instanceof Blob) return blobSource(source);
+  if (typeof source?.read === 'function' && typeof source.size === 'number') return source;
+  throw invalid('source', 'a path, a URL, a Blob or a ByteSource', source);
+}
+
+/** Two letters at least, so that a Windows drive is a path. */
+const SCHEME = /^([a-z][a-z0-9+.-]+):\/\//i;
+
+async function openAddress(
+  runtime: Pick<Runtime, 'openFile'>,
+  address: string,
+  signal: AbortSignal | undefined,
+): Promise<ByteSource> {
+  if (address === '') throw invalid('source', 'a path, a URL, a Blob or a ByteSource', address);
+  const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
+  if (scheme === undefined) return runtime.openFile(address);
+  if (scheme === 'http' || scheme === 'https') return openUrl(address, signal ? { signal } : {});
+  if (scheme === 'file') return runtime.openFile(filePath(new URL(address)));
+  throw invalid('source', 'a path or a file:, http: or https: URL', address);
+}
+
+function filePath(url: URL): string {
+  const path = decodeURIComponent(url.pathname);
+  return /^\/[a-z]:\//i.test(path) ? path.slice(1) : path;
+}
