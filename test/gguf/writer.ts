@@ -56,12 +56,12 @@ export interface Field {
 }
 
 export interface Written {
-  readonly bytes: Uint8Array;
+  readonly bytes: Uint8Array<ArrayBuffer>;
   readonly fields: readonly Field[];
 }
 
 interface Out {
-  bytes: Uint8Array;
+  bytes: Uint8Array<ArrayBuffer>;
   length: number;
   readonly fields: Field[];
 }
@@ -94,7 +94,11 @@ export function writeGguf(spec: GgufSpec): Written {
 }
 
 /** The parts of a split model by file name; `cuts` are the indexes of tensors at which a new part begins. */
-export function writeSplit(stem: string, spec: GgufSpec, cuts: readonly number[]): Map<string, Uint8Array> {
+export function writeSplit(
+  stem: string,
+  spec: GgufSpec,
+  cuts: readonly number[],
+): Map<string, Uint8Array<ArrayBuffer>> {
   const starts = [0, ...cuts];
   const digits = (value: number) => String(value).padStart(5, '0');
   return new Map(
@@ -237,7 +241,7 @@ function field(out: Out, role: FieldRole, name: string, start: number): void {
 }
 
 /** The buffer with room for `bytes` more, grown when it is full. */
-function room(out: Out, bytes: number): Uint8Array {
+function room(out: Out, bytes: number): Uint8Array<ArrayBuffer> {
   if (out.length + bytes > out.bytes.length) {
     const grown = new Uint8Array(Math.max(2 * out.bytes.length, out.length + bytes));
     grown.set(out.bytes);
