@@ -8,7 +8,7 @@ import { createTensorTable, type TakenTensors } from './tensors.js';
 import type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
 
 export { architectures } from './table.js';
-export type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
+export type { FileTensor, Metadata, ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
 
 const VALUE_BYTES = 2; // keys and values are cached as F16
 
