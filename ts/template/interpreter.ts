@@ -8,7 +8,7 @@ const MAX_ATTRIBUTE_LENGTH = 256;
 /**
  * An interpreter that a template cannot make run long or grow large.
  *
- * The library evaluates every node through one method, which is wrapped here: steps, time, nesting
+ * The library evaluates every node through one method, which is wrapped here: time, nesting
  * and the size of every result are counted. So no operation ever sees a value above the limit, and
  * one operation takes time in proportion to its values, except for those that multiply: `range`,
  * `replace`, `join`, `indent` and `tojson` in size, `in`, `split`, `sort` and `map` in time. These are

@@ -14,7 +14,6 @@ export interface Measure {
 export const NODE_SIZE = 16;
 const MAX_VALUE_DEPTH = 64;
 const MAX_NESTING = 256;
-const MAX_STEPS = 500_000;
 const MAX_MILLISECONDS = 400;
 
 /** Counts what a running template uses up. Every method throws TEMPLATE_FAILED at a limit. */
@@ -35,7 +34,6 @@ export function createMeter(): Meter {
   const deadline = performance.now() + MAX_MILLISECONDS;
   // Lists and objects never change once made, so that each is measured once.
   const known = new WeakMap<Value, Measure>();
-  let steps = 0;
   let nesting = 0;
   let maxSize = Number.POSITIVE_INFINITY;
 
@@ -79,10 +77,8 @@ export function createMeter(): Meter {
 
   return {
     enter() {
-      steps += 1;
       nesting += 1;
       if (nesting > MAX_NESTING) throw exceeded(`nests more than ${MAX_NESTING} deep`);
-      if (steps > MAX_STEPS) throw exceeded(`takes more than ${MAX_STEPS} steps`);
       if (performance.now() > deadline) throw exceeded(`takes longer than ${MAX_MILLISECONDS} ms`);
     },
     leave() {
