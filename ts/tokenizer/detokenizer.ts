@@ -3,13 +3,9 @@ import type { StringArray } from '../gguf/index.js';
 import { Attribute } from './attributes.js';
 import type { DecodeOptions, Detokenizer, VocabularyData, VocabularyFacts } from './types.js';
 
-const NOTHING = new Uint8Array(0);
 const SPACE = 0x20;
 /** "▁", which stands for a space in SentencePiece style. */
 const MARK = [0xe2, 0x96, 0x81] as const;
-const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2})>$/;
-
-const encoder = new TextEncoder();
 
 /** The byte that each letter of the byte-level alphabet stands for, by code point; -1 for other letters. */
 const BYTE_OF_LETTER = byteLevelAlphabet();
@@ -27,7 +23,16 @@ function byteLevelAlphabet(): Int16Array {
   return alphabet;
 }
 
-/** Tokens back to bytes and text. Each token is decoded when it is asked for, from the bytes of the file. */
+/** Bytes that grow as tokens are written. */
+interface Output {
+  bytes: Uint8Array;
+  length: number;
+}
+
+/** Writes the bytes from `start` to `end` of the vocabulary to `output`, which has room for them. */
+type WriteBytes = (from: Uint8Array, start: number, end: number, output: Output) => void;
+
+/** Tokens back to text, from the bytes of the file: nothing is prepared, so nothing has to be kept. */
 export interface Detokenization {
   decode(tokens: Iterable<number>, options?: DecodeOptions): string;
   stream(options?: DecodeOptions): Detokenizer;
@@ -38,29 +43,44 @@ export function createDetokenization(
   data: Pick<VocabularyData, 'model' | 'addSpacePrefix'>,
   facts: Pick<VocabularyFacts, 'attributes' | 'bos'>,
 ): Detokenization {
-  const bytesOf = data.model === 'llama' ? sentencePieceBytes : byteLevelBytes;
-  const piece = (id: number, special: boolean): Uint8Array => {
-    checkToken(id, tokens.length);
-    const attribute = facts.attributes[id] ?? 0;
-    if ((attribute & (Attribute.control | Attribute.unknown)) !== 0) {
-      return special ? tokens.bytes(id) : NOTHING;
-    }
-    if ((attribute & Attribute.userDefined) !== 0) return tokens.bytes(id);
-    if ((attribute & Attribute.normal) !== 0) return bytesOf(tokens, id);
-    return (attribute & Attribute.byte) !== 0 ? byteTokenBytes(tokens.at(id)) : NOTHING;
+  const { buffer, offsets, length: count } = tokens;
+  const writeNormal = data.model === 'llama' ? writeSentencePiece : writeByteLevel;
+  const write = (id: number, special: boolean, output: Output): void => {
+    checkToken(id, count);
+    const writeBytes = writerOf(facts.attributes[id] ?? 0, special, writeNormal);
+    if (writeBytes === undefined) return;
+    const start = offsets[id] ?? 0;
+    const end = offsets[id + 1] ?? 0;
+    makeRoom(output, end - start);
+    writeBytes(buffer, start, end, output);
   };
   return {
     decode(ids, { special = false } = {}) {
-      const pieces: Uint8Array[] = [];
-      let atStart = data.addSpacePrefix;
+      const output = createOutput(1024);
+      let textStart = 0;
+      let position = 0;
       for (const id of ids) {
-        const bytes = piece(id, special);
-        pieces.push(atStart && bytes[0] === SPACE ? bytes.subarray(1) : bytes);
-        atStart &&= id === facts.bos && pieces.length === 1;
+        write(id, special, output);
+        if (position++ === 0 && id === facts.bos) textStart = output.length;
       }
-      return decodeLossy(pieces);
+      if (data.addSpacePrefix && output.length > textStart && output.bytes[textStart] === SPACE) {
+        output.bytes.copyWithin(textStart, textStart + 1, output.length--);
+      }
+      return createDecoder().decode(output.bytes.subarray(0, output.length));
     },
-    stream: ({ special = false } = {}) => createStream((id) => piece(id, special)),
+    stream({ special = false } = {}) {
+      // The decoder of the platform keeps unfinished characters back and replaces invalid bytes.
+      const decoder = createDecoder();
+      const output = createOutput(64);
+      return {
+        push(token) {
+          output.length = 0;
+          write(token, special, output);
+          return decoder.decode(output.bytes.subarray(0, output.length), { stream: true });
+        },
+        end: () => decoder.decode(),
+      };
+    },
   };
 }
 
@@ -73,48 +93,59 @@ export function checkToken(id: number, count: number): void {
   });
 }
 
-/** The decoder of the platform keeps unfinished characters back and replaces invalid bytes. */
-function createStream(piece: (id: number) => Uint8Array): Detokenizer {
-  const decoder = new TextDecoder('utf-8', { ignoreBOM: true });
-  return {
-    push: (token) => decoder.decode(piece(token), { stream: true }),
-    end: () => decoder.decode(),
-  };
+/** How a token is written; undefined when it has no text. */
+function writerOf(attribute: number, special: boolean, writeNormal: WriteBytes): WriteBytes | undefined {
+  if ((attribute & (Attribute.control | Attribute.unknown)) !== 0) return special ? writeAsIs : undefined;
+  if ((attribute & Attribute.userDefined) !== 0) return writeAsIs;
+  if ((attribute & Attribute.normal) !== 0) return writeNormal;
+  return (attribute & Attribute.byte) !== 0 ? writeByteToken : undefined;
 }
 
-function decodeLossy(pieces: readonly Uint8Array[]): string {
-  const all = new Uint8Array(pieces.reduce((total, piece) => total + piece.length, 0));
-  let at = 0;
-  for (const piece of pieces) {
-    all.set(piece, at);
-    at += piece.length;
-  }
-  return new TextDecoder('utf-8', { ignoreBOM: true }).decode(all);
+function createDecoder(): TextDecoder {
+  return new TextDecoder('utf-8', { ignoreBOM: true });
 }
 
-function sentencePieceBytes(tokens: StringArray, id: number): Uint8Array {
-  const bytes = tokens.bytes(id).slice();
-  let length = 0;
-  for (let i = 0; i < bytes.length; ) {
-    const isMark = bytes[i] === MARK[0] && bytes[i + 1] === MARK[1] && bytes[i + 2] === MARK[2];
-    bytes[length++] = isMark ? SPACE : (bytes[i] ?? 0);
+function createOutput(room: number): Output {
+  return { bytes: new Uint8Array(room), length: 0 };
+}
+
+function makeRoom(output: Output, more: number): void {
+  const needed = output.length + more;
+  if (needed <= output.bytes.length) return;
+  const bytes = new Uint8Array(Math.max(needed, 2 * output.bytes.length));
+  bytes.set(output.bytes.subarray(0, output.length));
+  output.bytes = bytes;
+}
+
+function writeAsIs(from: Uint8Array, start: number, end: number, output: Output): void {
+  for (let i = start; i < end; i++) output.bytes[output.length++] = from[i] ?? 0;
+}
+
+function writeSentencePiece(from: Uint8Array, start: number, end: number, output: Output): void {
+  for (let i = start; i < end; ) {
+    const isMark = i + 2 < end && from[i] === MARK[0] && from[i + 1] === MARK[1] && from[i + 2] === MARK[2];
+    output.bytes[output.length++] = isMark ? SPACE : (from[i] ?? 0);
     i += isMark ? MARK.length : 1;
   }
-  return bytes.subarray(0, length);
 }
 
-function byteLevelBytes(tokens: StringArray, id: number): Uint8Array {
-  const bytes: number[] = [];
-  for (const letter of tokens.at(id)) {
-    const byte = BYTE_OF_LETTER[letter.codePointAt(0) ?? 0] ?? -1;
-    // A letter outside the alphabet stands for no byte; it is shown as it is.
-    if (byte >= 0) bytes.push(byte);
-    else bytes.push(...encoder.encode(letter));
+/** The letters of the alphabet take one or two bytes; other letters stand for no byte and stay as they are. */
+function writeByteLevel(from: Uint8Array, start: number, end: number, output: Output): void {
+  for (let i = start; i < end; ) {
+    const first = from[i] ?? 0;
+    const isPair = first >= 0xc2 && first <= 0xc5 && i + 1 < end;
+    const letter = isPair ? ((first & 0x1f) << 6) | ((from[i + 1] ?? 0) & 0x3f) : first;
+    const byte = first < 0x80 || isPair ? (BYTE_OF_LETTER[letter] ?? -1) : -1;
+    if (byte >= 0) output.bytes[output.length++] = byte;
+    else writeAsIs(from, i, isPair ? i + 2 : i + 1, output);
+    i += isPair ? 2 : 1;
   }
-  return Uint8Array.from(bytes);
 }
 
-function byteTokenBytes(text: string): Uint8Array {
-  const hex = BYTE_TOKEN.exec(text)?.[1];
-  return hex === undefined ? NOTHING : Uint8Array.of(Number.parseInt(hex, 16));
+/** A token that is spelled `<0x0A>` and stands for that byte. */
+function writeByteToken(from: Uint8Array, start: number, end: number, output: Output): void {
+  const hex = /^<0x([0-9A-Fa-f]{2})>$/.exec(
+    String.fromCharCode(...from.subarray(start, Math.min(end, start + 7))),
+  )?.[1];
+  if (hex !== undefined) output.bytes[output.length++] = Number.parseInt(hex, 16);
 }

@@ -1,6 +1,7 @@
 import * as tokenizers from '@huggingface/tokenizers';
 import { StringArray } from '../gguf/index.js';
-import { preTokenizers } from './pre-tokenizers.js';
+import { createPairRanks, type PairRanks } from './pair-ranks.js';
+import { librarySplits, preTokenizers } from './pre-tokenizers.js';
 import { invalid } from './refuse.js';
 import type { Vocabulary } from './vocabulary.js';
 
@@ -86,10 +87,9 @@ function rankScores({ data, texts }: Vocabulary): Uint32Array {
   const wrong = scores.findIndex((score) => Number.isNaN(score));
   if (wrong >= 0) throw invalid(`the score of token ${wrong} is not a number`, { id: wrong });
   const ordered = scores.toSorted().reverse();
-  let places = 0;
-  const places_ = new Map<number, number>();
-  for (const score of ordered) if (!places_.has(score)) places_.set(score, places++);
-  for (const [id, score] of scores.entries()) ranks[id] = places_.get(score) ?? 0;
+  const places = new Map<number, number>();
+  for (const score of ordered) if (!places.has(score)) places.set(score, places.size);
+  for (const [id, score] of scores.entries()) ranks[id] = places.get(score) ?? 0;
   return ranks;
 }
 
@@ -104,12 +104,7 @@ function createByteLevel(vocabulary: Vocabulary): EncodeText {
     {
       type: 'Sequence',
       pretokenizers: [
-        ...pre.patterns.map((pattern) => ({
-          type: 'Split',
-          pattern: { Regex: pattern },
-          behavior: 'Isolated',
-          invert: false,
-        })),
+        ...librarySplits(pre),
         { type: 'ByteLevel', add_prefix_space: false, use_regex: false },
       ],
     },
@@ -119,28 +114,27 @@ function createByteLevel(vocabulary: Vocabulary): EncodeText {
     const leftId = ids.get(left);
     const rightId = ids.get(right);
     if (leftId === undefined || rightId === undefined) return undefined;
-    return merges.get(leftId * ids.size + rightId);
+    return merges.get(leftId, rightId);
   });
   return (text) => tokenizer.encode(text, { add_special_tokens: false }).ids;
 }
 
-/** The rank of each merge by `left * vocabulary size + right`. */
-function indexMerges({ data, ids }: Vocabulary): Map<number, number> {
-  const merges = new Map<number, number>();
+function indexMerges({ data, ids }: Vocabulary): PairRanks {
+  const merges = new StringArray(data.merges.buffer, data.merges.offsets);
+  const ranks = createPairRanks(merges.length);
   let rank = 0;
-  for (const merge of new StringArray(data.merges.buffer, data.merges.offsets)) {
-    // A part may itself be a space in the file, so the first character never separates.
+  for (const merge of merges) {
+    // The left part may itself begin with a space, so the first character never separates.
     const space = merge.indexOf(' ', 1);
     const left = ids.get(merge.slice(0, space));
     const right = ids.get(merge.slice(space + 1));
     if (space < 0 || left === undefined || right === undefined) {
       throw invalid(`merge ${rank} (${JSON.stringify(merge)}) does not join two tokens`, { rank, merge });
     }
-    const key = left * ids.size + right;
-    if (!merges.has(key)) merges.set(key, rank);
+    ranks.add(left, right);
     rank++;
   }
-  return merges;
+  return ranks;
 }
 
 function createLibrary(

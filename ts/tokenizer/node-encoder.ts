@@ -86,7 +86,12 @@ interface Pending {
 
 /** A thread and the calls that wait for it. It keeps the process alive only while there are any. */
 function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
-  const worker = new Worker(entry, { name: 'frugal tokenizer', execArgv: [] });
+  const worker = new Worker(entry, {
+    name: 'frugal tokenizer',
+    execArgv: [],
+    // The default is meant for servers: it would triple the memory that a vocabulary takes.
+    resourceLimits: { maxYoungGenerationSizeMb: 4 },
+  });
   worker.unref();
   const pending = new Map<number, Pending>();
   let lastId = 0;

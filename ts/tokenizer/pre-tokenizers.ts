@@ -213,3 +213,13 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['tekken', split([gpt4o('', '\\p{N}')], { ignoreMerges: true, addBos: true })],
   ['gpt-4o', split([gpt4o(`(?:${CONTRACTION})?`, '\\p{N}{1,3}')])],
 ]);
+
+/** A pre-tokeniser as the library is told of it. */
+export function librarySplits({ patterns }: PreTokenizer): readonly object[] {
+  return patterns.map((pattern) => ({
+    type: 'Split',
+    pattern: { Regex: pattern },
+    behavior: 'Isolated',
+    invert: false,
+  }));
+}
