@@ -45,7 +45,7 @@ export function chatTemplateOf(metadata: { optionalString(key: string): string |
  * eos_token, tools and documents (none), raise_exception, strftime_now, range and namespace.
  *
  * Templates come with model files and are not trusted. One may have 131,072 characters and no more than
- * 256 white space characters in a row, take 400 ms, nest 256 deep, and make values of
+ * 256 white space characters in a row, take 600 ms, nest 256 deep, and make values of
  * up to 262,144 characters and four times the conversation; that bounds the result too.
  *
  * @throws FrugalError `TEMPLATE_FAILED` at a limit, for an error in the template, and when the template

@@ -14,7 +14,7 @@ export interface Measure {
 export const NODE_SIZE = 16;
 const MAX_VALUE_DEPTH = 64;
 const MAX_NESTING = 256;
-const MAX_MILLISECONDS = 400;
+const MAX_MILLISECONDS = 600;
 
 /** Counts what a running template uses up. Every method throws TEMPLATE_FAILED at a limit. */
 export interface Meter {
