@@ -95,10 +95,9 @@ async function negativeLog(
   // The last token is only predicted, never fed.
   for await (const row of model.score(tokens.subarray(0, -1), { signal })) {
     const token = tokens[next];
-    if (token !== undefined) sum -= await logProbability(row, token);
+    if (token !== undefined) sum -= await logProbability(row, token, pace);
     next += 1;
     onToken();
-    if (pace.due()) await pace.rest();
   }
   return sum;
 }

@@ -50,7 +50,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
   checkKnown('chat', options, ['system', 'messages', ...chatNames()]);
   const { system, messages, ...defaults } = options;
   // Each turn draws with the same seed at its own positions, so a chat can be repeated as a whole.
-  const seed = checkGenerate('chat', defaults, engine.tokenizer.vocabSize).sampler.seed;
+  const seed = checkGenerate('chat', defaults, engine.facts.vocabSize).sampler.seed;
   const template = requireTemplate(engine);
   let history = initialHistory(system, messages);
   let cache: Cache | undefined;
@@ -58,7 +58,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
   let isDisposed = false;
 
   async function begin(message: string, overrides: SendOptions): Promise<Start> {
-    const settings = checkGenerate('send', { seed, ...defaults, ...overrides }, engine.tokenizer.vocabSize);
+    const settings = checkGenerate('send', { seed, ...defaults, ...overrides }, engine.facts.vocabSize);
     settings.signal?.throwIfAborted();
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);

@@ -26,22 +26,3 @@ export function checkFits(engine: Engine, tokens: number, what: string): void {
     { cure: `Shorten it${more}.`, data: { tokens, contextLength, trainedContext } },
   );
 }
-
-/**
- * Feeds all of `tokens` to a sequence, in as many steps as the scheduler makes of them.
- * @returns the outcome of the last step
- */
-export async function feed(
-  engine: Engine,
-  sequence: number,
-  tokens: Uint32Array,
-  output: 'sample' | 'none',
-  signal: AbortSignal | undefined,
-): Promise<number | undefined> {
-  let rest = tokens;
-  for (;;) {
-    const outcome = await engine.scheduler.run(sequence, rest, output, signal);
-    if (outcome.consumed === rest.length) return outcome.token;
-    rest = rest.subarray(outcome.consumed);
-  }
-}

@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { checkTokens, invalid, isTokenList } from './check.js';
-import { checkFits, type Engine, feed } from './context.js';
+import { checkFits, type Engine } from './context.js';
 import { type GenerateSettings, reportSeed } from './options.js';
 import { createStopMatcher } from './stop.js';
 
@@ -201,12 +201,8 @@ async function draw(
   began: number,
 ): Promise<number> {
   const before = performance.now();
-  const token = await feed(engine, sequence, tokens, 'sample', signal);
+  const token = await feed(engine, sequence, tokens, signal);
   const after = performance.now();
-  if (token === undefined) {
-    const message = 'The backend drew no token where one was asked for';
-    throw new FrugalError('INTERNAL', message, { cure: 'Report this with the model and the call.' });
-  }
   if (record.drawn.length === 0) {
     record.prefillMs = after - before;
     record.timeToFirstTokenMs = after - began;
@@ -215,6 +211,27 @@ async function draw(
   }
   record.drawn.push(token);
   return token;
+}
+
+/**
+ * Feeds all of `tokens` to a sequence, in as many steps as the scheduler makes of them, and draws the next.
+ * An abort closes the sequence, so here it only has to be noticed.
+ */
+async function feed(
+  engine: Engine,
+  sequence: number,
+  tokens: Uint32Array,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  let rest = tokens;
+  while (rest.length > 0) {
+    signal?.throwIfAborted();
+    const { consumed, token } = await engine.scheduler.run(sequence, rest, 'sample');
+    if (token !== undefined) return token;
+    rest = rest.subarray(consumed);
+  }
+  const message = 'The backend drew no token where one was asked for';
+  throw new FrugalError('INTERNAL', message, { cure: 'Report this with the model and the call.' });
 }
 
 function limitReached(
@@ -281,7 +298,7 @@ export async function promptTokens(
 ): Promise<Uint32Array> {
   engine.scheduler.assertLive();
   settings.signal?.throwIfAborted();
-  const tokens = checkTokens('prompt', await promptIds(engine, prompt, settings), engine.tokenizer.vocabSize);
+  const tokens = checkTokens('prompt', await promptIds(engine, prompt, settings), engine.facts.vocabSize);
   checkFits(engine, tokens.length, 'The prompt');
   return tokens;
 }

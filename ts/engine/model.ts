@@ -113,7 +113,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
       checkKnown('detokenize', options, ['special']);
       const special = checkBoolean('special', options.special, false);
       if (tokens.length === 0) return '';
-      return tokenizer.decode(checkTokens('tokens', tokens, facts.vocabSize), { special });
+      return tokenizer.decode(checkTokens('tokens', tokens, tokenizer.vocabSize), { special });
     },
     score: (tokens, options = {}) => score(engine, tokens, options),
     dispose() {

@@ -1,4 +1,4 @@
-import { createPace } from '../yield.js';
+import type { Pace } from '../yield.js';
 
 // These numbers are reports about logits. They are computed in f64 with the runtime's own `Math`, whose last bit may
 // differ between runtimes, and nothing of them ever goes back into a model.
@@ -7,8 +7,7 @@ import { createPace } from '../yield.js';
 const SLICE = 16384;
 
 /** ln(sum(exp(logits))), in f64. */
-async function logSumExp(logits: Float32Array): Promise<number> {
-  const pace = createPace();
+async function logSumExp(logits: Float32Array, pace: Pace): Promise<number> {
   let max = Number.NEGATIVE_INFINITY;
   for (const logit of logits) if (logit > max) max = logit;
   let sum = 0;
@@ -19,15 +18,18 @@ async function logSumExp(logits: Float32Array): Promise<number> {
   return max + Math.log(sum);
 }
 
-/** The natural logarithm of each token's probability. */
-export async function logProbabilities(logits: Float32Array): Promise<Float32Array> {
-  const total = await logSumExp(logits);
+/**
+ * The natural logarithm of each token's probability.
+ * @param pace shared by all rows of a loop, so that many short rows do not hold the thread together
+ */
+export async function logProbabilities(logits: Float32Array, pace: Pace): Promise<Float32Array> {
+  const total = await logSumExp(logits, pace);
   return logits.map((logit) => logit - total);
 }
 
 /** The natural logarithm of one token's probability, in f64. */
-export async function logProbability(logits: Float32Array, token: number): Promise<number> {
-  return (logits[token] ?? Number.NEGATIVE_INFINITY) - (await logSumExp(logits));
+export async function logProbability(logits: Float32Array, token: number, pace: Pace): Promise<number> {
+  return (logits[token] ?? Number.NEGATIVE_INFINITY) - (await logSumExp(logits, pace));
 }
 
 /** The token with the largest logit; of equal ones the lowest. */

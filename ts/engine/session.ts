@@ -1,3 +1,4 @@
+import { createPace } from '../yield.js';
 import { checkBoolean, checkChoice, checkKnown, checkSignal, checkTokens } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import { logProbabilities } from './probability.js';
@@ -92,9 +93,10 @@ export async function* score(
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   const session = createSession(engine);
+  const pace = createPace();
   try {
     for await (const row of session.logits(tokens, signal ? { signal } : {})) {
-      yield convert ? await logProbabilities(row) : row;
+      yield convert ? await logProbabilities(row, pace) : row;
     }
   } finally {
     await session.dispose();
