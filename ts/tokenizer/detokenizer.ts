@@ -64,7 +64,8 @@ export function createDetokenization(
         if (position++ === 0 && id === facts.bos) textStart = output.length;
       }
       if (data.addSpacePrefix && output.length > textStart && output.bytes[textStart] === SPACE) {
-        output.bytes.copyWithin(textStart, textStart + 1, output.length--);
+        output.bytes.copyWithin(textStart, textStart + 1, output.length);
+        output.length--;
       }
       return createDecoder().decode(output.bytes.subarray(0, output.length));
     },

@@ -119,6 +119,7 @@ function createByteLevel(vocabulary: Vocabulary): EncodeText {
   return (text) => tokenizer.encode(text, { add_special_tokens: false }).ids;
 }
 
+/** The ranks of the merges. Each must join two tokens to a third: texts would lose what it makes otherwise. */
 function indexMerges({ data, ids }: Vocabulary): PairRanks {
   const merges = new StringArray(data.merges.buffer, data.merges.offsets);
   const ranks = createPairRanks(merges.length);
@@ -128,8 +129,12 @@ function indexMerges({ data, ids }: Vocabulary): PairRanks {
     const space = merge.indexOf(' ', 1);
     const left = ids.get(merge.slice(0, space));
     const right = ids.get(merge.slice(space + 1));
-    if (space < 0 || left === undefined || right === undefined) {
-      throw invalid(`merge ${rank} (${JSON.stringify(merge)}) does not join two tokens`, { rank, merge });
+    const isJoin = space > 0 && left !== undefined && right !== undefined;
+    if (!isJoin || !ids.has(merge.slice(0, space) + merge.slice(space + 1))) {
+      throw invalid(`merge ${rank} (${JSON.stringify(merge)}) does not join two tokens to a third`, {
+        rank,
+        merge,
+      });
     }
     ranks.add(left, right);
     rank++;
