@@ -73,6 +73,8 @@ export interface BackendModel {
   readonly info: BackendInfo;
   /** Bytes of packed weights. */
   readonly weightBytes: number;
+  /** The most rows of logits that one step may return, sampled tokens included. */
+  readonly maxLogitRows: number;
   /** Bytes that key/value caches take at present. */
   kvBytes(): number;
   loadTensors(placements: readonly TensorPlacement[], progress: LoadProgress): Promise<void>;

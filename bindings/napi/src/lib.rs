@@ -1,0 +1,331 @@
+//! The runtime for Node: converts, calls, converts back. Long calls run on libuv's threads.
+
+use kernels::packed::Format;
+use kernels::sampling::SamplerSettings;
+use kernels::table::available;
+use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Uint8Array, Uint32Array};
+use napi::{Env, Status, Task};
+use napi_derive::napi;
+use runtime::error::Error;
+use runtime::model::{Entry, Model, Output, Want};
+use runtime::plan::Plan;
+use runtime::threads::OsPool;
+use runtime::weights::TensorReader;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Code, message and cure travel as three lines; `ts/backend/native.ts` takes them apart.
+fn refuse(error: Error) -> napi::Error {
+    let message = error.message.replace('\n', " ");
+    napi::Error::new(Status::GenericFailure, format!("{}\n{message}\n{}", error.code, error.cure))
+}
+
+/// No panic crosses into JavaScript.
+fn guarded<T>(call: impl FnOnce() -> runtime::error::Result<T>) -> napi::Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err(Error::internal("the native engine panicked")))
+        .map_err(refuse)
+}
+
+/// Instruction sets that this CPU can run, fastest first.
+#[napi]
+pub fn isas() -> Vec<String> {
+    available().iter().map(|table| table.isa.to_string()).collect()
+}
+
+/// GGML types that the kernels take.
+#[napi]
+pub fn tensor_types() -> Vec<String> {
+    Format::ALL.iter().map(|format| format.name().to_string()).collect()
+}
+
+#[napi(object)]
+pub struct Settings {
+    pub temperature: f64,
+    pub top_k: u32,
+    pub top_p: f64,
+    pub min_p: f64,
+    pub repetition_penalty: f64,
+    pub frequency_penalty: f64,
+    pub presence_penalty: f64,
+    pub penalty_window: i32,
+    pub seed: BigInt,
+    pub bias_tokens: Uint32Array,
+    pub bias_values: Float32Array,
+}
+
+#[napi(object)]
+pub struct StepOutput {
+    pub token: Option<u32>,
+    pub values: Option<Float32Array>,
+}
+
+#[napi]
+pub struct NativeModel {
+    /// None once disposed of.
+    model: Option<Arc<Model>>,
+}
+
+#[napi]
+impl NativeModel {
+    /// `plan`: JSON as UTF-8. `isa`: one of `isas()`.
+    #[napi(constructor)]
+    pub fn new(plan: Uint8Array, threads: u32, isa: String, max_step_tokens: u32) -> napi::Result<Self> {
+        guarded(|| {
+            let table = available().into_iter().find(|table| table.isa == isa).ok_or_else(|| {
+                Error::argument(
+                    format!("this CPU does not have the instruction set {isa}"),
+                    "Choose one of those that the backend lists, or leave it out.",
+                )
+            })?;
+            let plan = Plan::parse(&plan)?;
+            let pool = Box::new(OsPool::new(threads as usize));
+            let model = Model::new(plan, table, pool, max_step_tokens as usize)?;
+            Ok(Self { model: Some(Arc::new(model)) })
+        })
+    }
+
+    fn get(&self) -> napi::Result<&Arc<Model>> {
+        self.model.as_ref().ok_or_else(|| refuse(Error::disposed("the model")))
+    }
+
+    #[napi(getter)]
+    pub fn threads(&self) -> napi::Result<u32> {
+        Ok(self.get()?.threads() as u32)
+    }
+
+    #[napi(getter)]
+    pub fn weight_bytes(&self) -> napi::Result<f64> {
+        Ok(self.get()?.weight_bytes() as f64)
+    }
+
+    #[napi(getter)]
+    pub fn max_logit_rows(&self) -> napi::Result<u32> {
+        Ok(self.get()?.max_logit_rows() as u32)
+    }
+
+    #[napi]
+    pub fn kv_bytes(&self) -> f64 {
+        self.model.as_ref().map_or(0.0, |model| model.kv_bytes() as f64)
+    }
+
+    /// Reads and packs tensor `id` from `offset` of a file.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn load_tensor(&self, id: u32, path: String, offset: f64) -> napi::Result<AsyncTask<LoadTensor>> {
+        let model = Arc::clone(self.get()?);
+        Ok(AsyncTask::new(LoadTensor { model, id: id as usize, path, offset: offset as u64 }))
+    }
+
+    /// Packs the next rows of tensor `id`.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn push_rows(&self, id: u32, rows: Uint8Array) -> napi::Result<AsyncTask<PushRows>> {
+        let model = Arc::clone(self.get()?);
+        Ok(AsyncTask::new(PushRows { model, id: id as usize, rows }))
+    }
+
+    #[napi]
+    pub fn create_sequence(&self, settings: Option<Settings>) -> napi::Result<u32> {
+        let model = self.get()?;
+        guarded(|| model.create_sequence(settings.map(sampler_settings)))
+    }
+
+    #[napi]
+    pub fn free_sequence(&self, sequence: u32) {
+        if let Some(model) = &self.model {
+            model.free_sequence(sequence);
+        }
+    }
+
+    /// Entry i appends `counts[i]` of the tokens to `sequences[i]` and wants `wants[i]`: 0 nothing,
+    /// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states.
+    #[napi(ts_return_type = "Promise<Array<StepOutput>>")]
+    pub fn step(
+        &self,
+        sequences: Uint32Array,
+        counts: Uint32Array,
+        tokens: Uint32Array,
+        wants: Uint8Array,
+    ) -> napi::Result<AsyncTask<Step>> {
+        let model = Arc::clone(self.get()?);
+        let (sequences, counts) = (sequences.to_vec(), counts.to_vec());
+        Ok(AsyncTask::new(Step { model, sequences, counts, tokens: tokens.to_vec(), wants: wants.to_vec() }))
+    }
+
+    /// Frees everything once the step in progress, which is cut short, has ended.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn dispose(&mut self) -> AsyncTask<Dispose> {
+        let model = self.model.take();
+        if let Some(model) = &model {
+            model.free_all();
+        }
+        AsyncTask::new(Dispose { model })
+    }
+}
+
+fn sampler_settings(settings: Settings) -> SamplerSettings {
+    let biases = settings.bias_tokens.iter().zip(settings.bias_values.iter());
+    SamplerSettings {
+        temperature: settings.temperature as f32,
+        top_k: settings.top_k,
+        top_p: settings.top_p as f32,
+        min_p: settings.min_p as f32,
+        repetition_penalty: settings.repetition_penalty as f32,
+        frequency_penalty: settings.frequency_penalty as f32,
+        presence_penalty: settings.presence_penalty as f32,
+        penalty_window: settings.penalty_window,
+        seed: settings.seed.get_u64().1,
+        logit_bias: biases.map(|(&token, &bias)| (token, bias)).collect(),
+    }
+}
+
+pub struct LoadTensor {
+    model: Arc<Model>,
+    id: usize,
+    path: String,
+    offset: u64,
+}
+
+impl Task for LoadTensor {
+    type Output = ();
+    type JsValue = ();
+
+    fn compute(&mut self) -> napi::Result<()> {
+        guarded(|| {
+            let file = File::open(&self.path).map_err(|error| unreadable(&self.path, &error.to_string()))?;
+            let reader = FileReader { file, path: &self.path };
+            self.model.load_tensor(self.id, &reader, self.offset)
+        })
+    }
+
+    fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
+        Ok(())
+    }
+}
+
+fn unreadable(path: &str, why: &str) -> Error {
+    Error {
+        code: "SOURCE_READ",
+        message: format!("cannot read {path}: {why}"),
+        cure: "Check that the file is there and readable.",
+    }
+}
+
+struct FileReader<'a> {
+    file: File,
+    path: &'a str,
+}
+
+impl TensorReader for FileReader<'_> {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        read_at(&self.file, offset, to)
+            .map_err(|error| format!("cannot read {} bytes at {offset} of {}: {error}", to.len(), self.path))
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut offset: u64, mut to: &mut [u8]) -> std::io::Result<()> {
+    while !to.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, to, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                to = &mut to[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+pub struct PushRows {
+    model: Arc<Model>,
+    id: usize,
+    rows: Uint8Array,
+}
+
+impl Task for PushRows {
+    type Output = ();
+    type JsValue = ();
+
+    fn compute(&mut self) -> napi::Result<()> {
+        guarded(|| self.model.push_rows(self.id, &self.rows))
+    }
+
+    fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
+        Ok(())
+    }
+}
+
+pub struct Step {
+    model: Arc<Model>,
+    sequences: Vec<u32>,
+    counts: Vec<u32>,
+    tokens: Vec<u32>,
+    wants: Vec<u8>,
+}
+
+impl Step {
+    fn entries(&self) -> runtime::error::Result<Vec<Entry<'_>>> {
+        let mut left = self.tokens.as_slice();
+        let mut entries = Vec::with_capacity(self.sequences.len());
+        for ((&sequence, &count), &want) in self.sequences.iter().zip(&self.counts).zip(&self.wants) {
+            let (tokens, rest) = left
+                .split_at_checked(count as usize)
+                .ok_or_else(|| Error::internal("a step with fewer tokens than it counts"))?;
+            left = rest;
+            let want = match want {
+                0 => Want::Nothing,
+                1 => Want::Sample,
+                2 => Want::LastLogits,
+                3 => Want::AllLogits,
+                _ => Want::AllHidden,
+            };
+            entries.push(Entry { sequence, tokens, want });
+        }
+        Ok(entries)
+    }
+}
+
+impl Task for Step {
+    type Output = Vec<Output>;
+    type JsValue = Vec<StepOutput>;
+
+    fn compute(&mut self) -> napi::Result<Vec<Output>> {
+        guarded(|| self.model.step(&self.entries()?))
+    }
+
+    fn resolve(&mut self, _: Env, outputs: Vec<Output>) -> napi::Result<Vec<StepOutput>> {
+        let convert = |output| match output {
+            Output::Nothing => StepOutput { token: None, values: None },
+            Output::Token(token) => StepOutput { token: Some(token), values: None },
+            Output::Values(values) => StepOutput { token: None, values: Some(Float32Array::new(values)) },
+        };
+        Ok(outputs.into_iter().map(convert).collect())
+    }
+}
+
+pub struct Dispose {
+    model: Option<Arc<Model>>,
+}
+
+impl Task for Dispose {
+    type Output = ();
+    type JsValue = ();
+
+    fn compute(&mut self) -> napi::Result<()> {
+        if let Some(model) = self.model.take() {
+            // The step in progress holds the executor: once it is free, nothing else keeps the model.
+            model.wait_idle();
+        }
+        Ok(())
+    }
+
+    fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
+        Ok(())
+    }
+}

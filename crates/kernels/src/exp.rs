@@ -9,10 +9,10 @@ pub(crate) const UNDERFLOW: f32 = -87.336_54;
 pub(crate) const OVERFLOW: f32 = 88.376_26;
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// ln 2 in two parts: the first has so few bits that its product with an exponent is exact.
-pub(crate) const LN_2_HIGH: f32 = 0.693_359_375;
+pub(crate) const LN_2_HIGH: f32 = 0.693_359_4;
 pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
 pub(crate) const POLYNOMIAL: [f32; 6] =
-    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+    [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
 
 /// e^x within 2 ulp; 0 below -87.3365, infinity above 88.3762, NaN for NaN.
 pub fn exp(x: f32) -> f32 {
@@ -43,7 +43,7 @@ pub fn silu(x: f32) -> f32 {
 }
 
 /// 2 sqrt(2 / pi) and the cubic's weight in the tanh form of GELU.
-pub(crate) const GELU_SCALE: f32 = 1.595_769_1;
+pub(crate) const GELU_SCALE: f32 = 1.595_769;
 pub(crate) const GELU_CUBIC: f32 = 0.044_715;
 
 /// GELU in its tanh form (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as x * sigmoid(2u).

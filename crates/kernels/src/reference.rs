@@ -4,7 +4,7 @@
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{exp, gelu, silu};
 use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
-use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query};
+use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Format, Matrix};
@@ -100,12 +100,12 @@ fn lane_sum(values: impl Iterator<Item = f32>) -> f32 {
     lanes[0]
 }
 
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
         let mean = lane_sum(x.iter().map(|x| x * x)) / x.len() as f32;
         let inverse = 1.0 / (mean + eps).sqrt();
-        for i in 0..x.len() {
-            out[i] = (x[i] * inverse) * weight[i];
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x = (*x * inverse) * w;
         }
     }
 }
@@ -134,21 +134,19 @@ pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 
-pub fn store_kv(
-    k: &[f32],
-    v: &[f32],
-    slot: usize,
-    keys: &mut [u16],
-    values: &mut [u16],
-) -> Result<(), NonFinite> {
-    let stride = v.len().next_multiple_of(LANES);
-    for (d, &x) in k.iter().enumerate() {
-        keys[(slot / LANES * k.len() + d) * LANES + slot % LANES] = f32_to_f16(x);
+pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {
+    let dim = job.k.len();
+    let stride = dim.next_multiple_of(LANES);
+    for (d, (&k, &v)) in job.k.iter().zip(job.v).enumerate() {
+        let key = job.keys_at + (job.slot / LANES * dim + d) * LANES + job.slot % LANES;
+        let value = job.values_at + job.slot * stride + d;
+        // SAFETY: the slot belongs to this job alone.
+        unsafe {
+            job.page.set(key, f32_to_f16(k));
+            job.page.set(value, f32_to_f16(v));
+        }
     }
-    for (d, &x) in v.iter().enumerate() {
-        values[slot * stride + d] = f32_to_f16(x);
-    }
-    let finite = k.iter().chain(v).all(|&x| round_f16(x).is_finite());
+    let finite = job.k.iter().chain(job.v).all(|&x| round_f16(x).is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 

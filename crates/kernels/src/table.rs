@@ -1,7 +1,7 @@
 //! Every kernel of one ISA, as a table that a plan is bound to once.
 
 use crate::acts::{ActRow, NonFinite};
-use crate::kernels::attention::{AttendJob, AttendScratch};
+use crate::kernels::attention::{AttendJob, AttendScratch, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
@@ -11,10 +11,9 @@ pub struct KernelTable {
     pub isa: &'static str,
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
-    pub rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
+    pub rms_norm: fn(x: &mut [f32], weight: &[f32], eps: f32),
     pub prepare: fn(ActKind, &[f32], ActRow<'_>) -> Result<(), NonFinite>,
-    #[allow(clippy::type_complexity)]
-    pub store_kv: fn(&[f32], &[f32], usize, &mut [u16], &mut [u16]) -> Result<(), NonFinite>,
+    pub store_kv: fn(&StoreJob) -> Result<(), NonFinite>,
     pub attend: fn(&AttendJob, &mut AttendScratch),
 }
 
@@ -53,14 +52,10 @@ macro_rules! isa_table {
 
             isa_table!(@entry $features, linear(job: &LinearJob) -> (), matmul::linear);
             isa_table!(@entry $features, glu(job: &GluJob) -> (), matmul::glu);
-            isa_table!(@entry $features,
-                rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> (), rows::rms_norm);
+            isa_table!(@entry $features, rms_norm(x: &mut [f32], weight: &[f32], eps: f32) -> (), rows::rms_norm);
             isa_table!(@entry $features,
                 prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite>, rows::prepare);
-            isa_table!(@entry $features,
-                store_kv(k: &[f32], v: &[f32], slot: usize, keys: &mut [u16], values: &mut [u16])
-                    -> Result<(), NonFinite>,
-                attention::store_kv);
+            isa_table!(@entry $features, store_kv(job: &StoreJob) -> Result<(), NonFinite>, attention::store_kv);
             isa_table!(@entry $features,
                 attend(job: &AttendJob, scratch: &mut AttendScratch) -> (), attention::attend);
         }

@@ -119,4 +119,13 @@ impl<'a, T: Plain> Shared<'a, T> {
         // SAFETY: within bounds; the caller excludes all other access.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr().add(range.start), range.len()) }
     }
+
+    /// # Safety
+    /// No other thread reads or writes the element meanwhile.
+    #[inline(always)]
+    pub unsafe fn set(&self, index: usize, value: T) {
+        assert!(index < self.len, "{index} of {}", self.len);
+        // SAFETY: within bounds; the caller excludes all other access.
+        unsafe { self.pointer.as_ptr().add(index).write(value) }
+    }
 }

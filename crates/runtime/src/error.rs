@@ -52,11 +52,7 @@ impl Error {
 
     /// Every sequence of the step was freed while it ran.
     pub fn cancelled() -> Self {
-        Self {
-            code: "CANCELLED",
-            message: "the step's sequences were freed".into(),
-            cure: "Nothing to do.",
-        }
+        Self { code: "CANCELLED", message: "the step's sequences were freed".into(), cure: "Nothing to do." }
     }
 }
 

@@ -1,0 +1,12 @@
+//! Runs plans: packed weights, paged key/value caches, a thread pool, and the executor. It knows
+//! ops, never the names of models, and does no I/O of its own.
+
+pub mod compile;
+pub mod error;
+pub mod exec;
+pub mod kv;
+pub mod model;
+pub mod plan;
+pub mod rope;
+pub mod threads;
+pub mod weights;

@@ -138,8 +138,8 @@ pub enum Op {
 
 impl Plan {
     pub fn parse(json: &[u8]) -> Result<Self> {
-        let plan: Self =
-            serde_json::from_slice(json).map_err(|e| Error::plan(format!("the plan is not readable: {e}")))?;
+        let plan: Self = serde_json::from_slice(json)
+            .map_err(|e| Error::plan(format!("the plan is not readable: {e}")))?;
         if plan.version != VERSION {
             return Err(Error::plan(format!("the plan has version {}, expected {VERSION}", plan.version)));
         }

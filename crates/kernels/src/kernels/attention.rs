@@ -70,6 +70,17 @@ pub struct AttendJob<'a> {
     pub window: Option<usize>,
 }
 
+/// One token's key and value of one KV head, to be stored.
+pub struct StoreJob<'a> {
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+    pub page: Shared<'a, u16>,
+    pub keys_at: usize,
+    pub values_at: usize,
+    /// Which of the page's positions; its elements belong to the job alone.
+    pub slot: usize,
+}
+
 /// Working memory of one thread.
 pub struct AttendScratch {
     /// [head_dim][rows]: queries rounded to F16.
@@ -109,32 +120,34 @@ const EMPTY: State = State { max: f32::NEG_INFINITY, sum: 0.0 };
 /// # Errors
 /// [`NonFinite`] when a value does not fit F16.
 #[inline(always)]
-pub fn store_kv<S: Simd>(
-    s: S,
-    k: &[f32],
-    v: &[f32],
-    slot: usize,
-    keys: &mut [u16],
-    values: &mut [u16],
-) -> Result<(), NonFinite> {
-    let head_dim = k.len();
-    let stride = head_dim.next_multiple_of(LANES);
-    let base = slot / LANES * head_dim * LANES + slot % LANES;
+pub fn store_kv<S: Simd>(s: S, job: &StoreJob) -> Result<(), NonFinite> {
+    let dim = job.k.len();
+    let first_key = job.keys_at + job.slot / LANES * dim * LANES + job.slot % LANES;
+    let first_value = job.values_at + job.slot * dim.next_multiple_of(LANES);
+    // SAFETY: the slot belongs to this job alone.
+    let (keys, values) = unsafe {
+        (store_half(s, job.k, &job.page, first_key, LANES), store_half(s, job.v, &job.page, first_value, 1))
+    };
+    if keys && values { Ok(()) } else { Err(NonFinite) }
+}
+
+/// Writes x as F16, `stride` elements apart; false where a value does not fit.
+///
+/// # Safety
+/// No other thread uses the elements written.
+#[inline(always)]
+unsafe fn store_half<S: Simd>(s: S, x: &[f32], page: &Shared<u16>, first: usize, stride: usize) -> bool {
     let mut half = [0u16; LANES];
     let mut finite = true;
-    for (i, part) in k.chunks(LANES).enumerate() {
+    for (i, part) in x.chunks(LANES).enumerate() {
         s.store_f16(s.load(&padded(part)), &mut half);
         for (j, &bits) in half.iter().take(part.len()).enumerate() {
             finite &= bits & 0x7c00 != 0x7c00;
-            keys[base + (i * LANES + j) * LANES] = bits;
+            // SAFETY: the caller's promise.
+            unsafe { page.set(first + (i * LANES + j) * stride, bits) };
         }
     }
-    let row = values[slot * stride..(slot + 1) * stride].as_chunks_mut::<LANES>().0;
-    for (part, out) in v.chunks(LANES).zip(row) {
-        s.store_f16(s.load(&padded(part)), out);
-        finite &= out.iter().all(|bits| bits & 0x7c00 != 0x7c00);
-    }
-    if finite { Ok(()) } else { Err(NonFinite) }
+    finite
 }
 
 #[inline(always)]

@@ -1,5 +1,8 @@
 //! One generic body per kernel, over the SIMD trait.
 
+// Loops over const-sized groups of accumulators index several arrays side by side.
+#![allow(clippy::needless_range_loop)]
+
 pub mod attention;
 pub mod matmul;
 pub mod rows;

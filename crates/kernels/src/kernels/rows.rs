@@ -22,11 +22,11 @@ pub enum Activation {
     Gelu,
 }
 
-/// out = x / sqrt(mean(x²) + eps) * weight for each run of `weight.len()` values of x
+/// x = x / sqrt(mean(x²) + eps) * weight for each run of `weight.len()` values of x
 /// (Zhang and Sennrich, 2019, arXiv:1910.07467).
 #[inline(always)]
-pub fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+pub fn rms_norm<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
         let (vectors, rest) = x.as_chunks::<LANES>();
         let mut squares = s.splat(0.0);
         for v in vectors {
@@ -39,8 +39,8 @@ pub fn rms_norm<S: Simd>(s: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f
         s.store(squares, &mut lanes);
         let mean = tree_sum(lanes) / x.len() as f32;
         let inverse = 1.0 / (mean + eps).sqrt();
-        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
-            *out = (x * inverse) * w;
+        for (x, &w) in x.iter_mut().zip(weight) {
+            *x = (*x * inverse) * w;
         }
     }
 }

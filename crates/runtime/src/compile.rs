@@ -1,0 +1,453 @@
+//! Verifies a plan and turns it into phases: runs of work that need no synchronisation inside.
+//!
+//! Row-wise ops that follow one another (norm, rotation, storing keys and values, quantising) become
+//! one phase, done token by token; matrix multiplications that share their prepared input become
+//! one phase over all their tiles. Every name is resolved here, once.
+
+use crate::error::{Error, Result};
+use crate::plan::{Activation, Layout, Op, Plan, RowKind};
+use kernels::kernels::attention::MAX_HEAD_DIM;
+use kernels::kernels::rows;
+use kernels::packed::{ActKind, Format};
+use std::collections::HashMap;
+
+pub type BufferId = usize;
+pub type TensorId = usize;
+
+/// How a tensor is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// Packed tiles.
+    Matrix(Format),
+    /// f32 values: norms, biases, rope factors.
+    Vector(Format),
+}
+
+/// A step of work on one row (a token or an output).
+#[derive(Clone, Debug)]
+pub enum RowOp {
+    Embed { table: TensorId, out: BufferId, scale: Option<f32> },
+    RmsNorm { x: BufferId, weight: TensorId, out: BufferId, eps: f32 },
+    Rope { x: BufferId, rope: usize, head_dim: usize, pairing: rows::Pairing },
+    StoreKv { k: BufferId, v: BufferId, layer: usize },
+    Select { x: BufferId, out: BufferId },
+    Prepare { x: BufferId, kind: ActKind },
+}
+
+#[derive(Clone, Debug)]
+pub struct LinearPart {
+    pub weight: TensorId,
+    pub bias: Option<TensorId>,
+    pub out: Out,
+    pub add: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Out {
+    Buffer(BufferId),
+    Logits,
+}
+
+#[derive(Clone, Debug)]
+pub enum Phase {
+    Rows {
+        on: RowKind,
+        ops: Vec<RowOp>,
+    },
+    Linear {
+        on: RowKind,
+        kind: ActKind,
+        k: usize,
+        parts: Vec<LinearPart>,
+    },
+    Glu {
+        on: RowKind,
+        kind: ActKind,
+        k: usize,
+        gate: TensorId,
+        up: TensorId,
+        activation: rows::Activation,
+        out: BufferId,
+    },
+    Attention {
+        q: BufferId,
+        out: BufferId,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        window: Option<usize>,
+    },
+}
+
+pub struct Compiled {
+    pub phases: Vec<Phase>,
+    /// Phases before this one do not need the logits.
+    pub head_start: usize,
+    pub uses: Vec<Use>,
+    pub hidden: BufferId,
+    /// The widest row that is ever prepared.
+    pub prepared_width: usize,
+}
+
+/// The largest width, count or length a plan may state: products of two stay far from overflow.
+const LIMIT: usize = 1 << 31;
+
+struct Compiler<'a> {
+    plan: &'a Plan,
+    tensors: HashMap<&'a str, TensorId>,
+    buffers: HashMap<&'a str, BufferId>,
+    uses: Vec<Option<Use>>,
+    phases: Vec<Phase>,
+    /// Which buffer's rows the prepared floats and the prepared bytes hold.
+    prepared: HashMap<bool, (BufferId, ActKind)>,
+    prepared_width: usize,
+    written: Vec<bool>,
+    /// The op being compiled, for messages.
+    at: usize,
+}
+
+pub fn compile(plan: &Plan) -> Result<Compiled> {
+    let mut compiler = Compiler::new(plan)?;
+    let mut head_start = None;
+    for (at, op) in plan.ops.iter().enumerate() {
+        compiler.at = at;
+        if head_start.is_some() {
+            return Err(compiler.fault("comes after the logits, which must be last"));
+        }
+        if matches!(op, Op::Logits { .. }) {
+            head_start = Some(compiler.phases.len());
+        }
+        compiler.op(op)?;
+    }
+    let head_start = head_start.ok_or_else(|| Error::plan("the plan has no logits op"))?;
+    let hidden = compiler.buffer(&plan.hidden)?;
+    if plan.buffers[hidden].rows != RowKind::Outputs || !compiler.written[hidden] {
+        return Err(Error::plan(format!("hidden buffer {} is not a written output buffer", plan.hidden)));
+    }
+    let mut uses = Vec::with_capacity(plan.tensors.len());
+    for (tensor, of) in plan.tensors.iter().zip(&compiler.uses) {
+        uses.push(of.ok_or_else(|| Error::plan(format!("tensor {} is not used", tensor.name)))?);
+    }
+    Ok(Compiled {
+        phases: compiler.phases,
+        head_start,
+        uses,
+        hidden,
+        prepared_width: compiler.prepared_width,
+    })
+}
+
+impl<'a> Compiler<'a> {
+    fn new(plan: &'a Plan) -> Result<Self> {
+        check_sizes(plan)?;
+        let tensors: HashMap<_, _> =
+            plan.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let buffers: HashMap<_, _> =
+            plan.buffers.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
+        if tensors.len() != plan.tensors.len() || buffers.len() != plan.buffers.len() {
+            return Err(Error::plan("two tensors or two buffers have the same name"));
+        }
+        let mut compiler = Self {
+            plan,
+            tensors,
+            buffers,
+            uses: vec![None; plan.tensors.len()],
+            phases: Vec::new(),
+            prepared: HashMap::new(),
+            prepared_width: 0,
+            written: vec![false; plan.buffers.len()],
+            at: 0,
+        };
+        for rope in &plan.ropes {
+            if let Some(name) = &rope.factors {
+                compiler.vector(name, rope.dims / 2)?;
+            }
+        }
+        Ok(compiler)
+    }
+
+    fn fault(&self, what: impl std::fmt::Display) -> Error {
+        Error::plan(format!("op {} ({:?}) {what}", self.at, self.plan.ops[self.at]))
+    }
+
+    fn op(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Embed { table, out, scale } => self.embed(table, out, *scale),
+            Op::RmsNorm { x, weight, out, eps } => self.rms_norm(x, weight, out, *eps),
+            Op::Linear { x, weight, bias, out, add } => {
+                let out = self.buffer(out)?;
+                if *add && !self.written[out] {
+                    return Err(self.fault("adds to a buffer that nothing wrote"));
+                }
+                self.linear(x, weight, bias.as_deref(), Out::Buffer(out), *add)
+            }
+            Op::Logits { x, weight, bias } => self.linear(x, weight, bias.as_deref(), Out::Logits, false),
+            Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
+            Op::Rope { x, rope, head_dim } => self.rope(x, *rope, *head_dim),
+            Op::Attention { .. } => self.attention(op),
+            Op::SelectOutputs { x, out } => self.select(x, out),
+        }
+    }
+
+    fn embed(&mut self, table: &str, out: &str, scale: Option<f32>) -> Result<()> {
+        let out = self.buffer(out)?;
+        let table = self.matrix(table, self.plan.vocab_size, self.width(out))?;
+        if self.plan.buffers[out].rows != RowKind::Tokens {
+            return Err(self.fault("embeds into a buffer of outputs"));
+        }
+        self.push_row(RowKind::Tokens, RowOp::Embed { table, out, scale });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, x: &str, weight: &str, out: &str, eps: f32) -> Result<()> {
+        let (x, out) = (self.read(x)?, self.buffer(out)?);
+        let id = *self.tensors.get(weight).ok_or_else(|| self.fault("names a tensor the plan lacks"))?;
+        let run = self.plan.tensors[id].cols;
+        let weight = self.vector(weight, run)?;
+        if self.width(x) != self.width(out) || !self.width(x).is_multiple_of(run) {
+            return Err(self.fault("has widths that do not fit"));
+        }
+        let on = self.same_rows(x, out)?;
+        self.push_row(on, RowOp::RmsNorm { x, weight, out, eps });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &str, weight: &str, bias: Option<&str>, out: Out, add: bool) -> Result<()> {
+        let x = self.read(x)?;
+        let (width, rows) = match out {
+            Out::Buffer(out) => (self.width(out), self.plan.buffers[out].rows),
+            Out::Logits => (self.plan.vocab_size, RowKind::Outputs),
+        };
+        if self.plan.buffers[x].rows != rows || out == Out::Buffer(x) {
+            return Err(self.fault("has buffers that do not fit"));
+        }
+        let k = self.width(x);
+        let weight = self.matrix(weight, width, k)?;
+        let bias = bias.map(|bias| self.vector(bias, width)).transpose()?;
+        let kind = self.format(weight).activations();
+        let fresh = self.prepare(x, kind);
+        let part = LinearPart { weight, bias, out, add };
+        match self.phases.last_mut() {
+            Some(Phase::Linear { parts, .. })
+                if !fresh && out != Out::Logits && parts.iter().all(|p| p.out != out) =>
+            {
+                parts.push(part);
+            }
+            _ => self.phases.push(Phase::Linear { on: rows, kind, k, parts: vec![part] }),
+        }
+        if let Out::Buffer(out) = out {
+            self.wrote(out);
+        }
+        Ok(())
+    }
+
+    fn glu(&mut self, x: &str, gate: &str, up: &str, activation: Activation, out: &str) -> Result<()> {
+        let (x, out) = (self.read(x)?, self.buffer(out)?);
+        let on = self.same_rows(x, out)?;
+        let k = self.width(x);
+        let gate = self.matrix(gate, self.width(out), k)?;
+        let up = self.matrix(up, self.width(out), k)?;
+        let kind = self.format(gate).activations();
+        if self.format(up).activations() != kind || x == out {
+            return Err(self.fault("has a gate and an up matrix that do not fit"));
+        }
+        self.prepare(x, kind);
+        let activation = match activation {
+            Activation::Silu => rows::Activation::Silu,
+            Activation::Gelu => rows::Activation::Gelu,
+        };
+        self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn rope(&mut self, x: &str, rope: usize, head_dim: usize) -> Result<()> {
+        let x = self.read(x)?;
+        let spec = self.plan.ropes.get(rope).ok_or_else(|| self.fault("names a rope the plan lacks"))?;
+        if head_dim < spec.dims || head_dim == 0 || !self.width(x).is_multiple_of(head_dim) {
+            return Err(self.fault("has a head size that does not fit"));
+        }
+        let pairing = match spec.layout {
+            Layout::Interleaved => rows::Pairing::Interleaved,
+            Layout::Neox => rows::Pairing::Neox,
+        };
+        if self.plan.buffers[x].rows != RowKind::Tokens {
+            return Err(self.fault("rotates a buffer of outputs"));
+        }
+        self.push_row(RowKind::Tokens, RowOp::Rope { x, rope, head_dim, pairing });
+        self.wrote(x);
+        Ok(())
+    }
+
+    fn attention(&mut self, op: &Op) -> Result<()> {
+        let Op::Attention { q, k, v, out, layer, heads, scale, window } = op else {
+            return Err(self.fault("is not attention"));
+        };
+        let (q, k, v, out) = (self.read(q)?, self.read(k)?, self.read(v)?, self.buffer(out)?);
+        let (layer, heads) = (*layer, *heads);
+        let kv = *self.plan.kv_layers.get(layer).ok_or_else(|| self.fault("names a layer the plan lacks"))?;
+        let fits = heads.is_multiple_of(kv.kv_heads)
+            && self.width(q) == heads * kv.head_dim
+            && self.width(out) == heads * kv.head_dim
+            && self.width(k) == kv.kv_heads * kv.head_dim
+            && self.width(v) == self.width(k);
+        let apart = out != q && out != k && out != v;
+        let on_tokens = [q, k, v, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        if !fits || !apart || !on_tokens || heads == 0 || *window == Some(0) {
+            return Err(self.fault("has heads, widths or a window that do not fit"));
+        }
+        self.push_row(RowKind::Tokens, RowOp::StoreKv { k, v, layer });
+        self.phases.push(Phase::Attention { q, out, layer, heads, scale: *scale, window: *window });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn select(&mut self, x: &str, out: &str) -> Result<()> {
+        let (x, out) = (self.read(x)?, self.buffer(out)?);
+        let kinds = (self.plan.buffers[x].rows, self.plan.buffers[out].rows);
+        if kinds != (RowKind::Tokens, RowKind::Outputs) || self.width(x) != self.width(out) {
+            return Err(self.fault("does not select rows of tokens into rows of outputs"));
+        }
+        self.push_row(RowKind::Outputs, RowOp::Select { x, out });
+        self.wrote(out);
+        Ok(())
+    }
+
+    /// Sees to it that x's rows are prepared as `kind`; false when they already are.
+    fn prepare(&mut self, x: BufferId, kind: ActKind) -> bool {
+        let bytes = kind == ActKind::Q8;
+        if self.prepared.get(&bytes) == Some(&(x, kind)) {
+            return false;
+        }
+        self.push_row(self.plan.buffers[x].rows, RowOp::Prepare { x, kind });
+        self.prepared.insert(bytes, (x, kind));
+        self.prepared_width = self.prepared_width.max(self.width(x));
+        true
+    }
+
+    fn push_row(&mut self, kind: RowKind, op: RowOp) {
+        match self.phases.last_mut() {
+            Some(Phase::Rows { on, ops }) if *on == kind => ops.push(op),
+            _ => self.phases.push(Phase::Rows { on: kind, ops: vec![op] }),
+        }
+    }
+
+    fn wrote(&mut self, buffer: BufferId) {
+        self.written[buffer] = true;
+        self.prepared.retain(|_, (of, _)| *of != buffer);
+    }
+
+    fn buffer(&self, name: &str) -> Result<BufferId> {
+        let found = self.buffers.get(name).copied();
+        found.ok_or_else(|| Error::plan(format!("op {} names buffer {name}, which the plan lacks", self.at)))
+    }
+
+    fn read(&self, name: &str) -> Result<BufferId> {
+        let buffer = self.buffer(name)?;
+        if self.written[buffer] {
+            Ok(buffer)
+        } else {
+            Err(self.fault(format!("reads {name} before it is written")))
+        }
+    }
+
+    fn width(&self, buffer: BufferId) -> usize {
+        self.plan.buffers[buffer].width
+    }
+
+    fn same_rows(&self, a: BufferId, b: BufferId) -> Result<RowKind> {
+        let (a, b) = (self.plan.buffers[a].rows, self.plan.buffers[b].rows);
+        if a == b { Ok(a) } else { Err(self.fault("mixes rows of tokens and of outputs")) }
+    }
+
+    fn format(&self, tensor: TensorId) -> Format {
+        match self.uses[tensor] {
+            Some(Use::Matrix(format) | Use::Vector(format)) => format,
+            None => Format::F32,
+        }
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<TensorId> {
+        let (id, format) = self.tensor(name, rows, cols)?;
+        if !cols.is_multiple_of(format.block()) {
+            return Err(self.fault(format!("has {name} with {cols} columns of {}", format.name())));
+        }
+        self.claim(id, Use::Matrix(format))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<TensorId> {
+        let (id, format) = self.tensor(name, 1, len)?;
+        if format.block() != 1 {
+            return Err(Error::plan(format!(
+                "{name} is {}, but a norm, bias or factor must be F32, F16 or BF16",
+                format.name()
+            )));
+        }
+        self.claim(id, Use::Vector(format))
+    }
+
+    fn tensor(&self, name: &str, rows: usize, cols: usize) -> Result<(TensorId, Format)> {
+        let id = *self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::plan(format!("tensor {name} is not in the plan")))?;
+        let tensor = &self.plan.tensors[id];
+        if (tensor.rows, tensor.cols) != (rows, cols) {
+            let found = format!("{} x {}", tensor.rows, tensor.cols);
+            return Err(Error::plan(format!("tensor {name} is {found}, expected {rows} x {cols}")));
+        }
+        let format = Format::by_name(&tensor.kind).ok_or_else(|| {
+            Error::plan(format!("tensor {name} has type {}, for which there is no kernel", tensor.kind))
+        })?;
+        Ok((id, format))
+    }
+
+    fn claim(&mut self, id: TensorId, of: Use) -> Result<TensorId> {
+        match self.uses[id] {
+            Some(before) if before != of => Err(Error::plan(format!(
+                "tensor {} is used as a matrix and as a vector",
+                self.plan.tensors[id].name
+            ))),
+            _ => {
+                self.uses[id] = Some(of);
+                Ok(id)
+            }
+        }
+    }
+}
+
+fn check_sizes(plan: &Plan) -> Result<()> {
+    let check = |what: &str, value: usize| {
+        let fits = (1..LIMIT).contains(&value);
+        if fits { Ok(()) } else { Err(Error::plan(format!("{what} is {value}, outside 1..{LIMIT}"))) }
+    };
+    check("the vocabulary size", plan.vocab_size)?;
+    check("the context length", plan.context_length)?;
+    for layer in &plan.kv_layers {
+        check("a count of KV heads", layer.kv_heads)?;
+        check("a head size", layer.head_dim)?;
+        if layer.head_dim > MAX_HEAD_DIM {
+            return Err(Error::plan(format!("head size {} is over {MAX_HEAD_DIM}", layer.head_dim)));
+        }
+    }
+    for tensor in &plan.tensors {
+        check(&format!("{}'s rows", tensor.name), tensor.rows)?;
+        check(&format!("{}'s columns", tensor.name), tensor.cols)?;
+    }
+    for buffer in &plan.buffers {
+        check(&format!("{}'s width", buffer.name), buffer.width)?;
+    }
+    for rope in &plan.ropes {
+        check("a rope's dimensions", rope.dims)?;
+        check("a rope's original context", rope.original_context)?;
+        let finite =
+            [rope.base, rope.factor, rope.ext_factor, rope.attn_factor, rope.beta_fast, rope.beta_slow];
+        let positive = rope.base > 1.0 && rope.factor > 0.0 && rope.beta_fast > 0.0 && rope.beta_slow > 0.0;
+        if !positive || finite.iter().any(|x| !x.is_finite()) || !rope.dims.is_multiple_of(2) {
+            return Err(Error::plan("a rope's parameters are out of range"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,482 @@
+//! Runs a compiled plan for one step on all threads.
+//!
+//! Each thread walks the phases in order. In a phase it takes items from a shared counter until none
+//! are left, then waits until all items are done: a thread that comes late, or not at all because the
+//! system runs something else, holds nobody up unless it has taken an item.
+
+use crate::compile::{Compiled, LinearPart, Out, Phase, RowOp};
+use crate::error::{Error, Result};
+use crate::kv::KvLayout;
+use crate::plan::{Plan, RowKind};
+use crate::rope::Frequencies;
+use crate::threads::Pool;
+use crate::weights::Weights;
+use kernels::acts::{ActStore, NonFinite, SharedActs};
+use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob};
+use kernels::kernels::matmul::{GluJob, LinearJob};
+use kernels::packed::ActKind;
+use kernels::table::KernelTable;
+use kernels::view::{Aligned, Shared};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Tokens of one sequence whose attention is one item, for each KV head.
+const ATTEND_TOKENS: usize = 8;
+/// Items per thread and phase: enough to even out threads of different speed.
+const ITEMS_PER_THREAD: usize = 8;
+/// Weight bytes times tokens that an item must at least have, to be worth handing out.
+const ITEM_WORK: usize = 1 << 15;
+/// Weight bytes times tokens below which a step runs on the caller alone.
+const SHARED_WORK: usize = 1 << 20;
+/// Memory for logits: how many rows a step may return.
+const LOGITS_BYTES: usize = 64 << 20;
+/// Looks at a phase's end before a waiting thread gives way, and before it sleeps.
+const SPINS: usize = 4_000;
+const YIELDS: usize = 50;
+
+/// One token of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    pub id: u32,
+    /// Which entry of the step it belongs to.
+    pub entry: usize,
+    pub position: usize,
+}
+
+/// What one step computes.
+pub struct Work<'a> {
+    pub tokens: &'a [Token],
+    /// Tokens whose results are wanted: those that need logits first.
+    pub outputs: &'a [usize],
+    pub logit_rows: usize,
+    /// Each entry's pages.
+    pub pages: &'a [Vec<Shared<'a, u16>>],
+    /// Asked between phases: whether to give up.
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// The memory and threads that steps run in.
+pub struct Executor {
+    buffers: Vec<Aligned<f32>>,
+    acts: ActStore,
+    logits: Aligned<f32>,
+    scratch: Vec<Mutex<AttendScratch>>,
+    angles: Vec<Vec<[f32; 2]>>,
+    counters: Vec<Counter>,
+    pub pool: Box<dyn Pool>,
+    pub max_tokens: usize,
+    pub max_logit_rows: usize,
+}
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Counter {
+    next: AtomicUsize,
+    done: AtomicUsize,
+}
+
+impl Executor {
+    pub fn new(plan: &Plan, compiled: &Compiled, pool: Box<dyn Pool>, max_tokens: usize) -> Result<Self> {
+        let floats = |what: &str, rows: usize, width: usize| {
+            let size = rows.checked_mul(width);
+            size.and_then(Aligned::zeroed)
+                .ok_or_else(|| Error::memory(what, size.and_then(|size| size.checked_mul(4))))
+        };
+        let mut buffers = Vec::with_capacity(plan.buffers.len());
+        for buffer in &plan.buffers {
+            buffers.push(floats("the activations", max_tokens, buffer.width)?);
+        }
+        let max_logit_rows = (LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_tokens);
+        let width = compiled.prepared_width;
+        Ok(Self {
+            buffers,
+            acts: ActStore::new(max_tokens, width)
+                .ok_or_else(|| Error::memory("the activations", max_tokens.checked_mul(width)))?,
+            logits: floats("the logits", max_logit_rows, plan.vocab_size)?,
+            scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
+            angles: vec![Vec::new(); plan.ropes.len()],
+            counters: compiled.phases.iter().map(|_| Counter::default()).collect(),
+            pool,
+            max_tokens,
+            max_logit_rows,
+        })
+    }
+
+    /// The first `rows` rows of logits of the last step.
+    pub fn logits(&mut self, rows: Range<usize>, vocab: usize) -> &mut [f32] {
+        &mut self.logits.as_mut_slice()[rows.start * vocab..rows.end * vocab]
+    }
+
+    /// Rows of a buffer after the last step.
+    pub fn rows(&self, buffer: usize, width: usize, rows: Range<usize>) -> &[f32] {
+        &self.buffers[buffer].as_slice()[rows.start * width..rows.end * width]
+    }
+
+    pub fn run(
+        &mut self,
+        plan: &Plan,
+        compiled: &Compiled,
+        table: &'static KernelTable,
+        weights: &Weights,
+        layout: &KvLayout,
+        ropes: &[Frequencies],
+        work: &Work,
+    ) -> Result<()> {
+        for (angles, rope) in self.angles.iter_mut().zip(ropes) {
+            angles.resize(work.tokens.len() * rope.pairs(), [0.0; 2]);
+            for (token, out) in work.tokens.iter().zip(angles.chunks_mut(rope.pairs().max(1))) {
+                rope.angles(token.position, out);
+            }
+        }
+        for counter in &self.counters {
+            counter.next.store(0, Ordering::Relaxed);
+            counter.done.store(0, Ordering::Relaxed);
+        }
+        let end = if work.logit_rows > 0 { compiled.phases.len() } else { compiled.head_start };
+        let run = Run {
+            plan,
+            phases: &compiled.phases[..end],
+            table,
+            weights,
+            layout,
+            ropes,
+            work,
+            spans: spans(work.tokens),
+            buffers: self.buffers.iter_mut().map(Aligned::shared).collect(),
+            acts: self.acts.shared(),
+            logits: self.logits.shared(),
+            scratch: &self.scratch,
+            angles: &self.angles,
+            counters: &self.counters,
+            threads: self.pool.threads(),
+            gate: Gate::default(),
+        };
+        if weights.bytes().saturating_mul(work.tokens.len()) < SHARED_WORK {
+            run.walk(0);
+        } else {
+            self.pool.run(&|thread| run.walk(thread));
+        }
+        run.gate.result()
+    }
+}
+
+/// Runs of up to `ATTEND_TOKENS` tokens of one entry.
+fn spans(tokens: &[Token]) -> Vec<Range<usize>> {
+    let mut spans: Vec<Range<usize>> = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        match spans.last_mut() {
+            Some(span) if span.len() < ATTEND_TOKENS && tokens[span.start].entry == token.entry => {
+                span.end = i + 1;
+            }
+            _ => spans.push(i..i + 1),
+        }
+    }
+    spans
+}
+
+/// Where threads wait for each other, and how a step ends early.
+#[derive(Default)]
+struct Gate {
+    stop: AtomicBool,
+    fault: Mutex<Option<Error>>,
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Gate {
+    /// Ends the step; the first fault is the one reported.
+    fn fail(&self, error: Error) {
+        lock(&self.fault).get_or_insert(error);
+        self.stop.store(true, Ordering::SeqCst);
+        self.notify();
+    }
+
+    fn notify(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.lock));
+            self.wake.notify_all();
+        }
+    }
+
+    fn wait(&self, ready: impl Fn() -> bool) {
+        let ready = || ready() || self.stop.load(Ordering::SeqCst);
+        for _ in 0..SPINS {
+            if ready() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        for _ in 0..YIELDS {
+            if ready() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let mut guard = lock(&self.lock);
+        while !ready() {
+            // The time limit only guards against a lost wake-up; it is not how a wait usually ends.
+            let waited = self.wake.wait_timeout(guard, Duration::from_millis(5));
+            guard = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn result(self) -> Result<()> {
+        self.fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    phases: &'a [Phase],
+    table: &'static KernelTable,
+    weights: &'a Weights,
+    layout: &'a KvLayout,
+    ropes: &'a [Frequencies],
+    work: &'a Work<'a>,
+    spans: Vec<Range<usize>>,
+    buffers: Vec<Shared<'a, f32>>,
+    acts: SharedActs<'a>,
+    logits: Shared<'a, f32>,
+    scratch: &'a [Mutex<AttendScratch>],
+    angles: &'a [Vec<[f32; 2]>],
+    counters: &'a [Counter],
+    threads: usize,
+    gate: Gate,
+}
+
+impl Run<'_> {
+    fn walk(&self, thread: usize) {
+        for (phase, counter) in self.phases.iter().zip(self.counters) {
+            if thread == 0 && (self.work.cancelled)() {
+                self.gate.fail(Error::cancelled());
+            }
+            let (items, size) = self.split(phase);
+            loop {
+                if self.gate.stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let item = counter.next.fetch_add(1, Ordering::Relaxed);
+                if item >= items {
+                    break;
+                }
+                let part = item * size..(item + 1) * size;
+                let result = catch_unwind(AssertUnwindSafe(|| self.item(phase, part, thread)));
+                match result {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => self.gate.fail(error),
+                    Err(_) => self.gate.fail(Error::internal(format!("a kernel panicked in {phase:?}"))),
+                }
+                if counter.done.fetch_add(1, Ordering::SeqCst) + 1 == items {
+                    self.gate.notify();
+                }
+            }
+            self.gate.wait(|| counter.done.load(Ordering::SeqCst) >= items);
+        }
+    }
+
+    fn row_count(&self, on: RowKind, logits: bool) -> usize {
+        match on {
+            RowKind::Tokens => self.work.tokens.len(),
+            RowKind::Outputs if logits => self.work.logit_rows,
+            RowKind::Outputs => self.work.outputs.len(),
+        }
+    }
+
+    /// How many items a phase has, and how many units (rows, tiles, heads of spans) each covers.
+    fn split(&self, phase: &Phase) -> (usize, usize) {
+        let (units, least) = match phase {
+            Phase::Rows { on, .. } => (self.row_count(*on, false), 1),
+            Phase::Attention { layer, .. } => (self.spans.len() * self.layout.layer(*layer).kv_heads, 1),
+            Phase::Linear { on, parts, .. } => {
+                let rows = self.row_count(*on, parts[0].out == Out::Logits);
+                let tiles = parts.iter().map(|part| self.weights.matrix(part.weight).tiles()).sum();
+                (if rows == 0 { 0 } else { tiles }, self.least_tiles(parts[0].weight, rows))
+            }
+            Phase::Glu { on, gate, .. } => {
+                let rows = self.row_count(*on, false);
+                let tiles = self.weights.matrix(*gate).tiles();
+                (if rows == 0 { 0 } else { tiles }, self.least_tiles(*gate, rows * 2))
+            }
+        };
+        let size = (units / (self.threads * ITEMS_PER_THREAD)).max(least).max(1);
+        (units.div_ceil(size), size)
+    }
+
+    fn least_tiles(&self, weight: usize, rows: usize) -> usize {
+        let matrix = self.weights.matrix(weight);
+        ITEM_WORK / (matrix.format().tile_bytes(matrix.cols()) * rows.max(1))
+    }
+
+    fn item(&self, phase: &Phase, part: Range<usize>, thread: usize) -> Result<()> {
+        match phase {
+            Phase::Rows { on, ops } => {
+                for row in part.start..part.end.min(self.row_count(*on, false)) {
+                    for op in ops {
+                        self.row(op, row).map_err(|NonFinite| self.non_finite(*on, row, op))?;
+                    }
+                }
+            }
+            Phase::Linear { on, kind, k, parts } => self.linear(*on, *kind, *k, parts, part),
+            Phase::Glu { on, kind, k, gate, up, activation, out } => {
+                let gate = self.weights.matrix(*gate);
+                (self.table.glu)(&GluJob {
+                    gate,
+                    up: self.weights.matrix(*up),
+                    tiles: part.start..part.end.min(gate.tiles()),
+                    // SAFETY: prepared in an earlier phase, and by none that runs now.
+                    acts: unsafe { self.acts.all(*kind, self.row_count(*on, false), *k) },
+                    activation: *activation,
+                    out: self.buffers[*out],
+                    width: gate.rows(),
+                });
+            }
+            Phase::Attention { q, out, layer, heads, scale, window } => {
+                let kv_heads = self.layout.layer(*layer).kv_heads;
+                for unit in part.start..part.end.min(self.spans.len() * kv_heads) {
+                    let span = self.spans[unit / kv_heads].clone();
+                    self.attend(span, unit % kv_heads, *q, *out, *layer, *heads, *scale, *window, thread);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&self, on: RowKind, kind: ActKind, k: usize, parts: &[LinearPart], units: Range<usize>) {
+        let mut first = 0;
+        for part in parts {
+            let weight = self.weights.matrix(part.weight);
+            let tiles = units.start.max(first)..units.end.min(first + weight.tiles());
+            let (out, width, logits) = match part.out {
+                Out::Buffer(out) => (self.buffers[out], self.plan.buffers[out].width, false),
+                Out::Logits => (self.logits, self.plan.vocab_size, true),
+            };
+            if !tiles.is_empty() {
+                (self.table.linear)(&LinearJob {
+                    weight,
+                    tiles: tiles.start - first..tiles.end - first,
+                    // SAFETY: prepared in an earlier phase, and by none that runs now.
+                    acts: unsafe { self.acts.all(kind, self.row_count(on, logits), k) },
+                    bias: part.bias.map(|bias| self.weights.vector(bias)),
+                    add: part.add,
+                    out,
+                    width,
+                });
+            }
+            first += weight.tiles();
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &self,
+        span: Range<usize>,
+        kv_head: usize,
+        q: usize,
+        out: usize,
+        layer: usize,
+        heads: usize,
+        scale: f32,
+        window: Option<usize>,
+        thread: usize,
+    ) {
+        let layer = self.layout.layer(layer);
+        let group = heads / layer.kv_heads;
+        let entry = self.work.tokens[span.start].entry;
+        let head = |token: usize, i: usize| Query {
+            at: (token * heads + kv_head * group + i) * layer.head_dim,
+            position: self.work.tokens[token].position,
+        };
+        let queries: Vec<Query> =
+            span.flat_map(|token| (0..group).map(move |i| (token, i))).map(|(t, i)| head(t, i)).collect();
+        let q = self.buffers[q];
+        let job = AttendJob {
+            queries: &queries,
+            // SAFETY: written in an earlier phase, and by none that runs now.
+            q: unsafe { q.read(0..q.len()) },
+            out: self.buffers[out],
+            head_dim: layer.head_dim,
+            pages: &self.work.pages[entry],
+            keys_at: layer.keys_at(kv_head),
+            values_at: layer.values_at(kv_head),
+            scale,
+            window,
+        };
+        (self.table.attend)(&job, &mut lock(&self.scratch[thread]));
+    }
+
+    fn row(&self, op: &RowOp, row: usize) -> std::result::Result<(), NonFinite> {
+        let width = |buffer: usize| self.plan.buffers[buffer].width;
+        let range = |buffer: usize, row: usize| row * width(buffer)..(row + 1) * width(buffer);
+        // SAFETY: no thread writes the row in this phase but this one, which has no other view of it.
+        let read = |buffer: usize, row: usize| unsafe { self.buffers[buffer].read(range(buffer, row)) };
+        // SAFETY: a row belongs to one thread in this phase.
+        let write = |buffer: usize| unsafe { self.buffers[buffer].write(range(buffer, row)) };
+        match *op {
+            RowOp::Embed { table, out, scale } => {
+                let out = write(out);
+                self.weights.matrix(table).read_row(self.work.tokens[row].id as usize, out);
+                if let Some(scale) = scale {
+                    out.iter_mut().for_each(|x| *x *= scale);
+                }
+            }
+            RowOp::RmsNorm { x, weight, out, eps } => {
+                if x != out {
+                    write(out).copy_from_slice(read(x, row));
+                }
+                (self.table.rms_norm)(write(out), self.weights.vector(weight), eps);
+            }
+            RowOp::Rope { x, rope, head_dim, pairing } => {
+                let pairs = self.ropes[rope].pairs();
+                let angles = &self.angles[rope][row * pairs..(row + 1) * pairs];
+                kernels::kernels::rows::rope(write(x), head_dim, pairing, angles);
+            }
+            RowOp::StoreKv { k, v, layer } => return self.store_kv(read(k, row), read(v, row), row, layer),
+            RowOp::Select { x, out } => {
+                let from = read(x, self.work.outputs[row]);
+                write(out).copy_from_slice(from);
+            }
+            RowOp::Prepare { x, kind } => {
+                let x = read(x, row);
+                // SAFETY: this row's part of the store belongs to this thread in this phase.
+                return (self.table.prepare)(kind, x, unsafe { self.acts.row(kind, row, x.len()) });
+            }
+        }
+        Ok(())
+    }
+
+    fn store_kv(&self, k: &[f32], v: &[f32], row: usize, layer: usize) -> std::result::Result<(), NonFinite> {
+        let layer = self.layout.layer(layer);
+        let token = self.work.tokens[row];
+        let page = &self.work.pages[token.entry][token.position / BLOCK];
+        let dim = layer.head_dim;
+        let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
+        for (head, (k, v)) in heads.enumerate() {
+            let (keys_at, values_at) = (layer.keys_at(head), layer.values_at(head));
+            let slot = token.position % BLOCK;
+            (self.table.store_kv)(&StoreJob { k, v, page: *page, keys_at, values_at, slot })?;
+        }
+        Ok(())
+    }
+
+    fn non_finite(&self, on: RowKind, row: usize, op: &RowOp) -> Error {
+        let token = self.work.tokens[if on == RowKind::Tokens { row } else { self.work.outputs[row] }];
+        Error {
+            code: "NON_FINITE",
+            message: format!(
+                "an activation of token {} at position {} became infinite or not a number (entry {} of the step, before {op:?})",
+                token.id, token.position, token.entry
+            ),
+            cure: "The weights are damaged, or the model needs a wider type: try another file of it, F32 or BF16.",
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The paged key/value cache: a page holds 64 positions of every layer, in F16.
+
+use crate::error::{Error, Result};
+use crate::plan::KvLayer;
+use kernels::kernels::attention::{BLOCK, key_len, value_len};
+use kernels::view::{Aligned, Shared};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Where each layer's keys and values start in a page, in F16 elements.
+pub struct KvLayout {
+    layers: Vec<LayerLayout>,
+    page_len: usize,
+}
+
+#[derive(Clone, Copy)]
+pub struct LayerLayout {
+    start: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl LayerLayout {
+    pub fn keys_at(&self, head: usize) -> usize {
+        self.start + head * (key_len(self.head_dim) + value_len(self.head_dim))
+    }
+
+    pub fn values_at(&self, head: usize) -> usize {
+        self.keys_at(head) + key_len(self.head_dim)
+    }
+}
+
+impl KvLayout {
+    /// None where a page would be larger than memory can be.
+    pub fn new(kv_layers: &[KvLayer]) -> Option<Self> {
+        let mut start = 0usize;
+        let mut layers = Vec::with_capacity(kv_layers.len());
+        for &KvLayer { kv_heads, head_dim } in kv_layers {
+            layers.push(LayerLayout { start, kv_heads, head_dim });
+            let head = key_len(head_dim) + value_len(head_dim);
+            start = start.checked_add(head.checked_mul(kv_heads)?)?;
+        }
+        start.checked_mul(size_of::<u16>())?;
+        Some(Self { layers, page_len: start })
+    }
+
+    pub fn layer(&self, layer: usize) -> LayerLayout {
+        self.layers[layer]
+    }
+}
+
+/// One sequence's cache and length.
+pub struct KvCache {
+    pages: Vec<Aligned<u16>>,
+    len: usize,
+    /// Bytes of all caches of the model.
+    total: Arc<AtomicUsize>,
+}
+
+impl KvCache {
+    pub fn new(total: Arc<AtomicUsize>) -> Self {
+        Self { pages: Vec::new(), len: 0, total }
+    }
+
+    /// Tokens held.
+    pub fn tokens(&self) -> usize {
+        self.len
+    }
+
+    /// Makes room for `tokens` more without counting them yet.
+    pub fn reserve(&mut self, layout: &KvLayout, tokens: usize) -> Result<()> {
+        while self.pages.len() * BLOCK < self.len + tokens {
+            let bytes = layout.page_len * size_of::<u16>();
+            let page = Aligned::zeroed(layout.page_len)
+                .ok_or_else(|| Error::memory("a page of the key/value cache", Some(bytes)))?;
+            self.total.fetch_add(page.bytes(), Ordering::Relaxed);
+            self.pages.push(page);
+        }
+        Ok(())
+    }
+
+    /// Counts tokens that a step has stored.
+    pub fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+
+    pub fn shared(&mut self) -> Vec<Shared<'_, u16>> {
+        self.pages.iter_mut().map(Aligned::shared).collect()
+    }
+}
+
+impl Drop for KvCache {
+    fn drop(&mut self) {
+        let bytes: usize = self.pages.iter().map(Aligned::bytes).sum();
+        self.total.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,402 @@
+//! A compiled plan with its weights and sequences: what the bindings expose.
+
+use crate::compile::{Compiled, compile};
+use crate::error::{Error, Result};
+use crate::exec::{Executor, Token, Work};
+use crate::kv::{KvCache, KvLayout};
+use crate::plan::Plan;
+use crate::rope::Frequencies;
+use crate::threads::Pool;
+use crate::weights::{TensorReader, Weights};
+use kernels::sampling::{Sampler, SamplerSettings, SamplingError};
+use kernels::table::KernelTable;
+use kernels::view::Shared;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// What an entry of a step wants back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Want {
+    Nothing,
+    /// One sampled token, after the entry's last.
+    Sample,
+    LastLogits,
+    AllLogits,
+    /// The final hidden state of every token.
+    AllHidden,
+}
+
+/// Tokens appended to one sequence in a step.
+pub struct Entry<'a> {
+    pub sequence: u32,
+    pub tokens: &'a [u32],
+    pub want: Want,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    Nothing,
+    Token(u32),
+    /// Rows of logits or of hidden states, one after another.
+    Values(Vec<f32>),
+}
+
+struct Sequence {
+    cache: KvCache,
+    sampler: Option<Sampler>,
+}
+
+/// A sequence as the map holds it: a step may keep it alive after it was freed.
+struct Held {
+    freed: AtomicBool,
+    inner: Mutex<Sequence>,
+}
+
+#[derive(Default)]
+struct Sequences {
+    next: u32,
+    held: HashMap<u32, Arc<Held>>,
+}
+
+pub struct Model {
+    plan: Plan,
+    compiled: Compiled,
+    table: &'static KernelTable,
+    layout: KvLayout,
+    weights: RwLock<Weights>,
+    /// Made at the first step, when the rope factors are there.
+    ropes: Mutex<Option<Arc<Vec<Frequencies>>>>,
+    executor: Mutex<Executor>,
+    sequences: Mutex<Sequences>,
+    kv_bytes: Arc<AtomicUsize>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Model {
+    /// Verifies the plan and reserves memory for its tensors and for steps of up to `max_tokens`.
+    pub fn new(
+        plan: Plan,
+        table: &'static KernelTable,
+        pool: Box<dyn Pool>,
+        max_tokens: usize,
+    ) -> Result<Self> {
+        if max_tokens == 0 || max_tokens > 1 << 16 {
+            return Err(Error::argument(
+                format!("maxStepTokens is {max_tokens}, expected 1 to 65536"),
+                "Choose a chunk size within that range.",
+            ));
+        }
+        let compiled = compile(&plan)?;
+        let layout =
+            KvLayout::new(&plan.kv_layers).ok_or_else(|| Error::plan("a page of the cache is too large"))?;
+        let weights = Weights::new(&plan, &compiled.uses)?;
+        let executor = Executor::new(&plan, &compiled, pool, max_tokens)?;
+        Ok(Self {
+            plan,
+            compiled,
+            table,
+            layout,
+            weights: RwLock::new(weights),
+            ropes: Mutex::new(None),
+            executor: Mutex::new(executor),
+            sequences: Mutex::default(),
+            kv_bytes: Arc::default(),
+        })
+    }
+
+    pub fn isa(&self) -> &'static str {
+        self.table.isa
+    }
+
+    pub fn threads(&self) -> usize {
+        lock(&self.executor).pool.threads()
+    }
+
+    /// How many rows of logits one step may return.
+    pub fn max_logit_rows(&self) -> usize {
+        lock(&self.executor).max_logit_rows
+    }
+
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.read().unwrap_or_else(PoisonError::into_inner).bytes()
+    }
+
+    /// Bytes that the caches of all sequences take at present.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Loads tensor `id` of the plan from `offset` of a reader.
+    pub fn load_tensor(&self, id: usize, reader: &dyn TensorReader, offset: u64) -> Result<()> {
+        self.check_tensor(id)?;
+        let executor = lock(&self.executor);
+        let mut weights = self.weights.write().unwrap_or_else(PoisonError::into_inner);
+        weights.load(id, reader, offset, executor.pool.as_ref())
+    }
+
+    /// Loads the next rows of tensor `id`: 16 at a time or a multiple, but for the last.
+    pub fn push_rows(&self, id: usize, bytes: &[u8]) -> Result<()> {
+        self.check_tensor(id)?;
+        self.weights.write().unwrap_or_else(PoisonError::into_inner).push(id, bytes)
+    }
+
+    fn check_tensor(&self, id: usize) -> Result<()> {
+        let count = self.plan.tensors.len();
+        if id < count { Ok(()) } else { Err(Error::internal(format!("tensor {id} of {count}"))) }
+    }
+
+    /// A new empty sequence; a sampler is needed for [`Want::Sample`].
+    pub fn create_sequence(&self, sampler: Option<SamplerSettings>) -> Result<u32> {
+        let sampler = sampler
+            .map(|settings| Sampler::new(settings, self.plan.vocab_size).map_err(sampling_error))
+            .transpose()?;
+        let cache = KvCache::new(Arc::clone(&self.kv_bytes));
+        let held = Held { freed: AtomicBool::new(false), inner: Mutex::new(Sequence { cache, sampler }) };
+        let mut sequences = lock(&self.sequences);
+        let id = sequences.next;
+        sequences.next = id.checked_add(1).ok_or_else(|| Error::internal("no sequence numbers are left"))?;
+        sequences.held.insert(id, Arc::new(held));
+        Ok(id)
+    }
+
+    /// Frees a sequence at once, or when the step that holds it ends. Unknown ones are ignored.
+    pub fn free_sequence(&self, id: u32) {
+        let held = lock(&self.sequences).held.remove(&id);
+        if let Some(held) = held {
+            held.freed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees all sequences, which cuts a running step short.
+    pub fn free_all(&self) {
+        let held = std::mem::take(&mut lock(&self.sequences).held);
+        for held in held.values() {
+            held.freed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns when no step runs.
+    pub fn wait_idle(&self) {
+        drop(lock(&self.executor));
+    }
+
+    /// Appends each entry's tokens to its sequence and computes what it wants. On an error no
+    /// sequence has changed.
+    pub fn step(&self, batch: &[Entry]) -> Result<Vec<Output>> {
+        let held = self.find(batch)?;
+        let mut executor = lock(&self.executor);
+        let executor = &mut *executor;
+        let mut sequences: Vec<MutexGuard<Sequence>> = held.iter().map(|held| lock(&held.inner)).collect();
+        let (tokens, outputs, logit_rows) = self.lay_out(batch, &sequences, executor)?;
+        for (sequence, entry) in sequences.iter_mut().zip(batch) {
+            sequence.cache.reserve(&self.layout, entry.tokens.len())?;
+        }
+        {
+            let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
+            let ropes = self.frequencies(&weights)?;
+            let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
+            let work = Work {
+                tokens: &tokens,
+                outputs: &outputs,
+                logit_rows,
+                pages: &pages,
+                cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
+            };
+            executor.run(&self.plan, &self.compiled, self.table, &weights, &self.layout, &ropes, &work)?;
+        }
+        let results = self.collect(batch, &mut sequences, executor, logit_rows)?;
+        for (sequence, entry) in sequences.iter_mut().zip(batch) {
+            sequence.cache.advance(entry.tokens.len());
+        }
+        Ok(results)
+    }
+
+    fn find(&self, batch: &[Entry]) -> Result<Vec<Arc<Held>>> {
+        let sequences = lock(&self.sequences);
+        let mut found: Vec<Arc<Held>> = Vec::with_capacity(batch.len());
+        for entry in batch {
+            let held = sequences.held.get(&entry.sequence);
+            let held = held.ok_or_else(|| Error::disposed(&format!("sequence {}", entry.sequence)))?;
+            if found.iter().any(|other| Arc::ptr_eq(other, held)) {
+                return Err(Error::internal(format!("sequence {} is twice in a step", entry.sequence)));
+            }
+            found.push(Arc::clone(held));
+        }
+        Ok(found)
+    }
+
+    /// The step's tokens; its outputs, those with logits first; and how many have logits.
+    fn lay_out(
+        &self,
+        batch: &[Entry],
+        sequences: &[MutexGuard<Sequence>],
+        executor: &Executor,
+    ) -> Result<(Vec<Token>, Vec<usize>, usize)> {
+        let mut tokens = Vec::new();
+        let (mut logits, mut hidden) = (Vec::new(), Vec::new());
+        for (i, (entry, sequence)) in batch.iter().zip(sequences).enumerate() {
+            let (start, count) = (sequence.cache.tokens(), entry.tokens.len());
+            self.check_entry(entry, start, sequence.sampler.is_some())?;
+            let first = tokens.len();
+            tokens.extend(entry.tokens.iter().enumerate().map(|(t, &id)| Token {
+                id,
+                entry: i,
+                position: start + t,
+            }));
+            match entry.want {
+                Want::Nothing => {}
+                Want::Sample | Want::LastLogits => logits.push(first + count - 1),
+                Want::AllLogits => logits.extend(first..first + count),
+                Want::AllHidden => hidden.extend(first..first + count),
+            }
+        }
+        if tokens.len() > executor.max_tokens || logits.len() > executor.max_logit_rows {
+            return Err(Error::argument(
+                format!(
+                    "a step of {} tokens and {} rows of logits, at most {} and {} fit",
+                    tokens.len(),
+                    logits.len(),
+                    executor.max_tokens,
+                    executor.max_logit_rows
+                ),
+                "Split the step.",
+            ));
+        }
+        let logit_rows = logits.len();
+        logits.extend(hidden);
+        Ok((tokens, logits, logit_rows))
+    }
+
+    fn check_entry(&self, entry: &Entry, start: usize, has_sampler: bool) -> Result<()> {
+        let count = entry.tokens.len();
+        if count == 0 || entry.want == Want::Sample && !has_sampler {
+            return Err(Error::internal("an entry without tokens, or one to sample without a sampler"));
+        }
+        if let Some(id) = entry.tokens.iter().find(|&&id| id as usize >= self.plan.vocab_size) {
+            return Err(Error::argument(
+                format!("token {id} is outside the vocabulary of {}", self.plan.vocab_size),
+                "Use token ids that this model's tokenizer gives.",
+            ));
+        }
+        if start + count > self.plan.context_length {
+            return Err(Error {
+                code: "CONTEXT_OVERFLOW",
+                message: format!(
+                    "{} tokens, but the context holds {}",
+                    start + count,
+                    self.plan.context_length
+                ),
+                cure: "Shorten the prompt, or load the model with a larger contextLength.",
+            });
+        }
+        Ok(())
+    }
+
+    fn frequencies(&self, weights: &Weights) -> Result<Arc<Vec<Frequencies>>> {
+        let mut ropes = lock(&self.ropes);
+        if let Some(ropes) = &*ropes {
+            return Ok(Arc::clone(ropes));
+        }
+        if let Some(id) = weights.missing() {
+            return Err(Error::internal(format!("tensor {} was not loaded", self.plan.tensors[id].name)));
+        }
+        let factors = |name: &String| {
+            let id = self.plan.tensors.iter().position(|tensor| tensor.name == *name);
+            id.map(|id| weights.vector(id))
+        };
+        let made: Vec<Frequencies> = self
+            .plan
+            .ropes
+            .iter()
+            .map(|rope| Frequencies::new(rope, rope.factors.as_ref().and_then(factors)))
+            .collect();
+        let made = Arc::new(made);
+        *ropes = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    fn collect(
+        &self,
+        batch: &[Entry],
+        sequences: &mut [MutexGuard<Sequence>],
+        executor: &mut Executor,
+        logit_rows: usize,
+    ) -> Result<Vec<Output>> {
+        let vocab = self.plan.vocab_size;
+        let hidden_width = self.plan.buffers[self.compiled.hidden].width;
+        let (mut logit, mut hidden) = (0, logit_rows);
+        let mut results = Vec::with_capacity(batch.len());
+        let mut fault = None;
+        for (entry, sequence) in batch.iter().zip(sequences.iter_mut()) {
+            let count = entry.tokens.len();
+            let rows = if entry.want == Want::AllLogits { count } else { 1 };
+            if let Some(sampler) = &mut sequence.sampler {
+                entry.tokens.iter().for_each(|&token| sampler.accept(token));
+            }
+            let result = match entry.want {
+                Want::Nothing => Ok(Output::Nothing),
+                Want::Sample => {
+                    let position = (sequence.cache.tokens() + count) as u64;
+                    logit += 1;
+                    sample(sequence, executor.logits(logit - 1..logit, vocab), position)
+                }
+                Want::LastLogits | Want::AllLogits => {
+                    logit += rows;
+                    finite(executor.logits(logit - rows..logit, vocab), entry)
+                }
+                Want::AllHidden => {
+                    hidden += count;
+                    finite(executor.rows(self.compiled.hidden, hidden_width, hidden - count..hidden), entry)
+                }
+            };
+            match result {
+                Ok(result) => results.push(result),
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
+        let Some(fault) = fault else { return Ok(results) };
+        for sequence in sequences {
+            let len = sequence.cache.tokens();
+            if let Some(sampler) = &mut sequence.sampler {
+                sampler.truncate(len);
+            }
+        }
+        Err(fault)
+    }
+}
+
+fn sample(sequence: &mut Sequence, logits: &mut [f32], position: u64) -> Result<Output> {
+    let sampler = sequence.sampler.as_mut().ok_or_else(|| Error::internal("no sampler"))?;
+    sampler.sample(logits, position).map(Output::Token).map_err(sampling_error)
+}
+
+fn finite(values: &[f32], entry: &Entry) -> Result<Output> {
+    if values.iter().all(|x| x.is_finite()) {
+        return Ok(Output::Values(values.to_vec()));
+    }
+    Err(Error {
+        code: "NON_FINITE",
+        message: format!("the results of sequence {} are infinite or not a number", entry.sequence),
+        cure: "The weights are damaged: try another file of the model.",
+    })
+}
+
+fn sampling_error(error: SamplingError) -> Error {
+    let (code, cure) = match error {
+        SamplingError::InvalidSetting { .. } => ("INVALID_ARGUMENT", "Choose a value within the range."),
+        SamplingError::TokenOutOfRange { .. } => {
+            ("INVALID_ARGUMENT", "Use token ids that this model's tokenizer gives.")
+        }
+        SamplingError::NonFinite { .. } => {
+            ("NON_FINITE", "The weights are damaged, or a penalty is extreme: try another file or setting.")
+        }
+        SamplingError::AllBanned => {
+            ("INVALID_ARGUMENT", "Leave at least one token without a bias of -Infinity.")
+        }
+    };
+    Error { code, message: error.to_string(), cure }
+}

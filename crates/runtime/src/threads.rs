@@ -1,0 +1,196 @@
+//! Threads behind a trait, so that the same executor runs on OS threads and on WASM workers.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Runs a job on several threads at once.
+pub trait Pool: Send + Sync {
+    /// How many threads run a job, the caller's included.
+    fn threads(&self) -> usize;
+    /// Calls `job(thread)` on the caller (thread 0) and on those workers that are free before the
+    /// caller's own call returns; returns when all of these calls have returned. A job must not
+    /// rely on any other thread taking part.
+    fn run(&self, job: &(dyn Fn(usize) + Sync));
+}
+
+/// How long an idle worker looks for the next job before it sleeps.
+const SPINS: u32 = 2_000;
+
+type Job = *const (dyn Fn(usize) + Sync);
+
+struct Posted(Job);
+// SAFETY: `run` keeps the job alive until no worker uses it.
+unsafe impl Send for Posted {}
+
+#[derive(Default)]
+struct State {
+    job: Option<Posted>,
+    /// Workers inside the current job.
+    active: usize,
+    stopping: bool,
+}
+
+#[derive(Default)]
+struct Common {
+    state: Mutex<State>,
+    /// Counts jobs; workers look at it without the lock.
+    epoch: AtomicU64,
+    posted: Condvar,
+    left: Condvar,
+}
+
+impl Common {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pool of OS threads; dropping it ends them.
+pub struct OsPool {
+    common: Arc<Common>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl OsPool {
+    /// `threads` counts the caller's. Fewer are used where the system gives no more.
+    pub fn new(threads: usize) -> Self {
+        let common = Arc::new(Common::default());
+        let start = |thread: usize| {
+            let common = Arc::clone(&common);
+            let name = format!("frugal-{thread}");
+            std::thread::Builder::new().name(name).spawn(move || work(&common, thread)).ok()
+        };
+        let workers = (1..threads).map_while(start).collect();
+        Self { common, workers }
+    }
+}
+
+impl Pool for OsPool {
+    fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        if self.workers.is_empty() {
+            return job(0);
+        }
+        {
+            let mut state = self.common.lock();
+            // SAFETY: only the lifetime is erased; this function returns (or unwinds) after the job
+            // was withdrawn and the last worker has left it.
+            let job: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(job) };
+            state.job = Some(Posted(job));
+            self.common.epoch.fetch_add(1, Ordering::Release);
+            self.common.posted.notify_all();
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| job(0)));
+        let mut state = self.common.lock();
+        state.job = None;
+        while state.active > 0 {
+            state = self.common.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for OsPool {
+    fn drop(&mut self) {
+        self.common.lock().stopping = true;
+        self.common.epoch.fetch_add(1, Ordering::Release);
+        self.common.posted.notify_all();
+        for worker in self.workers.drain(..) {
+            // A worker never panics: its jobs run under catch_unwind.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn work(common: &Common, thread: usize) {
+    let mut seen = 0;
+    loop {
+        for _ in 0..SPINS {
+            if common.epoch.load(Ordering::Acquire) != seen {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        let mut state = common.lock();
+        let job = loop {
+            if state.stopping {
+                return;
+            }
+            let epoch = common.epoch.load(Ordering::Acquire);
+            if epoch != seen {
+                seen = epoch;
+                if let Some(Posted(job)) = &state.job {
+                    break *job;
+                }
+            }
+            state = common.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        state.active += 1;
+        drop(state);
+        // SAFETY: `run` waits until `active` is zero before the job's lifetime ends.
+        let job = unsafe { &*job };
+        // The executor's jobs report panics themselves; a worker only has to survive them.
+        let _ = catch_unwind(AssertUnwindSafe(|| job(thread)));
+        let mut state = common.lock();
+        state.active -= 1;
+        if state.active == 0 {
+            common.left.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn shares_out_every_item_once() {
+        let pool = OsPool::new(3);
+        for _ in 0..500 {
+            let next = AtomicUsize::new(0);
+            let done: Vec<AtomicUsize> = (0..64).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(&|_| {
+                while let Some(item) = done.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    item.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert!(done.iter().all(|item| item.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn uses_more_than_one_thread() {
+        let pool = OsPool::new(2);
+        let seen = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let deadline = Instant::now() + Duration::from_secs(10);
+        pool.run(&|thread| {
+            seen[thread].fetch_add(1, Ordering::SeqCst);
+            while seen.iter().any(|count| count.load(Ordering::SeqCst) == 0) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        });
+        assert!(seen.iter().all(|count| count.load(Ordering::SeqCst) == 1));
+    }
+
+    #[test]
+    fn survives_a_panic() {
+        let pool = OsPool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(&|_| panic!("expected by this test"))));
+        assert!(result.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(&|_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        assert!(count.load(Ordering::SeqCst) >= 1);
+    }
+}
