@@ -15,7 +15,7 @@ export interface Pace {
 }
 
 /** @param sliceMs how long a loop may hold the thread, in milliseconds */
-export function createPace(sliceMs = 4): Pace {
+export function createPace(sliceMs = 3): Pace {
   let start = performance.now();
   return {
     due: () => performance.now() - start >= sliceMs,

@@ -2,7 +2,6 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { FrugalError } from '../../ts/errors.js';
-import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { type GgufMetadata, openGguf, StringArray } from '../../ts/gguf/index.js';
 import { memorySource } from './sources.js';
@@ -185,9 +184,9 @@ describe('a header of 15 MB', () => {
 
   test('does not hold the event loop for more than 10 ms', async () => {
     let best = Number.POSITIVE_INFINITY;
-    // Other programs on the machine can only make a gap longer, so the best of a few tries counts.
+    // The compiler and the garbage collector count as well, so the best of a few tries is taken.
     for (let attempt = 0; attempt < 5 && best > 10; attempt += 1)
-      best = Math.min(best, await longestGap(bytes));
+      best = Math.min(best, await longestHold(bytes));
     expect(best).toBeLessThanOrEqual(10);
   });
 
@@ -202,19 +201,24 @@ describe('a header of 15 MB', () => {
   });
 });
 
-/** The longest time in milliseconds for which an immediate had to wait while the header was read. */
-async function longestGap(bytes: Uint8Array<ArrayBuffer>): Promise<number> {
+/**
+ * The most processor time in milliseconds that passed between two turns of the event loop while the
+ * header was read. Processor time, because other programs on the machine may make a turn last longer.
+ */
+async function longestHold(bytes: Uint8Array): Promise<number> {
   let longest = 0;
-  let last = performance.now();
   let running = true;
+  let last = process.cpuUsage();
   const tick = () => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last);
-    last = now;
+    const { user, system } = process.cpuUsage(last);
+    longest = Math.max(longest, (user + system) / 1000);
+    last = process.cpuUsage();
     if (running) setImmediate(tick);
   };
   setImmediate(tick);
-  await openGguf(blobSource(new Blob([bytes])));
+  // A source in memory never waits: all turns of the loop are those that the reader grants.
+  await openGguf(memorySource(bytes));
+  await new Promise((turn) => setImmediate(turn));
   running = false;
   return longest;
 }

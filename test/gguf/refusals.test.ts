@@ -2,7 +2,14 @@ import { describe, expect, test } from 'vitest';
 import { type ErrorCode, FrugalError } from '../../ts/errors.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { largeSource, memorySource } from './sources.js';
-import { type Entry, type Field, type GgufSpec, type TensorSpec, writeGguf } from './writer.js';
+import {
+  type ArrayValue,
+  type Entry,
+  type Field,
+  type GgufSpec,
+  type TensorSpec,
+  writeGguf,
+} from './writer.js';
 
 const MIB = 1024 * 1024;
 
@@ -190,8 +197,8 @@ describe('wrong structure', () => {
 
 describe('a file of 8 GB does not make the reader take memory', () => {
   // The list is the last entry, so that the zeros of the large source are its elements.
-  const endless = (of: 'string' | 'array'): Partial<GgufSpec> => ({
-    metadata: [{ key: 'endless', kind: 'array', of, values: [] }],
+  const endless = (values: readonly ArrayValue[]): Partial<GgufSpec> => ({
+    metadata: [{ key: 'endless', kind: 'array', of: 'array', values }],
     tensors: [],
   });
   const cases: [string, Partial<GgufSpec>, string, bigint][] = [
@@ -201,8 +208,8 @@ describe('a file of 8 GB does not make the reader take memory', () => {
     ['numbers', {}, 'count of a.numbers', 1_900_000_000n],
     ['booleans', {}, 'count of a.flags', 7_000_000_000n],
     ['a string', {}, 'length of general.architecture', 7_000_000_000n],
-    ['empty strings', endless('string'), 'count of endless', 6_500_000n],
-    ['nested arrays', endless('array'), 'count of endless', 600_000_000n],
+    ['nested strings', endless([{ of: 'string', values: [] }]), 'count of endless[0]', 6_500_000n],
+    ['nested arrays', endless([]), 'count of endless', 600_000_000n],
   ];
   test.each(cases)('%s', async (_, changed, label, value) => {
     const { bytes, fields } = write(changed);
@@ -211,10 +218,11 @@ describe('a file of 8 GB does not make the reader take memory', () => {
     new DataView(bytes.buffer).setBigUint64(field.offset, value, true);
     const source = largeSource(bytes, 8e9);
     const before = process.memoryUsage().arrayBuffers;
-    const start = performance.now();
+    const start = process.cpuUsage();
     const error = await refusalOf(source);
+    const { user, system } = process.cpuUsage(start);
     expect([error.code, error.message]).toEqual(['GGUF_LIMIT', expect.stringMatching(/offset|announces/)]);
-    expect(performance.now() - start).toBeLessThan(1000);
+    expect((user + system) / 1000).toBeLessThan(1000);
     expect(source.counts.bytes).toBeLessThan(64 * MIB);
     expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(64 * MIB);
   });

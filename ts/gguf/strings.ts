@@ -15,6 +15,8 @@ import { StringArray } from './string-array.js';
 
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 const SEGMENT = 1024 * 1024;
+/** Four bytes for a string's offset, and as many again to bound the time that empty strings can take. */
+const STRING_COST = 8;
 /** How many short strings are read between two looks at the clock. */
 const BATCH = 256;
 
@@ -84,17 +86,19 @@ export async function skipStrings(cursor: Cursor, count: number, what: string): 
 
 /**
  * Reads `count` strings, whose length fields are known to fit in the source. The bytes gather in
- * segments and are joined once at the end, so that no copy grows with the array.
+ * segments and are joined once at the end, so that no copy grows with the array. The loop makes no
+ * garbage (an element's name is written only for an error): collecting it would hold the thread.
  */
 export async function readStrings(cursor: Cursor, count: number, what: string): Promise<StringArray> {
-  keep(cursor, 4 * (count + 1), what);
+  keep(cursor, STRING_COST * (count + 1), what);
   const offsets = new Uint32Array(count + 1);
   const gathered = createGathered(Math.min(SEGMENT, remaining(cursor) - 8 * count));
   for (let i = 0; i < count; i += 1) {
     if (ready(cursor) < 8) await need(cursor, 8, `${what}[${i}]`);
     const length = readU64(cursor);
     if (length > remaining(cursor)) checkFits(cursor, length, `${what}[${i}]`);
-    keep(cursor, length, `${what}[${i}]`);
+    if (length > cursor.keepLeft) keep(cursor, length, `${what}[${i}]`);
+    cursor.keepLeft -= length;
     if (length <= ready(cursor) && length <= gathered.segment.length - gathered.used) {
       copyShort(cursor, gathered, length);
     } else {

@@ -16,9 +16,9 @@ import { KIND_BYTES, type NumberKind, VALUE_KINDS, type ValueKind } from './type
 
 /** Arrays in arrays in ... : how many levels are followed. */
 export const MAX_ARRAY_DEPTH = 4;
-/** What one array in an array costs at most while it is walked, counted so that their number is bounded. */
-const NESTED_ARRAY_COST = 64;
-/** A look at the clock, and at most this many bytes of booleans, between two yields. */
+/** Counted for each array in an array, though none is kept: it bounds the time that they can take. */
+const NESTED_ARRAY_COST = 256;
+/** How many booleans are checked between two looks at the clock. */
 const BOOL_BATCH = 1024 * 1024;
 
 /** Reads one metadata value: its kind, then the value itself. */
