@@ -29,6 +29,10 @@ const splits: Record<string, [text: string, words: string][]> = {
     ["We'll go: 123", "We|'ll| go|:| |1|2|3"],
     ['½ⅷ a', '½|ⅷ| a'],
   ],
+  qwen35: [
+    ['e\u0301t 12', 'e\u0301t| |1|2'],
+    ["it's (a) !!\n", "it|'s| (|a|)| !!\n"],
+  ],
   'gpt-2': [
     ["I'VE it's 12345", "I|'|VE| it|'s| 12345"],
     ['a  b\n\n c', 'a| | b|\n\n| c'],

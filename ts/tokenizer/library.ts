@@ -1,5 +1,5 @@
 import * as tokenizers from '@huggingface/tokenizers';
-import { StringArray } from '../gguf/index.js';
+import { StringArray } from '../gguf/string-array.js';
 import { createPairRanks, type PairRanks } from './pair-ranks.js';
 import { librarySplits, preTokenizers } from './pre-tokenizers.js';
 import { invalid } from './refuse.js';

@@ -23,6 +23,9 @@ const GPT2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|
 const gpt4 = (digits: string): string =>
   `(?:${CONTRACTION})|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${SPACES}`;
 
+/** As `gpt4` with single digits, but accents belong to the letters before them. */
+const QWEN35 = `(?:${CONTRACTION})|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|${SPACES}`;
+
 /** The family of the GPT-4o expression. Only ASCII letters count as having a case. */
 const gpt4o = (contraction: string, digits: string): string => {
   const upper = '(?:(?![a-z])\\p{L})';
@@ -184,6 +187,7 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['stablelm2', qwen2],
   ['megrez', qwen2],
   ['hunyuan', qwen2],
+  ['qwen35', split([QWEN35])],
   ['gpt-2', gpt2],
   ['phi-2', gpt2],
   ['mpt', gpt2],

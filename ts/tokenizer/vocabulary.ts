@@ -1,4 +1,4 @@
-import { StringArray } from '../gguf/index.js';
+import { StringArray } from '../gguf/string-array.js';
 import { Attribute, attributesOf } from './attributes.js';
 import { preTokenizers } from './pre-tokenizers.js';
 import { invalid } from './refuse.js';
