@@ -21,6 +21,7 @@ export interface FakeSequence {
 export interface FakeOptions {
   /** The token that follows a sequence. By default "abcdefghij" forever. */
   readonly next?: (tokens: readonly number[]) => number;
+  readonly maxLogitRows?: number;
   /** Awaited in every step before anything happens. */
   readonly beforeStep?: (batch: readonly StepEntry[]) => Promise<void> | void;
 }
@@ -42,6 +43,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
   const fake: FakeBackend = {
     info: { kind: 'native', isa: 'scalar', threads: 1 },
     weightBytes: 1000,
+    maxLogitRows: options.maxLogitRows ?? 32,
     sequences,
     steps: [],
     disposed: false,
@@ -57,6 +59,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     },
     async step(batch) {
       fake.steps.push([...batch]);
+      if (rowsOf(batch) > fake.maxLogitRows) throw new Error('more rows of logits than a step may have');
       await new Promise((resolve) => setImmediate(resolve));
       await options.beforeStep?.(batch);
       for (const entry of batch) {
@@ -70,6 +73,14 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     },
   };
   return fake;
+}
+
+function rowsOf(batch: readonly StepEntry[]): number {
+  const rows = { none: 0, sample: 1, 'last-logits': 1, 'all-hidden': 0 };
+  return batch.reduce(
+    (sum, { output, tokens }) => sum + (output === 'all-logits' ? tokens.length : rows[output]),
+    0,
+  );
 }
 
 function runEntry(

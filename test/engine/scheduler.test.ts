@@ -47,6 +47,18 @@ describe('several generations at once', () => {
     expect(Math.max(...mixed.map(count))).toBeLessThanOrEqual(65);
   });
 
+  it('never asks for more rows of logits than a step may have', async () => {
+    const { model, backend } = createFakeModel({ maxLogitRows: 3 });
+    const tokens = Array.from({ length: 50 }, (_, i) => i);
+    const [rows, ...texts] = await Promise.all([
+      collect(model.score(tokens)),
+      ...['a', 'b', 'c', 'd', 'e'].map((prompt) => model.complete(prompt, { maxTokens: 20 })),
+    ]);
+    expect(rows).toHaveLength(50);
+    for (const { finishReason } of texts) expect(finishReason).toBe('length');
+    expect(backend.sequences.size).toBe(0);
+  });
+
   it('lets long prompts take turns', async () => {
     const { model, backend } = createFakeModel({ limits: { maxStepTokens: 8, chunk: 8 } });
     const done: number[] = [];
@@ -62,7 +74,7 @@ describe('several generations at once', () => {
   it('does not let a crowd of generating sequences starve a prompt', async () => {
     const { model } = createFakeModel({ contextLength: 1000, limits: { maxStepTokens: 4, chunk: 4 } });
     const stop = new AbortController();
-    const crowd = Array.from({ length: 12 }, () =>
+    const crowd = Array.from({ length: 10 }, () =>
       model.complete('a', { signal: stop.signal }).catch((error: unknown) => error),
     );
     expect(await model.complete('a prompt', { maxTokens: 2 })).toMatchObject({ finishReason: 'length' });

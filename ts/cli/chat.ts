@@ -16,7 +16,7 @@ import {
 import { Interrupted, note, print } from './terminal.js';
 
 interface ChatFlags extends LoadFlags, SamplingFlags {
-  readonly tokens?: number;
+  readonly maxTokens?: number;
   readonly system?: string;
   readonly template?: string;
 }
@@ -31,7 +31,7 @@ export function addChat(program: Command): void {
     .argument('<model>', 'a GGUF file or its http(s) address')
     .option('--system <text>', 'what the model is told first')
     .option('--template <path>', "a file with a Jinja chat template, in place of the model's own")
-    .option('-n, --tokens <count>', 'the most tokens of one answer', numberParser(MAX_TOKENS_RANGE));
+    .option('-n, --max-tokens <count>', 'the most tokens of one answer', numberParser(MAX_TOKENS_RANGE));
   addSamplingFlags(command);
   addLoadFlags(command).action(talk);
 }
@@ -48,7 +48,7 @@ async function talk(path: string, flags: ChatFlags): Promise<void> {
       const chat = model.chat({
         ...samplingOptions(flags),
         ...(flags.system === undefined ? {} : { system: flags.system }),
-        ...(flags.tokens === undefined ? {} : { maxTokens: flags.tokens }),
+        ...(flags.maxTokens === undefined ? {} : { maxTokens: flags.maxTokens }),
       });
       await converse(chat, (handler) => {
         onInterrupt = handler;

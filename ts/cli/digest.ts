@@ -18,7 +18,7 @@ import {
 import { interruptible, note, print } from './terminal.js';
 
 interface DigestFlags extends LoadFlags, PromptFlags {
-  readonly tokens: number;
+  readonly maxTokens: number;
   readonly json?: boolean;
 }
 
@@ -31,7 +31,7 @@ export function addDigest(program: Command): void {
     )
     .argument('<model>', 'a GGUF file or its http(s) address');
   addPromptFlags(command).option(
-    '-n, --tokens <count>',
+    '-n, --max-tokens <count>',
     'tokens to generate after the prompt',
     numberParser({ min: 0, max: 2 ** 31 - 1, integer: true }),
     16,
@@ -43,7 +43,7 @@ async function digest(path: string, flags: DigestFlags): Promise<void> {
   const prompt = await requirePrompt(flags);
   await interruptible((signal) =>
     withModel(path, flags, signal, async (model) => {
-      const result = await digestModel(model, prompt, flags.tokens, signal);
+      const result = await digestModel(model, prompt, flags.maxTokens, signal);
       const { backend, chunk } = model.info;
       const settings = { backend: backend.kind, isa: backend.isa, threads: backend.threads, chunk };
       await print(flags.json ? `${toJson({ ...result, ...settings })}\n` : `${result.digest}\n`);

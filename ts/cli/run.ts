@@ -16,7 +16,7 @@ import {
 import { interruptible, note, print } from './terminal.js';
 
 interface RunFlags extends LoadFlags, SamplingFlags, PromptFlags {
-  readonly tokens: number;
+  readonly maxTokens: number;
   readonly special?: boolean;
   readonly echo?: boolean;
   readonly json?: boolean;
@@ -28,7 +28,7 @@ export function addRun(program: Command): void {
     .description('Continue a text. Prints the continuation on stdout, everything else on stderr.')
     .argument('<model>', 'a GGUF file or its http(s) address');
   addPromptFlags(command).option(
-    '-n, --tokens <count>',
+    '-n, --max-tokens <count>',
     'tokens to generate',
     numberParser(MAX_TOKENS_RANGE),
     128,
@@ -47,7 +47,7 @@ async function run(path: string, flags: RunFlags): Promise<void> {
     withModel(path, flags, signal, async (model) => {
       const generation = model.generate(prompt, {
         ...samplingOptions(flags),
-        maxTokens: flags.tokens,
+        maxTokens: flags.maxTokens,
         parseSpecial: flags.special === true,
         signal,
       });

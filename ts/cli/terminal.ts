@@ -34,7 +34,7 @@ function errorLine(error: unknown): string {
     return `frugal: ${error.code}: ${sentence(error.message)} ${sentence(error.cure)}`;
   }
   if (error instanceof Interrupted) return 'frugal: interrupted';
-  if (error instanceof CommanderError) return `frugal: ${error.message.replace(/^error: /, '')}`;
+  if (error instanceof CommanderError) return `frugal: USAGE: ${sentence(error.message.replace(/^error: /, ''))}`;
   return `frugal: INTERNAL: ${sentence(error instanceof Error ? error.message : String(error))} Run again with --debug and report what it prints.`;
 }
 
@@ -46,7 +46,7 @@ function sentence(text: string): string {
 export function reportError(error: unknown, command: string): number {
   const line = errorLine(error).replaceAll(/\s+/g, ' ');
   const isUsage = error instanceof CommanderError;
-  note(isUsage ? `${line} (see ${command} --help)` : line);
+  note(isUsage ? `${line} See ${command} --help.` : line);
   if (process.argv.includes('--debug') && error instanceof Error) note(error.stack ?? String(error));
   if (error instanceof Interrupted) return 130;
   return isUsage ? 2 : 1;

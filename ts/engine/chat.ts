@@ -135,7 +135,7 @@ function initialHistory(system: unknown, messages: unknown): readonly ChatMessag
 function requireTemplate(engine: Engine): string {
   if (engine.chatTemplate !== undefined) return engine.chatTemplate;
   throw new FrugalError('TEMPLATE_MISSING', `The model ${engine.facts.name} has no chat template`, {
-    cure: 'Load it with the option chatTemplate, or use generate with a prompt of your own.',
+    cure: 'Load it with the option chatTemplate (--template on the command line), or use generate with a prompt of your own.',
   });
 }
 

@@ -79,7 +79,8 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
       for (;;) {
         // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
         if (live.size > 1) await nextTask();
-        const batch = takeBatch(queue, limits);
+        const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
+        const batch = takeBatch(queue, room, limits.chunk);
         if (batch.length === 0) return;
         await runBatch(model, batch);
       }
@@ -168,25 +169,45 @@ function createPending(
   return { pending, outcome };
 }
 
+/** What is left of a step while it is put together. */
+interface Room {
+  tokens: number;
+  logitRows: number;
+}
+
 /** Takes the next step's requests out of the queue. */
-function takeBatch(queue: Pending[], limits: SchedulerLimits): Share[] {
+function takeBatch(queue: Pending[], room: Room, chunk: number): Share[] {
   const waiting = queue.filter((pending) => !pending.settled);
   const decodes = waiting.filter((pending) => pending.tokens.length === 1);
   const prompts = waiting.filter((pending) => pending.tokens.length > 1);
+  const most = Math.min(room.tokens, room.logitRows);
   // Half of a step is kept for prompts, or a crowd of generating sequences would starve them.
-  const decodeLimit = prompts.length > 0 ? Math.ceil(limits.maxStepTokens / 2) : limits.maxStepTokens;
+  const decodeLimit = prompts.length > 0 ? Math.ceil(most / 2) : most;
   const batch: Share[] = decodes.slice(0, decodeLimit).map((pending) => ({ pending, take: 1 }));
-  let room = limits.maxStepTokens - batch.length;
-  if (batch.length > 0) room = Math.min(room, MIXED_PROMPT_TOKENS);
+  room.tokens -= batch.length;
+  room.logitRows -= batch.length;
+  if (batch.length > 0) room.tokens = Math.min(room.tokens, MIXED_PROMPT_TOKENS);
   for (const pending of prompts) {
-    const take = Math.min(room, limits.chunk, pending.tokens.length);
-    if (take === 0) break;
-    batch.push({ pending, take });
-    room -= take;
+    const take = takePrompt(pending, room, chunk);
+    if (take > 0) batch.push({ pending, take });
   }
   const taken = new Set(batch.map((share) => share.pending));
   queue.splice(0, queue.length, ...waiting.filter((pending) => !taken.has(pending)));
   return batch;
+}
+
+/** How many tokens of a prompt go into the step; takes them off its room. */
+function takePrompt({ tokens, output }: Pending, room: Room, chunk: number): number {
+  let take = Math.min(room.tokens, chunk, tokens.length);
+  if (output === 'all-logits') {
+    take = Math.min(take, room.logitRows);
+    room.logitRows -= take;
+  } else if (take === tokens.length && (output === 'sample' || output === 'last-logits')) {
+    if (room.logitRows > 0) room.logitRows -= 1;
+    else take -= 1;
+  }
+  room.tokens -= take;
+  return take;
 }
 
 /** Runs one step and answers its requests; never rejects. */

@@ -29,9 +29,6 @@ export interface Session {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** The most bytes of logits that one step returns. */
-const MAX_LOGIT_BYTES = 16 * 2 ** 20;
-
 /** @throws FrugalError `DISPOSED` */
 export function createSession(engine: Engine): Session {
   const { scheduler, facts } = engine;
@@ -48,10 +45,9 @@ export function createSession(engine: Engine): Session {
     checkFits(engine, length + rest.length, 'The sequence');
     const rows = checkChoice('rows', options.rows, ['all', 'last'], 'all');
     const output = rows === 'last' ? 'last-logits' : 'all-logits';
-    const most = output === 'last-logits' ? rest.length : rowsPerStep(facts.vocabSize);
     try {
       while (rest.length > 0) {
-        const outcome = await scheduler.run(sequence, rest.subarray(0, most), output, signal);
+        const outcome = await scheduler.run(sequence, rest, output, signal);
         length += outcome.consumed;
         rest = rest.subarray(outcome.consumed);
         if (outcome.values) yield* rowsOf(outcome.values, facts.vocabSize);
@@ -72,10 +68,6 @@ export function createSession(engine: Engine): Session {
     [Symbol.asyncDispose]: () => session.dispose(),
   };
   return session;
-}
-
-function rowsPerStep(vocabSize: number): number {
-  return Math.max(1, Math.floor(MAX_LOGIT_BYTES / (vocabSize * Float32Array.BYTES_PER_ELEMENT)));
 }
 
 function* rowsOf(values: Float32Array, width: number): Generator<Float32Array, void, undefined> {

@@ -1,0 +1,114 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { frugal } from './program.js';
+
+let folder = '';
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'frugal-usage-'));
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const COMMANDS = ['run', 'chat', 'inspect', 'tokenize', 'perplexity', 'score', 'digest'];
+
+describe('help', () => {
+  it('lists every command on stdout', async () => {
+    const { code, stdout, stderr } = await frugal(['--help']);
+    expect(code).toBe(0);
+    expect(stderr).toBe('');
+    for (const command of COMMANDS) expect(stdout).toContain(`\n  ${command} `);
+  });
+
+  it.each(COMMANDS)('is there for %s', async (command) => {
+    const { code, stdout } = await frugal([command, '--help']);
+    expect(code).toBe(0);
+    expect(stdout).toContain(`Usage: frugal ${command}`);
+    expect(stdout).toContain('--debug');
+  });
+
+  it('gives the version', async () => {
+    expect(await frugal(['--version'])).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^\d+\.\d+\.\d+\n$/),
+    });
+  });
+});
+
+describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () => {
+  it.each([
+    [[], 'give a command'],
+    [['nope'], "unknown command 'nope'"],
+    [['run'], "missing required argument 'model'"],
+    [['run', 'm', '--tmp', '1'], "unknown option '--tmp'"],
+    [['run', 'm', 'n'], 'too many arguments'],
+    [['run', 'm', '-p', 'a', '-f', 'b'], 'give either -p or -f, not both'],
+    [['run', 'm', '-n', '-1'], "option '-n, --max-tokens <count>' argument '-1' is invalid"],
+    [['run', 'm', '-n', '1.5'], 'It must be an integer of at least 0'],
+    [['run', 'm', '--temp', 'NaN'], 'It must be a number from 0 to 100'],
+    [['run', 'm', '--temp', ''], "option '--temp <number>'"],
+    [['run', 'm', '--top-k', '-3'], "option '--top-k <count>'"],
+    [['run', 'm', '--top-p', '0'], "option '--top-p <share>'"],
+    [['run', 'm', '--min-p', '1'], "option '--min-p <share>'"],
+    [['run', 'm', '--repeat-penalty', '0'], "option '--repeat-penalty <number>'"],
+    [['run', 'm', '--seed', '-1'], "option '--seed <number>'"],
+    [['run', 'm', '--seed', '18446744073709551616'], 'It must be an integer from 0 to 2^64 - 1'],
+    [['run', 'm', '--stop', ''], "option '--stop <text>'"],
+    [['run', 'm', '--threads', '0'], "option '--threads <count>'"],
+    [['run', 'm', '--threads', 'two'], 'It must be an integer from 1 to 1024'],
+    [['run', 'm', '--isa', 'sse'], 'Allowed choices are scalar, avx2, avx512, neon'],
+    [['run', 'm', '--backend', 'gpu'], 'Allowed choices are native, wasm'],
+    [['run', 'm', '--chunk', '0'], "option '--chunk <tokens>'"],
+    [['run', 'm', '--ctx', '1e99'], "option '--ctx <tokens>'"],
+    [['tokenize', 'm'], 'give a text with -p or -f'],
+    [['digest', 'm'], 'give a text with -p or -f'],
+    [['score', 'm'], "required option '--tokens <path>' not specified"],
+    [['perplexity', 'm'], "missing required argument 'file'"],
+  ])('%j: %s', async (args, message) => {
+    const { code, stdout, stderr } = await frugal(args);
+    expect(stderr).toContain(message);
+    expect(stderr).toMatch(/^frugal: USAGE: .* See frugal( [a-z]+)? --help\.\n$/);
+    expect(stdout).toBe('');
+    expect(code).toBe(2);
+  });
+});
+
+describe('failures: exit code 1, one line on stderr with code and cure, nothing on stdout', () => {
+  it.each(COMMANDS.filter((command) => command !== 'score'))(
+    '%s of a file that is not there',
+    async (command) => {
+      const extra = { perplexity: ['-'], tokenize: ['-p', 'x'], digest: ['-p', 'x'] }[command] ?? [];
+      const { code, stdout, stderr } = await frugal([command, join(folder, 'none.gguf'), ...extra]);
+      expect(stderr).toMatch(/^frugal: SOURCE_READ: .*none\.gguf.* Give the path of a file.*\n$/);
+      expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    },
+  );
+
+  it('a file that is no model', async () => {
+    const path = join(folder, 'text.gguf');
+    await writeFile(path, 'This is a text.');
+    const { code, stdout, stderr } = await frugal(['inspect', path]);
+    expect(stderr).toMatch(/^frugal: GGUF_\w+: [^\n]+\n$/);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+  });
+
+  it('with --debug the stack trace comes too', async () => {
+    const { code, stderr } = await frugal(['inspect', join(folder, 'none.gguf'), '--debug']);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/^frugal: SOURCE_READ: /);
+    expect(stderr).toMatch(/\n {4}at /);
+  });
+
+  it.each([
+    ['{"tokens": 3}', 'it holds no array of numbers'],
+    ['[1, "2"]', 'it holds no array of numbers'],
+    ['[1, 2', 'is not a list of token ids'],
+  ])('score with the tokens %s', async (content, message) => {
+    const tokens = join(folder, 'tokens.json');
+    await writeFile(tokens, content);
+    const { code, stderr } = await frugal(['score', 'm', '--tokens', tokens, '--out', join(folder, 'x.npy')]);
+    expect(stderr).toMatch(/^frugal: INVALID_ARGUMENT: .*\n$/);
+    expect(stderr).toContain(message);
+    expect(code).toBe(1);
+  });
+});
