@@ -50,11 +50,25 @@ function nodeModulesFresh() {
   });
 }
 
+/** Whether the lock names every optional package that others ask for. */
+function lockComplete() {
+  const packages = readJson(at('package-lock.json')).packages;
+  const known = new Set(Object.keys(packages).map((path) => path.split('node_modules/').at(-1)));
+  return Object.values(packages).every((entry) =>
+    Object.keys(entry.optionalDependencies ?? {}).every((name) => known.has(name)),
+  );
+}
+
+/** Installs the npm packages at their locked versions. */
 export async function ensureNodeModules() {
   if (nodeModulesFresh()) return;
   const npm = process.env.npm_execpath;
   const command = npm === undefined ? ['npm'] : [process.execPath, npm];
-  await need('npm ci', [...command, 'ci', '--include=dev', '--no-audit', '--no-fund']);
+  // A lock made where the packages for other platforms cannot be had lacks these, and `npm ci`
+  // refuses it. `npm install` takes the locked versions of all the others and changes no file.
+  const action = lockComplete() ? ['ci'] : ['install', '--no-save'];
+  await need(`npm ${action[0]}`, [...command, ...action, '--include=dev', '--no-audit', '--no-fund']);
+  if (!nodeModulesFresh()) throw new SetupError('npm did not install what package-lock.json asks for');
 }
 
 /** Adds the names and contents of all files under `path` to a hash, in a fixed order. */
