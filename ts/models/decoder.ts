@@ -51,8 +51,19 @@ export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable)
 function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
   const { embeddingLength, heads, kvHeads, headDim, normEps } = hyper;
   const block = `blk.${layer}`;
-  const project = (name: 'q' | 'k' | 'v', count: number): PlanOp =>
-    linear(tensors, 'normed', `${block}.attn_${name}`, embeddingLength, count * headDim, name, row.qkvBias);
+  // Precise, because the softmax magnifies errors of queries and keys; these matrices are a small part of a layer.
+  const project = (name: 'q' | 'k' | 'v', count: number): PlanOp => ({
+    ...linear(
+      tensors,
+      'normed',
+      `${block}.attn_${name}`,
+      embeddingLength,
+      count * headDim,
+      name,
+      row.qkvBias,
+    ),
+    precise: true,
+  });
   // Q and K are normalised and rotated in place, head by head.
   const normHeads = (name: 'q' | 'k'): PlanOp => {
     const weight = tensors.required(`${block}.attn_${name}_norm.weight`, [headDim], 'vector');
@@ -80,7 +91,6 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
       out: 'attended',
       layer,
       heads,
-      scale: 1 / Math.sqrt(headDim),
       ...(hyper.window === undefined ? {} : { window: hyper.window }),
     },
     addTo('x', linear(tensors, 'attended', `${block}.attn_output`, heads * headDim, embeddingLength, 'x')),

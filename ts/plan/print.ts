@@ -52,15 +52,15 @@ export function printOp(op: PlanOp): string {
     case 'rms_norm':
       return `${op.out} = rms_norm(${op.x}, ${op.weight}, eps ${op.eps})`;
     case 'linear':
-      return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)})`;
+      return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)}${op.precise ? ', precise' : ''})`;
     case 'glu':
       return `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation})`;
     case 'rope':
       return `${op.x} = rope(${op.x}, rope ${op.rope}, head ${op.headDim})`;
     case 'attention':
       return (
-        `${op.out} = attention(${op.q}, ${op.k}, ${op.v}, layer ${op.layer}, heads ${op.heads}, ` +
-        `scale ${op.scale}${option('window', op.window)})`
+        `${op.out} = attention(${op.q}, ${op.k}, ${op.v}, layer ${op.layer}, ` +
+        `heads ${op.heads}${option('scale', op.scale)}${option('window', op.window)})`
       );
     case 'select_outputs':
       return `${op.out} = select_outputs(${op.x})`;

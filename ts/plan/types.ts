@@ -78,7 +78,10 @@ export type PlanOp =
       readonly out: string;
       readonly eps: number;
     }
-  /** out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). */
+  /**
+   * out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). With `precise`, activations that would be
+   * rounded to 8 bits are kept to 16: twice the arithmetic, the same bytes of weights. Logits always are.
+   */
   | {
       readonly op: 'linear';
       readonly x: string;
@@ -86,6 +89,7 @@ export type PlanOp =
       readonly bias?: string;
       readonly out: string;
       readonly add?: boolean;
+      readonly precise?: boolean;
     }
   /** out = activation(x · gateᵀ) * (x · upᵀ). */
   | {
@@ -100,7 +104,7 @@ export type PlanOp =
   | { readonly op: 'rope'; readonly x: string; readonly rope: number; readonly headDim: number }
   /**
    * Appends k and v to the layer's cache, then causal attention of q over it.
-   * `window` w lets position p see p-w+1..p.
+   * `scale` multiplies scores, default 1 / sqrt(headDim). `window` w lets position p see p-w+1..p.
    */
   | {
       readonly op: 'attention';
@@ -110,7 +114,7 @@ export type PlanOp =
       readonly out: string;
       readonly layer: number;
       readonly heads: number;
-      readonly scale: number;
+      readonly scale?: number;
       readonly window?: number;
     }
   /** out = the rows of x that the caller wants results for. */

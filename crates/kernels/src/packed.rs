@@ -31,6 +31,20 @@ pub enum ActKind {
     F16,
     BF16,
     Q8,
+    /// Q8 twice: the values, then what rounding left of them, as two columns whose products are added.
+    Q8Pair,
+}
+
+impl ActKind {
+    /// Whether the values are whole numbers with scales.
+    pub fn quantised(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q8Pair)
+    }
+
+    /// Columns that one token takes.
+    pub fn columns(self) -> usize {
+        if self == Self::Q8Pair { 2 } else { 1 }
+    }
 }
 
 impl Format {

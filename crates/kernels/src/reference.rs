@@ -10,8 +10,15 @@ use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Format, Matrix};
 use crate::simd::{LANES, Q4_BYTES, Q8_BYTES, QK};
 
-/// The product of row `row` of the weights with token `column` of the activations.
-fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usize) -> f32 {
+/// The product of row `row` of the weights with a token: of its one column, or the sum of its two.
+fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f32 {
+    match acts.kind.columns() {
+        2 => dot_column(weight, row, acts, token * 2) + dot_column(weight, row, acts, token * 2 + 1),
+        _ => dot_column(weight, row, acts, token),
+    }
+}
+
+fn dot_column(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usize) -> f32 {
     let k = acts.k;
     match weight.format() {
         Format::Q8_0 | Format::Q4_0 => {
@@ -54,7 +61,7 @@ pub fn linear(job: &LinearJob) {
     let first = job.tiles.start * LANES;
     let last = (job.tiles.end * LANES).min(job.weight.rows());
     for row in first..last {
-        for column in 0..job.acts.count {
+        for column in 0..job.acts.count / job.acts.kind.columns() {
             let mut value = dot(job.weight, row, &job.acts, column);
             if let Some(bias) = job.bias {
                 value += bias[row];
@@ -71,7 +78,7 @@ pub fn glu(job: &GluJob) {
     let first = job.tiles.start * LANES;
     let last = (job.tiles.end * LANES).min(job.gate.rows());
     for row in first..last {
-        for column in 0..job.acts.count {
+        for column in 0..job.acts.count / job.acts.kind.columns() {
             let gate = dot(job.gate, row, &job.acts, column);
             let up = dot(job.up, row, &job.acts, column);
             let activated = match job.activation {
@@ -116,22 +123,32 @@ pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite
         ActKind::F32 => floats.copy_from_slice(x),
         ActKind::F16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_f16(x)),
         ActKind::BF16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x)),
-        ActKind::Q8 => {
-            for (block, x) in x.chunks_exact(QK).enumerate() {
-                let amax = x.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
-                let inverse = 127.0 / amax;
-                let values = &mut values[block * QK..(block + 1) * QK];
-                scales[block] = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
-                for (q, &x) in values.iter_mut().zip(x) {
-                    let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
-                    *q = scaled.round_ties_even() as i8;
-                }
-                sums[block] = values.iter().map(|&q| q as i32).sum();
+        ActKind::Q8 => quantise(x, values, scales, sums),
+        ActKind::Q8Pair => {
+            let blocks = x.len() / QK;
+            quantise(x, values, scales, sums);
+            for i in 0..x.len() {
+                floats[i] = x[i] - scales[i / QK] * values[i] as f32;
             }
+            quantise(floats, &mut values[x.len()..], &mut scales[blocks..], &mut sums[blocks..]);
         }
     }
     let finite = x.iter().all(|x| x.is_finite()) && floats.iter().all(|x| x.is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    for (block, x) in x.chunks_exact(QK).enumerate() {
+        let amax = x.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
+        let inverse = 127.0 / amax;
+        let values = &mut values[block * QK..(block + 1) * QK];
+        scales[block] = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
+        for (q, &x) in values.iter_mut().zip(x) {
+            let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
+            *q = scaled.round_ties_even() as i8;
+        }
+        sums[block] = values.iter().map(|&q| q as i32).sum();
+    }
 }
 
 pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {

@@ -83,7 +83,9 @@ isa_table!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 );
 #[cfg(target_arch = "aarch64")]
-isa_table!(NEON, neon, crate::simd::neon::Neon, "neon", "neon");
+isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");
+#[cfg(target_arch = "aarch64")]
+isa_table!(NEON_DOT, neon_dot, crate::simd::neon::Neon<true>, "neon", "neon,dotprod");
 
 /// The tables that this CPU can run, fastest first; the scalar reference is always last.
 pub fn available() -> Vec<&'static KernelTable> {
@@ -98,7 +100,9 @@ pub fn available() -> Vec<&'static KernelTable> {
         }
     }
     #[cfg(target_arch = "aarch64")]
-    if crate::simd::neon::Neon::detect().is_some() {
+    if crate::simd::neon::Neon::<true>::detect().is_some() {
+        tables.push(&NEON_DOT);
+    } else if crate::simd::neon::Neon::<false>::detect().is_some() {
         tables.push(&NEON);
     }
     tables.push(&SCALAR);

@@ -55,7 +55,7 @@ impl Random {
                     _ => source.extend(kernels::float16::f32_to_f16(x).to_le_bytes()),
                 }
                 if format.block() > 1 {
-                    let extreme = self.next() % 4 == 0;
+                    let extreme = self.next().is_multiple_of(4);
                     for _ in 2..format.block_bytes() {
                         source.push(if extreme { 0x80 } else { self.next() as u8 });
                     }
@@ -99,8 +99,23 @@ fn prepare_all(
     Ok(())
 }
 
-fn run_linear(table: &KernelTable, w: &Matrix, x: &[f32], bias: Option<&[f32]>, start: &[f32]) -> Vec<f32> {
-    let (kind, k) = (w.format().activations(), w.cols());
+/// What activations a format takes; 8-bit ones also in two parts.
+fn kind_of(format: Format, precise: bool) -> ActKind {
+    match format.activations() {
+        ActKind::Q8 if precise => ActKind::Q8Pair,
+        kind => kind,
+    }
+}
+
+fn run_linear(
+    table: &KernelTable,
+    w: &Matrix,
+    x: &[f32],
+    precise: bool,
+    bias: Option<&[f32]>,
+    start: &[f32],
+) -> Vec<f32> {
+    let (kind, k) = (kind_of(w.format(), precise), w.cols());
     let count = x.len() / k;
     let mut store = ActStore::new(count, k).unwrap();
     prepare_all(table, kind, x, k, &mut store).unwrap();
@@ -118,8 +133,15 @@ fn run_linear(table: &KernelTable, w: &Matrix, x: &[f32], bias: Option<&[f32]>, 
     out
 }
 
-fn run_glu(table: &KernelTable, gate: &Matrix, up: &Matrix, x: &[f32], activation: Activation) -> Vec<f32> {
-    let (kind, k) = (gate.format().activations(), gate.cols());
+fn run_glu(
+    table: &KernelTable,
+    gate: &Matrix,
+    up: &Matrix,
+    x: &[f32],
+    precise: bool,
+    activation: Activation,
+) -> Vec<f32> {
+    let (kind, k) = (kind_of(gate.format(), precise), gate.cols());
     let count = x.len() / k;
     let mut store = ActStore::new(count, k).unwrap();
     prepare_all(table, kind, x, k, &mut store).unwrap();
@@ -204,7 +226,7 @@ fn attention_case() -> impl Strategy<Value = AttentionCase> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn linear(
@@ -215,6 +237,7 @@ proptest! {
         ragged in 0usize..32,
         count in 1usize..20,
         biased: bool,
+        precise: bool,
     ) {
         let mut random = Random(seed);
         let cols = if format.block() == 1 { blocks * 32 + ragged } else { blocks * 32 };
@@ -223,9 +246,9 @@ proptest! {
         let bias = random.floats(rows);
         let start = random.floats(rows * count);
         let bias = biased.then_some(bias.as_slice());
-        let want = run_linear(scalar(), &w, &x, bias, &start);
+        let want = run_linear(scalar(), &w, &x, precise, bias, &start);
         for table in fast() {
-            prop_assert_eq!(bits(&run_linear(table, &w, &x, bias, &start)), bits(&want), "{}", table.isa);
+            prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, bias, &start)), bits(&want), "{}", table.isa);
         }
     }
 
@@ -236,14 +259,15 @@ proptest! {
         rows in 1usize..40,
         count in 1usize..10,
         gelu: bool,
+        precise: bool,
     ) {
         let mut random = Random(seed);
         let (gate, up) = (random.matrix(format, rows, 64), random.matrix(format, rows, 64));
         let x: Vec<f32> = random.floats(64 * count).iter().map(|x| x * 0.01).collect();
         let activation = if gelu { Activation::Gelu } else { Activation::Silu };
-        let want = run_glu(scalar(), &gate, &up, &x, activation);
+        let want = run_glu(scalar(), &gate, &up, &x, precise, activation);
         for table in fast() {
-            let got = run_glu(table, &gate, &up, &x, activation);
+            let got = run_glu(table, &gate, &up, &x, precise, activation);
             prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
         }
     }
@@ -358,7 +382,7 @@ fn attention_matches_plain_softmax() {
 #[test]
 fn non_finite_activations_are_reported() {
     for table in available() {
-        for kind in [ActKind::F32, ActKind::F16, ActKind::BF16, ActKind::Q8] {
+        for kind in [ActKind::F32, ActKind::F16, ActKind::BF16, ActKind::Q8, ActKind::Q8Pair] {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for at in [0, 31, 40, 63] {
                     let mut x = vec![1.0; 64];
@@ -390,10 +414,30 @@ fn rows_read_back_as_the_format_defines() {
             for k in [0, 1, 15, 16, 31, 32, 47, 63] {
                 let mut x = vec![0.0; 64];
                 x[k] = 1.0;
-                let product = run_linear(scalar(), &w, &x, None, &[0.0; 21])[row];
+                let product = run_linear(scalar(), &w, &x, false, None, &[0.0; 21])[row];
                 let close = (product - values[k]).abs() <= 1e-6 * values[k].abs();
                 assert!(close, "{format:?} row {row} column {k}: {product} {}", values[k]);
             }
         }
+    }
+}
+
+#[test]
+fn two_parts_keep_sixteen_bits() {
+    let mut random = Random(9);
+    for format in [Format::Q8_0, Format::Q4_0] {
+        let w = random.matrix(format, 16, 256);
+        let x: Vec<f32> = (0..256).map(|_| (random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
+        let mut errors = [0.0f64; 2];
+        for row in 0..16 {
+            let mut values = vec![0.0; 256];
+            w.read_row(row, &mut values);
+            let want: f64 = values.iter().zip(&x).map(|(&w, &x)| w as f64 * x as f64).sum();
+            for precise in [false, true] {
+                let got = run_linear(scalar(), &w, &x, precise, None, &[0.0; 16])[row];
+                errors[precise as usize] += (got as f64 - want).powi(2);
+            }
+        }
+        assert!(errors[1].sqrt() * 50.0 < errors[0].sqrt(), "{format:?}: {errors:?}");
     }
 }

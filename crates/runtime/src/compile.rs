@@ -48,6 +48,16 @@ pub enum Out {
     Logits,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    pub q: BufferId,
+    pub out: BufferId,
+    pub layer: usize,
+    pub heads: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+}
+
 #[derive(Clone, Debug)]
 pub enum Phase {
     Rows {
@@ -69,14 +79,7 @@ pub enum Phase {
         activation: rows::Activation,
         out: BufferId,
     },
-    Attention {
-        q: BufferId,
-        out: BufferId,
-        layer: usize,
-        heads: usize,
-        scale: f32,
-        window: Option<usize>,
-    },
+    Attention(Attention),
 }
 
 pub struct Compiled {
@@ -104,6 +107,15 @@ struct Compiler<'a> {
     written: Vec<bool>,
     /// The op being compiled, for messages.
     at: usize,
+}
+
+/// A linear op's fields, but for where the result goes.
+struct Linear<'a> {
+    x: &'a str,
+    weight: &'a str,
+    bias: Option<&'a str>,
+    add: bool,
+    precise: bool,
 }
 
 pub fn compile(plan: &Plan) -> Result<Compiled> {
@@ -174,14 +186,18 @@ impl<'a> Compiler<'a> {
         match op {
             Op::Embed { table, out, scale } => self.embed(table, out, *scale),
             Op::RmsNorm { x, weight, out, eps } => self.rms_norm(x, weight, out, *eps),
-            Op::Linear { x, weight, bias, out, add } => {
+            Op::Linear { x, weight, bias, out, add, precise } => {
                 let out = self.buffer(out)?;
                 if *add && !self.written[out] {
                     return Err(self.fault("adds to a buffer that nothing wrote"));
                 }
-                self.linear(x, weight, bias.as_deref(), Out::Buffer(out), *add)
+                let bias = bias.as_deref();
+                self.linear(Linear { x, weight, bias, add: *add, precise: *precise }, Out::Buffer(out))
             }
-            Op::Logits { x, weight, bias } => self.linear(x, weight, bias.as_deref(), Out::Logits, false),
+            Op::Logits { x, weight, bias } => {
+                let bias = bias.as_deref();
+                self.linear(Linear { x, weight, bias, add: false, precise: true }, Out::Logits)
+            }
             Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
             Op::Rope { x, rope, head_dim } => self.rope(x, *rope, *head_dim),
             Op::Attention { .. } => self.attention(op),
@@ -214,7 +230,8 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    fn linear(&mut self, x: &str, weight: &str, bias: Option<&str>, out: Out, add: bool) -> Result<()> {
+    fn linear(&mut self, spec: Linear, out: Out) -> Result<()> {
+        let Linear { x, weight, bias, add, precise } = spec;
         let x = self.read(x)?;
         let (width, rows) = match out {
             Out::Buffer(out) => (self.width(out), self.plan.buffers[out].rows),
@@ -226,7 +243,7 @@ impl<'a> Compiler<'a> {
         let k = self.width(x);
         let weight = self.matrix(weight, width, k)?;
         let bias = bias.map(|bias| self.vector(bias, width)).transpose()?;
-        let kind = self.format(weight).activations();
+        let kind = precisely(self.format(weight).activations(), precise);
         let fresh = self.prepare(x, kind);
         let part = LinearPart { weight, bias, out, add };
         match self.phases.last_mut() {
@@ -299,7 +316,8 @@ impl<'a> Compiler<'a> {
             return Err(self.fault("has heads, widths or a window that do not fit"));
         }
         self.push_row(RowKind::Tokens, RowOp::StoreKv { k, v, layer });
-        self.phases.push(Phase::Attention { q, out, layer, heads, scale: *scale, window: *window });
+        let scale = scale.unwrap_or_else(|| 1.0 / (kv.head_dim as f32).sqrt());
+        self.phases.push(Phase::Attention(Attention { q, out, layer, heads, scale, window: *window }));
         self.wrote(out);
         Ok(())
     }
@@ -317,7 +335,7 @@ impl<'a> Compiler<'a> {
 
     /// Sees to it that x's rows are prepared as `kind`; false when they already are.
     fn prepare(&mut self, x: BufferId, kind: ActKind) -> bool {
-        let bytes = kind == ActKind::Q8;
+        let bytes = kind.quantised();
         if self.prepared.get(&bytes) == Some(&(x, kind)) {
             return false;
         }
@@ -416,6 +434,11 @@ impl<'a> Compiler<'a> {
             }
         }
     }
+}
+
+/// Int8 activations in two parts, where the plan asks for them; other kinds are as precise as they are.
+fn precisely(kind: ActKind, precise: bool) -> ActKind {
+    if precise && kind == ActKind::Q8 { ActKind::Q8Pair } else { kind }
 }
 
 fn check_sizes(plan: &Plan) -> Result<()> {

@@ -4,7 +4,7 @@
 //! are left, then waits until all items are done: a thread that comes late, or not at all because the
 //! system runs something else, holds nobody up unless it has taken an item.
 
-use crate::compile::{Compiled, LinearPart, Out, Phase, RowOp};
+use crate::compile::{Attention, Compiled, LinearPart, Out, Phase, RowOp};
 use crate::error::{Error, Result};
 use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
@@ -56,6 +56,17 @@ pub struct Work<'a> {
     pub pages: &'a [Vec<Shared<'a, u16>>],
     /// Asked between phases: whether to give up.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// A plan and what it is bound to.
+#[derive(Clone, Copy)]
+pub struct Bound<'a> {
+    pub plan: &'a Plan,
+    pub compiled: &'a Compiled,
+    pub table: &'static KernelTable,
+    pub weights: &'a Weights,
+    pub layout: &'a KvLayout,
+    pub ropes: &'a [Frequencies],
 }
 
 /// The memory and threads that steps run in.
@@ -115,16 +126,9 @@ impl Executor {
         &self.buffers[buffer].as_slice()[rows.start * width..rows.end * width]
     }
 
-    pub fn run(
-        &mut self,
-        plan: &Plan,
-        compiled: &Compiled,
-        table: &'static KernelTable,
-        weights: &Weights,
-        layout: &KvLayout,
-        ropes: &[Frequencies],
-        work: &Work,
-    ) -> Result<()> {
+    /// One step. An error leaves nothing behind but the activations.
+    pub fn run(&mut self, bound: &Bound, work: &Work) -> Result<()> {
+        let Bound { plan, compiled, table, weights, layout, ropes } = *bound;
         for (angles, rope) in self.angles.iter_mut().zip(ropes) {
             angles.resize(work.tokens.len() * rope.pairs(), [0.0; 2]);
             for (token, out) in work.tokens.iter().zip(angles.chunks_mut(rope.pairs().max(1))) {
@@ -296,7 +300,7 @@ impl Run<'_> {
     fn split(&self, phase: &Phase) -> (usize, usize) {
         let (units, least) = match phase {
             Phase::Rows { on, .. } => (self.row_count(*on, false), 1),
-            Phase::Attention { layer, .. } => (self.spans.len() * self.layout.layer(*layer).kv_heads, 1),
+            Phase::Attention(of) => (self.spans.len() * self.layout.layer(of.layer).kv_heads, 1),
             Phase::Linear { on, parts, .. } => {
                 let rows = self.row_count(*on, parts[0].out == Out::Logits);
                 let tiles = parts.iter().map(|part| self.weights.matrix(part.weight).tiles()).sum();
@@ -340,11 +344,10 @@ impl Run<'_> {
                     width: gate.rows(),
                 });
             }
-            Phase::Attention { q, out, layer, heads, scale, window } => {
-                let kv_heads = self.layout.layer(*layer).kv_heads;
+            Phase::Attention(of) => {
+                let kv_heads = self.layout.layer(of.layer).kv_heads;
                 for unit in part.start..part.end.min(self.spans.len() * kv_heads) {
-                    let span = self.spans[unit / kv_heads].clone();
-                    self.attend(span, unit % kv_heads, *q, *out, *layer, *heads, *scale, *window, thread);
+                    self.attend(of, self.spans[unit / kv_heads].clone(), unit % kv_heads, thread);
                 }
             }
         }
@@ -376,19 +379,8 @@ impl Run<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &self,
-        span: Range<usize>,
-        kv_head: usize,
-        q: usize,
-        out: usize,
-        layer: usize,
-        heads: usize,
-        scale: f32,
-        window: Option<usize>,
-        thread: usize,
-    ) {
+    fn attend(&self, of: &Attention, span: Range<usize>, kv_head: usize, thread: usize) {
+        let Attention { q, out, layer, heads, scale, window } = *of;
         let layer = self.layout.layer(layer);
         let group = heads / layer.kv_heads;
         let entry = self.work.tokens[span.start].entry;

@@ -2,7 +2,7 @@
 
 use crate::compile::{Compiled, compile};
 use crate::error::{Error, Result};
-use crate::exec::{Executor, Token, Work};
+use crate::exec::{Bound, Executor, Token, Work};
 use crate::kv::{KvCache, KvLayout};
 use crate::plan::Plan;
 use crate::rope::Frequencies;
@@ -206,7 +206,15 @@ impl Model {
                 pages: &pages,
                 cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
             };
-            executor.run(&self.plan, &self.compiled, self.table, &weights, &self.layout, &ropes, &work)?;
+            let bound = Bound {
+                plan: &self.plan,
+                compiled: &self.compiled,
+                table: self.table,
+                weights: &weights,
+                layout: &self.layout,
+                ropes: &ropes,
+            };
+            executor.run(&bound, &work)?;
         }
         let results = self.collect(batch, &mut sequences, executor, logit_rows)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {

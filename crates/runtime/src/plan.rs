@@ -102,6 +102,8 @@ pub enum Op {
         out: String,
         #[serde(default)]
         add: bool,
+        #[serde(default)]
+        precise: bool,
     },
     Glu {
         x: String,
@@ -122,7 +124,7 @@ pub enum Op {
         out: String,
         layer: usize,
         heads: usize,
-        scale: f32,
+        scale: Option<f32>,
         window: Option<usize>,
     },
     SelectOutputs {

@@ -88,11 +88,13 @@ fn linear_columns<S: Simd, const C: usize>(s: S, job: &LinearJob, tile: usize, c
     if let Some(from) = job.bias {
         bias[..rows].copy_from_slice(&from[row..row + rows]);
     }
-    for (c, sum) in sums.into_iter().enumerate() {
+    let per_token = job.acts.kind.columns();
+    for c in (0..C).step_by(per_token) {
         let mut values = [0.0; LANES];
+        let sum = if per_token == 2 { s.add(sums[c], sums[(c + 1) % C]) } else { sums[c] };
         let sum = if job.bias.is_some() { s.add(sum, s.load(&bias)) } else { sum };
         s.store(sum, &mut values);
-        let at = (column + c) * job.width + row;
+        let at = (column + c) / per_token * job.width + row;
         // SAFETY: rows of this tile belong to this job alone.
         let out = unsafe { job.out.write(at..at + rows) };
         if job.add {
@@ -112,10 +114,16 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     let ups = multiply::<S, C>(s, job.up, tile, &job.acts, column);
     let row = tile * LANES;
     let rows = (job.gate.rows() - row).min(LANES);
-    for (c, (gate, up)) in gates.into_iter().zip(ups).enumerate() {
+    let per_token = job.acts.kind.columns();
+    for c in (0..C).step_by(per_token) {
         let mut values = [0.0; LANES];
+        let (mut gate, mut up) = (gates[c], ups[c]);
+        if per_token == 2 {
+            gate = s.add(gate, gates[(c + 1) % C]);
+            up = s.add(up, ups[(c + 1) % C]);
+        }
         s.store(gated(s, job.activation, gate, up), &mut values);
-        let at = (column + c) * job.width + row;
+        let at = (column + c) / per_token * job.width + row;
         // SAFETY: rows of this tile belong to this job alone.
         unsafe { job.out.write(at..at + rows) }.copy_from_slice(&values[..rows]);
     }
@@ -142,7 +150,7 @@ fn multiply<S: Simd, const C: usize>(
 }
 
 #[inline(always)]
-fn columns<'a, const C: usize>(floats: &'a [f32], k: usize, column: usize) -> [&'a [f32]; C] {
+fn columns<const C: usize>(floats: &[f32], k: usize, column: usize) -> [&[f32]; C] {
     std::array::from_fn(|c| &floats[(column + c) * k..(column + c + 1) * k])
 }
 

@@ -87,7 +87,8 @@ pub fn prepare<S: Simd>(s: S, kind: ActKind, x: &[f32], to: ActRow<'_>) -> Resul
                 *out = crate::float16::round_bf16(x);
             }
         }
-        ActKind::Q8 => return quantise(s, x, to),
+        ActKind::Q8 => return quantise(s, x, to.values, to.scales, to.sums),
+        ActKind::Q8Pair => return quantise_pair(s, x, to),
     }
     all_finite(s, to.floats)
 }
@@ -105,13 +106,32 @@ fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
     if lanes.iter().all(|&lane| lane == 0.0) { Ok(()) } else { Err(NonFinite) }
 }
 
+/// The values, then what rounding left of them: x - d * q.
+#[inline(always)]
+fn quantise_pair<S: Simd>(s: S, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+    let (values, rest_values) = to.values.split_at_mut(x.len());
+    let (scales, rest_scales) = to.scales.split_at_mut(x.len() / QK);
+    let (sums, rest_sums) = to.sums.split_at_mut(x.len() / QK);
+    quantise(s, x, values, scales, sums)?;
+    for (i, (rest, &x)) in to.floats.iter_mut().zip(x).enumerate() {
+        *rest = x - scales[i / QK] * values[i] as f32;
+    }
+    quantise(s, to.floats, rest_values, rest_scales, rest_sums)
+}
+
 /// Per block of 32: d = amax / 127 and q = nearest_even(x * (127 / amax)); all zero when amax is 0
 /// or so small that 127 / amax overflows.
 #[inline(always)]
-fn quantise<S: Simd>(s: S, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+fn quantise<S: Simd>(
+    s: S,
+    x: &[f32],
+    values: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) -> Result<(), NonFinite> {
     let mut check = s.splat(0.0);
-    let blocks = x.as_chunks::<QK>().0.iter().zip(to.values.as_chunks_mut::<QK>().0);
-    for ((block, values), (scale, sum)) in blocks.zip(to.scales.iter_mut().zip(to.sums)) {
+    let blocks = x.as_chunks::<QK>().0.iter().zip(values.as_chunks_mut::<QK>().0);
+    for ((block, values), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
         let [low, high] = halves(block).map(|half| s.load(half));
         check = s.add(check, s.add(s.sub(low, low), s.sub(high, high)));
         let mut lanes = [0.0; LANES];

@@ -145,26 +145,288 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 }
 
+#[inline(always)]
+fn load_u16(from: &[u16; LANES]) -> [uint16x4_t; 4] {
+    let p = from.as_ptr();
+    // SAFETY: called only from methods of the token; the loads cover the array.
+    unsafe { [vld1_u16(p), vld1_u16(p.add(4)), vld1_u16(p.add(8)), vld1_u16(p.add(12))] }
+}
+
+// The two F16 conversions are instructions of every CPU with NEON, but their intrinsics came to
+// stable Rust only lately. They round as the FPCR says: to nearest, ties to even.
+
+#[inline(always)]
+unsafe fn widen_f16(halves: uint16x4_t) -> float32x4_t {
+    let wide;
+    // SAFETY: called only from methods of the token; registers alone are touched.
+    unsafe {
+        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) wide, in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    wide
+}
+
+#[inline(always)]
+unsafe fn narrow_f16(v: float32x4_t) -> uint16x4_t {
+    let halves;
+    // SAFETY: as above.
+    unsafe {
+        asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) halves, in(vreg) v,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    halves
+}
+
+#[inline(always)]
+unsafe fn widen_bf16(halves: uint16x4_t) -> float32x4_t {
+    // SAFETY: called only from methods of the token.
+    unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(halves)) }
+}
+
+#[inline(always)]
+unsafe fn pow2(n: float32x4_t) -> float32x4_t {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let biased = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+        vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+    }
+}
+
+/// Bytes 16 * index .. 16 * index + 16 of a packed block: four values of each of four rows.
+#[inline(always)]
+fn load_rows<const N: usize>(w: &[u8; N], index: usize) -> uint8x16_t {
+    let rows = &w.as_chunks::<16>().0[index];
+    // SAFETY: called only from methods of the token; the load covers the array.
+    unsafe { vld1q_u8(rows.as_ptr()) }
+}
+
+/// The same of an 8-bit block, whose stored offset of 128 is the sign bit flipped.
+#[inline(always)]
+fn load_signed(w: &[u8; Q8_BYTES], index: usize) -> int8x16_t {
+    // SAFETY: called only from methods of the token.
+    unsafe { vreinterpretq_s8_u8(veorq_u8(load_rows(w, index), vdupq_n_u8(0x80))) }
+}
+
+/// The low and the high nibbles of the same of a 4-bit block: values 0..=15.
+#[inline(always)]
+fn load_nibbles(w: &[u8; Q4_BYTES], index: usize) -> [int8x16_t; 2] {
+    let both = load_rows(w, index);
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        [vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8::<4>(both))]
+    }
+}
+
+/// A column's values 0..16 and 16..32.
+#[inline(always)]
+fn load_values(values: &[i8; QK]) -> [int8x16_t; 2] {
+    let p = values.as_ptr();
+    // SAFETY: called only from methods of the token; the loads cover the array.
+    unsafe { [vld1q_s8(p), vld1q_s8(p.add(16))] }
+}
+
+/// Values 4 * group .. 4 * group + 4 twice.
+#[inline(always)]
+fn broadcast(values: &[i8; QK], group: usize) -> int8x8_t {
+    let four = i32::from_le_bytes([0, 1, 2, 3].map(|i| values[group * 4 + i] as u8));
+    // SAFETY: called only from methods of the token.
+    unsafe { vreinterpret_s8_s32(vdup_n_s32(four)) }
+}
+
+/// Adds to each of four rows' sums the row's four values of `rows` times values
+/// 4 * GROUP .. 4 * GROUP + 4 of `x`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot<const GROUP: usize>(sums: int32x4_t, rows: int8x16_t, x: int8x16_t) -> int32x4_t {
+    let mut sums = sums;
+    // SAFETY: the instruction is there; registers alone are touched.
+    unsafe {
+        asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{group}]",
+            inout(vreg) sums, in(vreg) rows, in(vreg) x, group = const GROUP,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
+
+/// Four groups of values of `rows` with all 16 values of `x`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot_16(sums: int32x4_t, rows: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
+    let sums = sdot::<0>(sums, rows[0], x);
+    let sums = sdot::<1>(sums, rows[1], x);
+    let sums = sdot::<2>(sums, rows[2], x);
+    sdot::<3>(sums, rows[3], x)
+}
+
 /// # Safety
 /// The CPU has the dot product instructions.
 #[inline(always)]
 unsafe fn dot_q8_sdot<const C: usize>(w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-    // SAFETY: the caller's promise; every load is inside `w` or a column's values.
+    // SAFETY: the caller's promise.
     unsafe {
+        let x = x.map(|x| load_values(x.values));
         let mut acc = [[vdupq_n_s32(0); 4]; C];
         for half in 0..2 {
-            let rows = |group: usize, quad: usize| signed(w, (half * 4 + group) * 4 + quad);
-            for c in 0..C {
-                let v = vld1q_s8(x[c].values.as_ptr().add(half * 16));
-                for quad in 0..4 {
-                    let sum = &mut acc[c][quad];
-                    *sum = sdot::<0>(*sum, rows(0, quad), v);
-                    *sum = sdot::<1>(*sum, rows(1, quad), v);
-                    *sum = sdot::<2>(*sum, rows(2, quad), v);
-                    *sum = sdot::<3>(*sum, rows(3, quad), v);
+            for quad in 0..4 {
+                let rows = [0, 1, 2, 3].map(|group| load_signed(w, (half * 4 + group) * 4 + quad));
+                for c in 0..C {
+                    acc[c][quad] = sdot_16(acc[c][quad], rows, x[c][half]);
                 }
             }
         }
         acc
+    }
+}
+
+/// # Safety
+/// The CPU has the dot product instructions.
+#[inline(always)]
+unsafe fn dot_q4_sdot<const C: usize>(w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Starting from -8 * sum(x) takes the stored offset out.
+        let mut acc = x.map(|x| [vdupq_n_s32(-8 * x.sum); 4]);
+        let x = x.map(|x| load_values(x.values));
+        for quad in 0..4 {
+            let both = [0, 1, 2, 3].map(|group| load_nibbles(w, group * 4 + quad));
+            for half in 0..2 {
+                let rows = both.map(|nibbles| nibbles[half]);
+                for c in 0..C {
+                    acc[c][quad] = sdot_16(acc[c][quad], rows, x[c][half]);
+                }
+            }
+        }
+        acc
+    }
+}
+
+// Two products are added in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
+#[inline(always)]
+fn dot_q8_mull<const C: usize>(w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let zero = vdupq_n_s32(0);
+        let mut acc = [[zero; 4]; C];
+        // One quad of rows after another: two registers of sums per column are all that live.
+        for quad in 0..4 {
+            let mut sums = [[zero; 2]; C];
+            for group in [0, 2, 4, 6] {
+                let a = load_signed(w, group * 4 + quad);
+                let b = load_signed(w, (group + 1) * 4 + quad);
+                for c in 0..C {
+                    let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 1));
+                    let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
+                    let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
+                    sums[c][0] = vpadalq_s16(sums[c][0], low);
+                    sums[c][1] = vpadalq_s16(sums[c][1], high);
+                }
+            }
+            for c in 0..C {
+                acc[c][quad] = vpaddq_s32(sums[c][0], sums[c][1]);
+            }
+        }
+        acc
+    }
+}
+
+// Eight groups of products of 15 * 127, then two such sums, are 30,480: 16 bits hold a whole block.
+#[inline(always)]
+fn dot_q4_mull<const C: usize>(w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let mut acc = [[vdupq_n_s32(0); 4]; C];
+        for quad in 0..4 {
+            let mut sums = [[vdupq_n_s16(0); 2]; C];
+            for group in 0..4 {
+                let [a, b] = load_nibbles(w, group * 4 + quad);
+                for c in 0..C {
+                    let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 4));
+                    let [low, high] = sums[c];
+                    let low = vmlal_s8(vmlal_s8(low, vget_low_s8(a), v), vget_low_s8(b), u);
+                    let high = vmlal_s8(vmlal_s8(high, vget_high_s8(a), v), vget_high_s8(b), u);
+                    sums[c] = [low, high];
+                }
+            }
+            for c in 0..C {
+                let pairs = vpaddq_s16(sums[c][0], sums[c][1]);
+                acc[c][quad] = vpadalq_s16(vdupq_n_s32(-8 * x[c].sum), pairs);
+            }
+        }
+        acc
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::float16::{f16_to_f32, f32_to_f16};
+
+    /// Both forms where the CPU has both.
+    fn check_dots<const DOT: bool, const C: usize>(
+        w8: &[u8; Q8_BYTES],
+        w4: &[u8; Q4_BYTES],
+        x: &[[i8; QK]; C],
+    ) {
+        let Some(token) = Neon::<DOT>::detect() else {
+            println!("no dot product instructions: their form was not run");
+            return;
+        };
+        let blocks: [QuantBlock; C] =
+            std::array::from_fn(|c| QuantBlock { values: &x[c], sum: x[c].iter().map(|&x| x as i32).sum() });
+        let (got8, got4) = (token.dot_q8(w8, blocks), token.dot_q4(w4, blocks));
+        for c in 0..C {
+            for lane in 0..LANES {
+                let (mut want8, mut want4) = (0, 0);
+                for (k, &x) in x[c].iter().enumerate() {
+                    want8 += (w8[k / 4 * 64 + lane * 4 + k % 4] as i32 - 128) * x as i32;
+                    let byte = w4[k % 16 / 4 * 64 + lane * 4 + k % 4];
+                    want4 += ((if k < 16 { byte & 15 } else { byte >> 4 }) as i32 - 8) * x as i32;
+                }
+                let sum = |sums: I32x16| {
+                    // SAFETY: four i32 fill the register exactly.
+                    let quad: [i32; 4] = unsafe { std::mem::transmute(sums[lane / 4]) };
+                    quad[lane % 4]
+                };
+                assert_eq!(sum(got8[c]), want8, "8-bit, dot {DOT}, column {c} of {C}, lane {lane}");
+                assert_eq!(sum(got4[c]), want4, "4-bit, dot {DOT}, column {c} of {C}, lane {lane}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_forms_of_the_dot_products_are_exact() {
+        let mixed = |i: usize| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
+        for byte in [None, Some(0x00), Some(0xff), Some(0x80), Some(0x0f), Some(0xf0)] {
+            let w8 = std::array::from_fn(|i| byte.unwrap_or(mixed(i)));
+            let w4 = std::array::from_fn(|i| byte.unwrap_or(mixed(i + 1000)));
+            let any = std::array::from_fn(|k| (mixed(k + 2000) as i8).max(-127));
+            let turns = std::array::from_fn(|k| if mixed(k + 3000) & 1 == 0 { 127 } else { -127 });
+            let x = [[-127; QK], [127; QK], any, turns];
+            check_dots::<false, 4>(&w8, &w4, &x);
+            check_dots::<true, 4>(&w8, &w4, &x);
+            for x in x {
+                check_dots::<false, 1>(&w8, &w4, &[x]);
+                check_dots::<true, 1>(&w8, &w4, &[x]);
+            }
+        }
+    }
+
+    #[test]
+    fn f16_conversions_equal_the_plain_ones() {
+        let token = Neon::<false>::detect().unwrap();
+        let mut back = [0; LANES];
+        let mut wide = [0.0; LANES];
+        for first in (0..=u16::MAX).step_by(LANES) {
+            let halves: [u16; LANES] = std::array::from_fn(|lane| first + lane as u16);
+            token.store(token.load_f16(&halves), &mut wide);
+            let plain = halves.map(f16_to_f32);
+            assert_eq!(wide.map(f32::to_bits), plain.map(f32::to_bits), "{first:04x}");
+            // The value itself, and the floats around the middle between it and the next one.
+            for offset in [0, 0xfff, 0x1000, 0x1001] {
+                let x = plain.map(|x| f32::from_bits(x.to_bits() + offset));
+                token.store_f16(token.load(&x), &mut back);
+                assert_eq!(back, x.map(f32_to_f16), "{first:04x} + {offset:x}");
+            }
+        }
     }
 }
