@@ -70,23 +70,22 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
   const pendings = new Map<number, Pending>();
   const queue: Pending[] = [];
   let pumping = false;
+  let stepping = Promise.resolve();
   let disposal: Promise<void> | undefined;
 
   async function pump(): Promise<void> {
     if (pumping) return;
     pumping = true;
-    try {
-      for (;;) {
-        // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
-        if (live.size > 1) await nextTask();
-        const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
-        const batch = takeBatch(queue, room, limits.chunk);
-        if (batch.length === 0) return;
-        await runBatch(model, batch);
-      }
-    } finally {
-      pumping = false;
+    for (;;) {
+      // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
+      if (live.size > 1) await nextTask();
+      const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
+      const batch = takeBatch(queue, room, limits.chunk);
+      if (batch.length === 0) break;
+      stepping = runBatch(model, batch);
+      await stepping;
     }
+    pumping = false;
   }
 
   function assertLive(): void {
@@ -134,8 +133,11 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
     },
     dispose() {
       disposal ??= (async () => {
-        live.clear();
         for (const pending of pendings.values()) pending.reject(disposed('The model'));
+        // A step in progress is cut short by losing its sequences, and has ended before the model goes.
+        for (const sequence of live) model.freeSequence(sequence);
+        live.clear();
+        await stepping;
         await model.dispose();
       })();
       return disposal;

@@ -1,0 +1,135 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { load, type Model } from '../../ts/engine/index.js';
+import { collect } from './fake.js';
+
+const MODELS = resolve(process.env.FRUGAL_SHARED ?? '../shared', 'models');
+const STORIES = `${MODELS}/stories260K.gguf`;
+const present = existsSync(STORIES);
+if (!present)
+  console.log(`not run: generation with real weights, for want of ${STORIES} (set FRUGAL_SHARED)`);
+
+/** The quoted lines of the models' README: the continuation of "Once upon a time" as published. */
+function publishedStory(): string {
+  const lines = readFileSync(`${MODELS}/README.md`, 'utf8').split('\n');
+  const quoted = lines.filter((line) => line.startsWith('> ')).map((line) => line.slice(2));
+  return quoted.join('\n');
+}
+
+const TEMPLATE = '{% for m in messages %}{{ m.content }} {% endfor %}';
+const PROMPT = 'Once upon a time';
+
+describe.runIf(present)('a real model', () => {
+  let model: Model;
+  beforeAll(async () => {
+    model = await load(STORIES, { chatTemplate: TEMPLATE });
+  });
+  afterAll(() => model?.dispose());
+
+  it('continues "Once upon a time" greedily with exactly the published text', async () => {
+    const story = publishedStory();
+    expect(story.length).toBeGreaterThan(500);
+    const room = (await model.tokenize(story)).length - (await model.tokenize(PROMPT)).length;
+    const { text } = await model.complete(PROMPT, { temperature: 0, maxTokens: room });
+    expect(PROMPT + text).toBe(story);
+  });
+
+  it('streams the very text that complete gives, and repeats it with the seed', async () => {
+    const first = await model.complete(PROMPT, { maxTokens: 60 });
+    const pieces = await collect(model.generate(PROMPT, { maxTokens: 60, seed: first.seed }));
+    expect(pieces.join('')).toBe(first.text);
+    expect(pieces.length).toBeGreaterThan(10);
+  });
+
+  it('gives several generations at once the text of each alone, also beside aborted ones', async () => {
+    const prompts = [PROMPT, 'Lily', 'The big dog said to the little cat that', 'A'];
+    const options = (seed: number) => ({ seed, maxTokens: 60, repetitionPenalty: 1.1 });
+    const alone: string[] = [];
+    for (const [i, prompt] of prompts.entries()) alone.push((await model.complete(prompt, options(i))).text);
+    const stop = new AbortController();
+    const aborted = prompts.map((prompt) => model.complete(prompt, { signal: stop.signal }));
+    const failures = Promise.allSettled(aborted);
+    const running = prompts.map((prompt, i) => model.complete(prompt, options(i)));
+    setTimeout(() => stop.abort(), 5);
+    expect((await Promise.all(running)).map(({ text }) => text)).toEqual(alone);
+    for (const { status } of await failures) expect(status).toBe('rejected');
+  });
+
+  it('ends with context when its context is full', async () => {
+    const completion = await model.complete(PROMPT, { temperature: 0, ignoreEnd: true });
+    const { promptTokens, completionTokens } = completion.usage;
+    expect(completion.finishReason).toBe('context');
+    // The last token is drawn but needs no place.
+    expect(promptTokens + completionTokens - 1).toBe(model.info.contextLength);
+  });
+
+  it('never gives a banned token', async () => {
+    const { tokens } = await model.complete(PROMPT, { temperature: 0, maxTokens: 20 });
+    const [first = 0] = tokens;
+    const banned = await model.complete(PROMPT, {
+      temperature: 0,
+      maxTokens: 20,
+      logitBias: { [first]: Number.NEGATIVE_INFINITY },
+    });
+    expect([...banned.tokens]).not.toContain(first);
+  });
+
+  it('answers the same in a chat with its cache and without', async () => {
+    const options = { seed: 7, maxTokens: 30 };
+    const chat = model.chat(options);
+    const first = (await collect(chat.send(PROMPT))).join('');
+    const second = chat.send('Then');
+    const answer = (await collect(second)).join('');
+    expect((await second.result).usage.cachedTokens).toBeGreaterThan(0);
+    const messages = [
+      { role: 'user', content: PROMPT },
+      { role: 'assistant', content: first },
+    ];
+    const fresh = model.chat({ ...options, messages });
+    expect((await collect(fresh.send('Then'))).join('')).toBe(answer);
+    await Promise.all([chat.dispose(), fresh.dispose()]);
+  });
+
+  it('embeds a text the same whatever the chunks, and similar texts alike', async () => {
+    const small = await load(STORIES, { chunk: 3, threads: 1 });
+    const text = 'The dog played in the park with a red ball.';
+    const vector = await model.embed(text);
+    expect([...(await small.embed(text))]).toEqual([...vector]);
+    const [near, far] = await model.embed(['The dog played in the park with a big ball.', '12345']);
+    const dot = (other: Float32Array | undefined) =>
+      vector.reduce((sum, value, i) => sum + value * (other?.[i] ?? 0), 0);
+    expect(dot(near)).toBeGreaterThan(dot(far));
+    await small.dispose();
+  });
+
+  it('scores with rows whose greatest value is the greedy token', async () => {
+    const prompt = await model.tokenize(PROMPT);
+    const { tokens } = await model.complete(prompt, { temperature: 0, maxTokens: 10 });
+    const rows = await collect(model.score([...prompt, ...tokens]));
+    const greedy = rows.slice(prompt.length - 1, -1).map((row) => row.indexOf(Math.max(...row)));
+    expect(greedy).toEqual([...tokens]);
+  });
+
+  it('ends with DISPOSED when disposed in the middle, and gives its memory back', async () => {
+    const other = await load(STORIES);
+    const running = [other.complete(PROMPT), other.complete('Lily'), collect(other.score([1, 2, 3]))];
+    const outcomes = Promise.allSettled(running);
+    await other.dispose();
+    for (const outcome of await outcomes) {
+      expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'DISPOSED' } });
+    }
+  });
+
+  it('keeps no cache of ended generations', async () => {
+    const { usage } = await model.complete(PROMPT, { maxTokens: 5 });
+    const stop = new AbortController();
+    const aborted = model.generate(PROMPT, { signal: stop.signal });
+    await aborted.next();
+    stop.abort();
+    await expect(aborted.next()).rejects.toMatchObject({ name: 'AbortError' });
+    const again = await model.complete(PROMPT, { maxTokens: 5 });
+    expect(again.usage.kvBytes).toBe(usage.kvBytes);
+    expect(usage.kvBytes).toBeGreaterThan(0);
+  });
+});
