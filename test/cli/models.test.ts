@@ -106,7 +106,34 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal run', () => {
   });
 });
 
+describe.runIf(hasShared('models/stories260K.gguf'))('a reader that goes away', () => {
+  it('ends the program quietly', async () => {
+    const args = ['run', STORIES, '-p', PROMPT, '-n', '400', '--temp', '0'];
+    const { code, stderr } = await frugal(args, { onOutput: (_text, _kill, close) => close() });
+    expect(stderr).toBe('');
+    expect(code).toBe(0);
+  });
+});
+
 describe.runIf(hasShared('models/stories260K.gguf'))('frugal chat', () => {
+  it('Ctrl-C stops the answer, and the chat goes on', async () => {
+    const template = join(folder, 'stop.jinja');
+    await writeFile(template, '{{ messages[-1].content }}');
+    let interrupted = false;
+    const { code, stdout, stderr } = await frugal(['chat', STORIES, '--template', template, '--temp', '0'], {
+      input: `${PROMPT}\nLily\n`,
+      onOutput(_text, kill) {
+        if (!interrupted) kill('SIGINT');
+        interrupted = true;
+      },
+    });
+    const [first, ...rest] = stderr.trimEnd().split('\n');
+    expect(first).toBe('(stopped)');
+    expect(rest).toEqual([expect.stringMatching(/^\d+ tokens \((context|stop)\)/)]);
+    expect(stdout).toMatch(/^,[^\n]{0,200}\n and Tom were playing in the park/);
+    expect(code).toBe(0);
+  });
+
   it('answers each line of its input, and only that on stdout', async () => {
     const template = join(folder, 'chat.jinja');
     await writeFile(template, '{% for m in messages %}{{ m.content }}{% endfor %}');

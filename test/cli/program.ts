@@ -22,8 +22,8 @@ export interface Outcome {
 
 export interface RunOptions {
   readonly input?: string;
-  /** Called with all of stdout so far. */
-  readonly onOutput?: (stdout: string, kill: (signal: NodeJS.Signals) => void) => void;
+  /** Called with all of stdout so far; `close` stops reading it, as `head` does. */
+  readonly onOutput?: (stdout: string, kill: (signal: NodeJS.Signals) => void, close: () => void) => void;
 }
 
 /** Runs the built program to its end. */
@@ -33,7 +33,8 @@ export function frugal(args: readonly string[], options: RunOptions = {}): Promi
   let stderr = '';
   child.stdout.setEncoding('utf8').on('data', (text: string) => {
     stdout += text;
-    options.onOutput?.(stdout, (signal) => child.kill(signal));
+    const kill = (signal: NodeJS.Signals) => child.kill(signal);
+    options.onOutput?.(stdout, kill, () => child.stdout.destroy());
   });
   child.stderr.setEncoding('utf8').on('data', (text: string) => {
     stderr += text;

@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { load, type Model } from '../../ts/engine/index.js';
 import { collect } from './fake.js';
+import { watchEventLoop } from './watch.js';
 
 const MODELS = resolve(process.env.FRUGAL_SHARED ?? '../shared', 'models');
 const STORIES = `${MODELS}/stories260K.gguf`;
@@ -119,6 +120,21 @@ describe.runIf(present)('a real model', () => {
     for (const outcome of await outcomes) {
       expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'DISPOSED' } });
     }
+  });
+
+  it.each<[string, () => Promise<unknown>]>([
+    [
+      'generations',
+      () => Promise.all(['A', 'B', 'C'].map((prompt) => model.complete(prompt, { maxTokens: 200 }))),
+    ],
+    ['embeddings', () => model.embed(new Array<string>(20).fill('The dog played in the park. '.repeat(10)))],
+    ['log-probabilities', () => collect(model.score(new Array(500).fill(9), { logProbabilities: true }))],
+    ['tokenizing', () => model.tokenize('Once upon a time '.repeat(20_000))],
+  ])('does not hold the event loop: %s', async (_name, work) => {
+    await work();
+    const watch = watchEventLoop();
+    await work();
+    expect(watch.stop()).toBeLessThan(10);
   });
 
   it('keeps no cache of ended generations', async () => {
