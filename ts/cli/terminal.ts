@@ -34,7 +34,8 @@ function errorLine(error: unknown): string {
     return `frugal: ${error.code}: ${sentence(error.message)} ${sentence(error.cure)}`;
   }
   if (error instanceof Interrupted) return 'frugal: interrupted';
-  if (error instanceof CommanderError) return `frugal: USAGE: ${sentence(error.message.replace(/^error: /, ''))}`;
+  if (error instanceof CommanderError)
+    return `frugal: USAGE: ${sentence(error.message.replace(/^error: /, ''))}`;
   return `frugal: INTERNAL: ${sentence(error instanceof Error ? error.message : String(error))} Run again with --debug and report what it prints.`;
 }
 
