@@ -29,6 +29,15 @@ macro_rules! quads {
     };
 }
 
+/// The four quads of rows one after another, turned into one result per column.
+macro_rules! by_quads {
+    ($dot:ident($w:ident, $x:ident)) => {{
+        // SAFETY: used only in methods of the token, which proves the features.
+        let quads = unsafe { [$dot($w, &$x, 0), $dot($w, &$x, 1), $dot($w, &$x, 2), $dot($w, &$x, 3)] };
+        std::array::from_fn(|c| [quads[0][c], quads[1][c], quads[2][c], quads[3][c]])
+    }};
+}
+
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
 // reference to an array of exactly the bytes that are read or written.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -135,13 +144,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
 
     #[inline(always)]
     fn dot_q8<const C: usize>(self, w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        // SAFETY: the token proves the CPU features.
-        unsafe { if DOT { dot_q8_sdot(w, x) } else { dot_q8_mull(w, x) } }
+        if DOT { by_quads!(sdot_q8(w, x)) } else { by_quads!(mull_q8(w, x)) }
     }
     #[inline(always)]
     fn dot_q4<const C: usize>(self, w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        // SAFETY: the token proves the CPU features.
-        unsafe { if DOT { dot_q4_sdot(w, x) } else { dot_q4_mull(w, x) } }
+        if DOT { by_quads!(sdot_q4(w, x)) } else { by_quads!(mull_q4(w, x)) }
     }
 }
 
@@ -217,18 +224,18 @@ fn load_nibbles(w: &[u8; Q4_BYTES], index: usize) -> [int8x16_t; 2] {
     }
 }
 
-/// A column's values 0..16 and 16..32.
+/// A column's values 16 * half .. 16 * half + 16.
 #[inline(always)]
-fn load_values(values: &[i8; QK]) -> [int8x16_t; 2] {
-    let p = values.as_ptr();
-    // SAFETY: called only from methods of the token; the loads cover the array.
-    unsafe { [vld1q_s8(p), vld1q_s8(p.add(16))] }
+fn load_values(values: &[i8; QK], half: usize) -> int8x16_t {
+    let values = &values.as_chunks::<16>().0[half];
+    // SAFETY: called only from methods of the token; the load covers the array.
+    unsafe { vld1q_s8(values.as_ptr()) }
 }
 
 /// Values 4 * group .. 4 * group + 4 twice.
 #[inline(always)]
 fn broadcast(values: &[i8; QK], group: usize) -> int8x8_t {
-    let four = i32::from_le_bytes([0, 1, 2, 3].map(|i| values[group * 4 + i] as u8));
+    let four = i32::from_le_bytes(values.as_chunks::<4>().0[group].map(|value| value as u8));
     // SAFETY: called only from methods of the token.
     unsafe { vreinterpret_s8_s32(vdup_n_s32(four)) }
 }
@@ -258,101 +265,88 @@ fn sdot_16(sums: int32x4_t, rows: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
     sdot::<3>(sums, rows[3], x)
 }
 
-/// # Safety
-/// The CPU has the dot product instructions.
+// What follows gives each column's dot products with rows 4 * quad .. 4 * quad + 4 of a block.
+
 #[inline(always)]
-unsafe fn dot_q8_sdot<const C: usize>(w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-    // SAFETY: the caller's promise.
+unsafe fn sdot_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+    // SAFETY: called only where the token proves the dot product instructions.
     unsafe {
-        let x = x.map(|x| load_values(x.values));
-        let mut acc = [[vdupq_n_s32(0); 4]; C];
+        let mut sums = [vdupq_n_s32(0); C];
         for half in 0..2 {
-            for quad in 0..4 {
-                let rows = [0, 1, 2, 3].map(|group| load_signed(w, (half * 4 + group) * 4 + quad));
-                for c in 0..C {
-                    acc[c][quad] = sdot_16(acc[c][quad], rows, x[c][half]);
-                }
+            let rows = [0, 1, 2, 3].map(|group| load_signed(w, (half * 4 + group) * 4 + quad));
+            for c in 0..C {
+                sums[c] = sdot_16(sums[c], rows, load_values(x[c].values, half));
             }
         }
-        acc
+        sums
     }
 }
 
-/// # Safety
-/// The CPU has the dot product instructions.
 #[inline(always)]
-unsafe fn dot_q4_sdot<const C: usize>(w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-    // SAFETY: the caller's promise.
+unsafe fn sdot_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+    // SAFETY: called only where the token proves the dot product instructions.
     unsafe {
-        // Starting from -8 * sum(x) takes the stored offset out.
-        let mut acc = x.map(|x| [vdupq_n_s32(-8 * x.sum); 4]);
-        let x = x.map(|x| load_values(x.values));
-        for quad in 0..4 {
-            let both = [0, 1, 2, 3].map(|group| load_nibbles(w, group * 4 + quad));
-            for half in 0..2 {
-                let rows = both.map(|nibbles| nibbles[half]);
-                for c in 0..C {
-                    acc[c][quad] = sdot_16(acc[c][quad], rows, x[c][half]);
-                }
-            }
+        let both = [0, 1, 2, 3].map(|group| load_nibbles(w, group * 4 + quad));
+        let (first, second) = (both.map(|nibbles| nibbles[0]), both.map(|nibbles| nibbles[1]));
+        let mut sums = [vdupq_n_s32(0); C];
+        for c in 0..C {
+            // Starting from -8 * sum(x) takes the stored offset out.
+            let offset = vdupq_n_s32(-8 * x[c].sum);
+            let sum = sdot_16(offset, first, load_values(x[c].values, 0));
+            sums[c] = sdot_16(sum, second, load_values(x[c].values, 1));
         }
-        acc
+        sums
     }
 }
 
 // Two products are added in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
 #[inline(always)]
-fn dot_q8_mull<const C: usize>(w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
+unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only from methods of the token.
     unsafe {
-        let zero = vdupq_n_s32(0);
-        let mut acc = [[zero; 4]; C];
-        // One quad of rows after another: two registers of sums per column are all that live.
-        for quad in 0..4 {
-            let mut sums = [[zero; 2]; C];
-            for group in [0, 2, 4, 6] {
-                let a = load_signed(w, group * 4 + quad);
-                let b = load_signed(w, (group + 1) * 4 + quad);
-                for c in 0..C {
-                    let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 1));
-                    let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
-                    let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
-                    sums[c][0] = vpadalq_s16(sums[c][0], low);
-                    sums[c][1] = vpadalq_s16(sums[c][1], high);
-                }
-            }
+        let mut pairs = [[vdupq_n_s32(0); 2]; C];
+        for pair in 0..4 {
+            let group = pair * 2;
+            let a = load_signed(w, group * 4 + quad);
+            let b = load_signed(w, (group + 1) * 4 + quad);
             for c in 0..C {
-                acc[c][quad] = vpaddq_s32(sums[c][0], sums[c][1]);
+                let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 1));
+                let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
+                let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
+                pairs[c] = [vpadalq_s16(pairs[c][0], low), vpadalq_s16(pairs[c][1], high)];
             }
         }
-        acc
+        let mut sums = [vdupq_n_s32(0); C];
+        for c in 0..C {
+            sums[c] = vpaddq_s32(pairs[c][0], pairs[c][1]);
+        }
+        sums
     }
 }
 
 // Eight groups of products of 15 * 127, then two such sums, are 30,480: 16 bits hold a whole block.
 #[inline(always)]
-fn dot_q4_mull<const C: usize>(w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
+unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only from methods of the token.
     unsafe {
-        let mut acc = [[vdupq_n_s32(0); 4]; C];
-        for quad in 0..4 {
-            let mut sums = [[vdupq_n_s16(0); 2]; C];
-            for group in 0..4 {
-                let [a, b] = load_nibbles(w, group * 4 + quad);
-                for c in 0..C {
-                    let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 4));
-                    let [low, high] = sums[c];
-                    let low = vmlal_s8(vmlal_s8(low, vget_low_s8(a), v), vget_low_s8(b), u);
-                    let high = vmlal_s8(vmlal_s8(high, vget_high_s8(a), v), vget_high_s8(b), u);
-                    sums[c] = [low, high];
-                }
-            }
+        let mut products = [[vdupq_n_s16(0); 2]; C];
+        for group in 0..4 {
+            let [a, b] = load_nibbles(w, group * 4 + quad);
             for c in 0..C {
-                let pairs = vpaddq_s16(sums[c][0], sums[c][1]);
-                acc[c][quad] = vpadalq_s16(vdupq_n_s32(-8 * x[c].sum), pairs);
+                let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 4));
+                let [low, high] = products[c];
+                products[c] = [
+                    vmlal_s8(vmlal_s8(low, vget_low_s8(a), v), vget_low_s8(b), u),
+                    vmlal_s8(vmlal_s8(high, vget_high_s8(a), v), vget_high_s8(b), u),
+                ];
             }
         }
-        acc
+        let mut sums = [vdupq_n_s32(0); C];
+        for c in 0..C {
+            let pairs = vpaddq_s16(products[c][0], products[c][1]);
+            sums[c] = vpadalq_s16(vdupq_n_s32(-8 * x[c].sum), pairs);
+        }
+        sums
     }
 }
 
