@@ -247,8 +247,9 @@ impl<'a> Compiler<'a> {
         let fresh = self.prepare(x, kind);
         let part = LinearPart { weight, bias, out, add };
         match self.phases.last_mut() {
-            Some(Phase::Linear { parts, .. })
-                if !fresh && out != Out::Logits && parts.iter().all(|p| p.out != out) =>
+            // A kind prepared earlier is not fresh either, though the last phase may read another.
+            Some(Phase::Linear { parts, kind: last, .. })
+                if !fresh && *last == kind && out != Out::Logits && parts.iter().all(|p| p.out != out) =>
             {
                 parts.push(part);
             }
@@ -341,6 +342,10 @@ impl<'a> Compiler<'a> {
         }
         self.push_row(self.plan.buffers[x].rows, RowOp::Prepare { x, kind });
         self.prepared.insert(bytes, (x, kind));
+        if kind == ActKind::Q8Pair {
+            // What rounding leaves is held where the floats are.
+            self.prepared.remove(&false);
+        }
         self.prepared_width = self.prepared_width.max(self.width(x));
         true
     }
