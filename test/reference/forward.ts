@@ -1,0 +1,164 @@
+/**
+ * A decoder in float64, written from the papers and as plainly as possible: what the engine's logits
+ * are measured against. It shares only the reader of the file's header with the engine, and neither
+ * rounds activations nor quantises them.
+ *
+ * Llama: Touvron et al., 2023, arXiv:2302.13971; grouped heads: Ainslie et al., 2023, arXiv:2305.13245;
+ * Qwen2: arXiv:2407.10671; Qwen3: arXiv:2505.09388.
+ */
+import type { GgufModel } from '../../ts/gguf/index.js';
+import { decode, isWeightType } from './numbers.js';
+import { type Rotation, readRotation, rotate } from './rotation.js';
+
+export interface FloatModel {
+  readonly blocks: number;
+  readonly width: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly eps: number;
+  /** Positions that attention looks back over, the present one included. */
+  readonly window: number;
+  readonly rotation: Rotation;
+  readonly weights: ReadonlyMap<string, Float64Array>;
+}
+
+type Vector = Float64Array;
+
+/** Reads the hyper-parameters and every tensor of a llama, qwen2 or qwen3 file. */
+export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
+  const { metadata } = file;
+  const architecture = metadata.string('general.architecture');
+  const key = (name: string) => `${architecture}.${name}`;
+  const width = metadata.number(key('embedding_length'));
+  const heads = metadata.number(key('attention.head_count'));
+  const headDim = metadata.optionalNumber(key('attention.key_length')) ?? width / heads;
+  const weights = new Map<string, Vector>();
+  for (const { name, type, part, offset, bytes } of file.tensors.values()) {
+    const source = file.parts[part];
+    if (source === undefined || !isWeightType(type)) throw new Error(`${name} has the type ${type}`);
+    weights.set(name, decode(type, await source.read(offset, bytes)));
+  }
+  return {
+    blocks: metadata.number(key('block_count')),
+    width,
+    heads,
+    kvHeads: metadata.optionalNumber(key('attention.head_count_kv')) ?? heads,
+    headDim,
+    eps: metadata.number(key('attention.layer_norm_rms_epsilon')),
+    window: metadata.optionalNumber(key('attention.sliding_window')) ?? Number.POSITIVE_INFINITY,
+    rotation: readRotation(metadata, headDim, weights.get('rope_freqs.weight')),
+    weights,
+  };
+}
+
+/** The logits after each of `positions`, by default all. */
+export function forward(
+  model: FloatModel,
+  tokens: readonly number[],
+  positions: readonly number[] = tokens.map((_, i) => i),
+): Vector[] {
+  const table = weight(model, 'token_embd.weight');
+  const stream = tokens.map((token) => table.slice(token * model.width, (token + 1) * model.width));
+  for (let block = 0; block < model.blocks; block++) {
+    const attended = attention(model, `blk.${block}.`, stream);
+    for (const [i, x] of stream.entries()) {
+      add(x, attended[i] ?? []);
+      add(x, feedForward(model, `blk.${block}.`, x));
+    }
+  }
+  const output = model.weights.has('output.weight') ? 'output' : 'token_embd';
+  return positions.map((position) => {
+    const x = stream[position];
+    if (x === undefined) throw new Error(`there is no position ${position}`);
+    return linear(model, output, norm(model, 'output_norm.weight', x));
+  });
+}
+
+/** Causal attention of all positions, without the residual. */
+function attention(model: FloatModel, block: string, stream: readonly Vector[]): Vector[] {
+  const { heads, kvHeads, headDim, rotation, window } = model;
+  const project = (name: string, x: Vector) => split(linear(model, `${block}attn_${name}`, x), headDim);
+  const normed = stream.map((x) => norm(model, `${block}attn_norm.weight`, x));
+  const turned = (name: string) =>
+    normed.map((x, position) =>
+      project(name, x).map((head) => {
+        const scale = `${block}attn_${name}_norm.weight`;
+        const value = model.weights.has(scale) ? norm(model, scale, head) : head;
+        return rotate(rotation, value, position);
+      }),
+    );
+  const queries = turned('q');
+  const keys = turned('k');
+  const values = normed.map((x) => project('v', x));
+  return queries.map((query, position) => {
+    const first = Math.max(0, position - window + 1);
+    const out = new Float64Array(heads * headDim);
+    query.forEach((q, head) => {
+      const group = Math.floor((head * kvHeads) / heads);
+      const seen = (all: Vector[][]) => all.slice(first, position + 1).map((each) => each[group] ?? q);
+      out.set(attend(q, seen(keys), seen(values)), head * headDim);
+    });
+    return linear(model, `${block}attn_output`, out);
+  });
+}
+
+/** One head at one position: values weighed by softmax(q · k / sqrt(dimensions)). */
+function attend(query: Vector, keys: readonly Vector[], values: readonly Vector[]): Vector {
+  const scores = keys.map((key) => dot(query, key, 0) / Math.sqrt(query.length));
+  const most = Math.max(...scores);
+  const powers = scores.map((score) => Math.exp(score - most));
+  const sum = powers.reduce((a, b) => a + b, 0);
+  const out = new Float64Array(query.length);
+  values.forEach((value, i) => {
+    const share = (powers[i] ?? 0) / sum;
+    for (const [j, each] of value.entries()) out[j] = (out[j] ?? 0) + share * each;
+  });
+  return out;
+}
+
+/** SwiGLU (Shazeer, 2020, arXiv:2002.05202), without the residual. */
+function feedForward(model: FloatModel, block: string, x: Vector): Vector {
+  const normed = norm(model, `${block}ffn_norm.weight`, x);
+  const gate = linear(model, `${block}ffn_gate`, normed);
+  const up = linear(model, `${block}ffn_up`, normed);
+  const gated = gate.map((value, i) => (value / (1 + Math.exp(-value))) * (up[i] ?? 0));
+  return linear(model, `${block}ffn_down`, gated);
+}
+
+function norm(model: FloatModel, name: string, x: Vector): Vector {
+  const scale = weight(model, name);
+  const root = Math.sqrt(dot(x, x, 0) / x.length + model.eps);
+  return x.map((value, i) => (value / root) * (scale[i] ?? 0));
+}
+
+/** `name.weight` applied to x, plus `name.bias` where the model has it. */
+function linear(model: FloatModel, name: string, x: Vector): Vector {
+  const matrix = weight(model, `${name}.weight`);
+  const bias = model.weights.get(`${name}.bias`);
+  return Float64Array.from(
+    { length: matrix.length / x.length },
+    (_, row) => dot(x, matrix, row * x.length) + (bias?.[row] ?? 0),
+  );
+}
+
+/** x · the numbers of `row` from `at` on. */
+function dot(x: Vector, row: Vector, at: number): number {
+  let sum = 0;
+  for (let i = 0; i < x.length; i++) sum += (x[i] ?? 0) * (row[at + i] ?? 0);
+  return sum;
+}
+
+function add(x: Vector, y: ArrayLike<number>): void {
+  for (let i = 0; i < x.length; i++) x[i] = (x[i] ?? 0) + (y[i] ?? 0);
+}
+
+function split(x: Vector, length: number): Vector[] {
+  return Array.from({ length: x.length / length }, (_, i) => x.slice(i * length, (i + 1) * length));
+}
+
+function weight(model: FloatModel, name: string): Vector {
+  const found = model.weights.get(name);
+  if (found === undefined) throw new Error(`the model has no ${name}`);
+  return found;
+}

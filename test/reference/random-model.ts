@@ -1,0 +1,150 @@
+import { createRandom } from '../gguf/random.js';
+import { tinyLlamaSpec } from '../gguf/tiny-llama.js';
+import { type Entry, type TensorSpec, writeGguf } from '../gguf/writer.js';
+import { encode, type WeightType } from './numbers.js';
+
+export interface Shape {
+  readonly architecture: 'llama' | 'qwen2' | 'qwen3';
+  readonly headDim: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  /** Without an output matrix: the token embeddings serve for it. @default false */
+  readonly tied?: boolean;
+}
+
+/** What changes the angles or the reach of attention. */
+export const VARIANTS = ['plain', 'factors', 'linear', 'yarn', 'window'] as const;
+export type Variant = (typeof VARIANTS)[number];
+
+export const VOCAB_SIZE = 300;
+const WIDTH = 128;
+const FEED_FORWARD = 192;
+const BLOCKS = 2;
+const CONTEXT = 256;
+const FACTOR = 4;
+const WINDOW = 9;
+
+/**
+ * Draws a model whose logits have a deviation of about 2, as those of real models, and returns what
+ * writes it as a GGUF file with the matrices in one type.
+ */
+export function randomModel(
+  shape: Shape,
+  variant: Variant,
+  seed: number,
+): (type: WeightType) => Uint8Array<ArrayBuffer> {
+  const vocabulary = tinyLlamaSpec({ everyKind: false }).metadata.filter((entry) =>
+    String(entry.key).startsWith('tokenizer.'),
+  );
+  const metadata = [...hyperParameters(shape), ...variantKeys(shape, variant), ...vocabulary];
+  const drawn = drawTensors(shape, variant, seed);
+  return (type) => writeGguf({ metadata, tensors: drawn.map((tensor) => store(tensor, type)) }).bytes;
+}
+
+interface Drawn {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly values: Float64Array;
+}
+
+/** Vectors are F32 in every file. */
+function store({ name, shape, values }: Drawn, matrixType: WeightType): TensorSpec {
+  const type = shape.length === 1 ? 'F32' : matrixType;
+  return { name, type, shape, data: encode(type, values) };
+}
+
+function hyperParameters(shape: Shape): Entry[] {
+  const { architecture, heads, kvHeads, headDim } = shape;
+  const count = (name: string, value: number): Entry => ({
+    key: `${architecture}.${name}`,
+    kind: 'uint32',
+    value,
+  });
+  return [
+    { key: 'general.architecture', kind: 'string', value: architecture },
+    count('vocab_size', VOCAB_SIZE),
+    count('context_length', CONTEXT),
+    count('embedding_length', WIDTH),
+    count('block_count', BLOCKS),
+    count('feed_forward_length', FEED_FORWARD),
+    count('attention.head_count', heads),
+    count('attention.head_count_kv', kvHeads),
+    count('attention.key_length', headDim),
+    count('attention.value_length', headDim),
+    count('rope.dimension_count', headDim),
+    { key: `${architecture}.rope.freq_base`, kind: 'float32', value: 10_000 },
+    { key: `${architecture}.attention.layer_norm_rms_epsilon`, kind: 'float32', value: 1e-5 },
+  ];
+}
+
+function variantKeys({ architecture }: Shape, variant: Variant): Entry[] {
+  if (variant === 'window')
+    return [{ key: `${architecture}.attention.sliding_window`, kind: 'uint32', value: WINDOW }];
+  if (variant !== 'linear' && variant !== 'yarn') return [];
+  const scaling = `${architecture}.rope.scaling`;
+  return [
+    { key: `${scaling}.type`, kind: 'string', value: variant },
+    { key: `${scaling}.factor`, kind: 'float32', value: FACTOR },
+    { key: `${scaling}.original_context_length`, kind: 'uint32', value: CONTEXT / FACTOR },
+  ];
+}
+
+function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
+  const { architecture, heads, kvHeads, headDim } = shape;
+  const normal = createNormal(seed);
+  const numbers = (count: number, mean: number, deviation: number) =>
+    Float64Array.from({ length: count }, () => mean + deviation * normal());
+  const vector = (name: string, length: number, mean = 1, deviation = 0.1): Drawn => ({
+    name,
+    shape: [length],
+    values: numbers(length, mean, deviation),
+  });
+  const matrix = (name: string, inputs: number, outputs: number, deviation: number): Drawn => ({
+    name: `${name}.weight`,
+    shape: [inputs, outputs],
+    values: numbers(inputs * outputs, 0, deviation),
+  });
+  const unit = 1 / Math.sqrt(WIDTH);
+  const block = (prefix: string): Drawn[] => [
+    vector(`${prefix}attn_norm.weight`, WIDTH),
+    // Queries and keys large enough that attention has favourites.
+    matrix(`${prefix}attn_q`, WIDTH, heads * headDim, 1.4 * unit),
+    matrix(`${prefix}attn_k`, WIDTH, kvHeads * headDim, 1.4 * unit),
+    matrix(`${prefix}attn_v`, WIDTH, kvHeads * headDim, unit),
+    ...(architecture === 'qwen2'
+      ? [
+          vector(`${prefix}attn_q.bias`, heads * headDim, 0, 0.5),
+          vector(`${prefix}attn_k.bias`, kvHeads * headDim, 0, 0.5),
+          vector(`${prefix}attn_v.bias`, kvHeads * headDim, 0, 0.2),
+        ]
+      : []),
+    ...(architecture === 'qwen3'
+      ? [vector(`${prefix}attn_q_norm.weight`, headDim), vector(`${prefix}attn_k_norm.weight`, headDim)]
+      : []),
+    matrix(`${prefix}attn_output`, heads * headDim, WIDTH, 0.3 / Math.sqrt(heads * headDim)),
+    vector(`${prefix}ffn_norm.weight`, WIDTH),
+    matrix(`${prefix}ffn_gate`, WIDTH, FEED_FORWARD, unit),
+    matrix(`${prefix}ffn_up`, WIDTH, FEED_FORWARD, unit),
+    matrix(`${prefix}ffn_down`, FEED_FORWARD, WIDTH, 0.3 / Math.sqrt(FEED_FORWARD)),
+  ];
+  return [
+    matrix('token_embd', WIDTH, VOCAB_SIZE, 2 * unit),
+    ...(variant === 'factors' ? [factors(headDim)] : []),
+    ...Array.from({ length: BLOCKS }, (_, i) => block(`blk.${i}.`)).flat(),
+    vector('output_norm.weight', WIDTH),
+    ...(shape.tied ? [] : [matrix('output', WIDTH, VOCAB_SIZE, 2 * unit)]),
+  ];
+}
+
+/** As in Llama 3.1 files: the fastest pair stays, slow pairs turn eight times as slowly, a ramp between them. */
+function factors(headDim: number): Drawn {
+  const length = headDim / 2;
+  const values = Float64Array.from({ length }, (_, i) => 1 + 7 * Math.min(1, (3 * i) / length));
+  return { name: 'rope_freqs.weight', shape: [length], values };
+}
+
+/** Standard normal numbers by Box and Muller (1958). */
+function createNormal(seed: number): () => number {
+  const random = createRandom(seed);
+  return () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+}

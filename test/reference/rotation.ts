@@ -1,0 +1,75 @@
+/**
+ * Rotary position embedding (Su et al., 2021, arXiv:2104.09864), position interpolation (Chen et al.,
+ * 2023, arXiv:2306.15595) and YaRN (Peng et al., 2023, arXiv:2309.00071), in float64.
+ */
+import type { GgufMetadata } from '../../ts/gguf/index.js';
+
+export interface Rotation {
+  /** Radians per position of each pair. */
+  readonly frequencies: readonly number[];
+  /** What YaRN multiplies queries and keys by. */
+  readonly magnitude: number;
+  /** Where the two dimensions of pair i lie in a head. */
+  readonly pair: (i: number) => readonly [number, number];
+}
+
+/** @param divisors per-frequency divisors, which Llama 3.1 files have */
+export function readRotation(
+  metadata: GgufMetadata,
+  headDim: number,
+  divisors: Float64Array | undefined,
+): Rotation {
+  const architecture = metadata.string('general.architecture');
+  const number = (name: string) => metadata.optionalNumber(`${architecture}.rope.${name}`);
+  const dims = number('dimension_count') ?? headDim;
+  const base = number('freq_base') ?? 10_000;
+  const scaling = metadata.optionalString(`${architecture}.rope.scaling.type`) ?? 'none';
+  const factor = number('scaling.factor') ?? 1;
+  const plain = Array.from({ length: dims / 2 }, (_, i) => base ** ((-2 * i) / dims) / (divisors?.[i] ?? 1));
+  const context =
+    number('scaling.original_context_length') ?? metadata.number(`${architecture}.context_length`);
+  return {
+    frequencies:
+      scaling === 'yarn'
+        ? yarn(plain, dims, base, factor, context)
+        : plain.map((frequency) => (scaling === 'linear' ? frequency / factor : frequency)),
+    magnitude: scaling === 'yarn' ? 0.1 * Math.log(factor) + 1 : 1,
+    pair: architecture === 'llama' ? (i) => [2 * i, 2 * i + 1] : (i) => [i, i + dims / 2],
+  };
+}
+
+/**
+ * Pairs that turn 32 times or more within the original context stay as they are; those that turn at most
+ * once are slowed by the factor; between the two, a ramp over the pairs' numbers, as its authors' code has it.
+ */
+function yarn(
+  plain: readonly number[],
+  dims: number,
+  base: number,
+  factor: number,
+  context: number,
+): number[] {
+  const pairOfTurns = (turns: number) =>
+    (dims * Math.log(context / (turns * 2 * Math.PI))) / (2 * Math.log(base));
+  const low = Math.max(Math.floor(pairOfTurns(32)), 0);
+  const high = Math.min(Math.ceil(pairOfTurns(1)), dims - 1);
+  return plain.map((frequency, i) => {
+    const slowed = Math.min(Math.max((i - low) / Math.max(high - low, 0.001), 0), 1);
+    return (frequency / factor) * slowed + frequency * (1 - slowed);
+  });
+}
+
+/** The head turned as its position asks. Dimensions beyond the pairs stay. */
+export function rotate(rotation: Rotation, head: Float64Array, position: number): Float64Array {
+  const out = head.slice();
+  rotation.frequencies.forEach((frequency, i) => {
+    const [first, second] = rotation.pair(i);
+    const cos = Math.cos(position * frequency) * rotation.magnitude;
+    const sin = Math.sin(position * frequency) * rotation.magnitude;
+    const x = head[first] ?? 0;
+    const y = head[second] ?? 0;
+    out[first] = x * cos - y * sin;
+    out[second] = x * sin + y * cos;
+  });
+  return out;
+}
