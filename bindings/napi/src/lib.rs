@@ -13,7 +13,7 @@ use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Code, message and cure travel as three lines; `ts/backend/native.ts` takes them apart.
 fn refuse(error: Error) -> napi::Error {
@@ -63,8 +63,8 @@ pub struct StepOutput {
 
 #[napi]
 pub struct NativeModel {
-    /// None once disposed of.
-    model: Option<Arc<Model>>,
+    /// None once disposed of. Behind a lock, so that no call needs the object for itself alone.
+    model: Mutex<Option<Arc<Model>>>,
 }
 
 #[napi]
@@ -82,12 +82,16 @@ impl NativeModel {
             let plan = Plan::parse(&plan)?;
             let pool = Box::new(OsPool::new(threads as usize));
             let model = Model::new(plan, table, pool, max_step_tokens as usize)?;
-            Ok(Self { model: Some(Arc::new(model)) })
+            Ok(Self { model: Mutex::new(Some(Arc::new(model))) })
         })
     }
 
-    fn get(&self) -> napi::Result<&Arc<Model>> {
-        self.model.as_ref().ok_or_else(|| refuse(Error::disposed("the model")))
+    fn held(&self) -> MutexGuard<'_, Option<Arc<Model>>> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> napi::Result<Arc<Model>> {
+        self.held().clone().ok_or_else(|| refuse(Error::disposed("the model")))
     }
 
     #[napi(getter)]
@@ -107,20 +111,20 @@ impl NativeModel {
 
     #[napi]
     pub fn kv_bytes(&self) -> f64 {
-        self.model.as_ref().map_or(0.0, |model| model.kv_bytes() as f64)
+        self.held().as_ref().map_or(0.0, |model| model.kv_bytes() as f64)
     }
 
     /// Reads and packs tensor `id` from `offset` of a file.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn load_tensor(&self, id: u32, path: String, offset: f64) -> napi::Result<AsyncTask<LoadTensor>> {
-        let model = Arc::clone(self.get()?);
+        let model = self.get()?;
         Ok(AsyncTask::new(LoadTensor { model, id: id as usize, path, offset: offset as u64 }))
     }
 
     /// Packs the next rows of tensor `id`.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn push_rows(&self, id: u32, rows: Uint8Array) -> napi::Result<AsyncTask<PushRows>> {
-        let model = Arc::clone(self.get()?);
+        let model = self.get()?;
         Ok(AsyncTask::new(PushRows { model, id: id as usize, rows }))
     }
 
@@ -132,7 +136,7 @@ impl NativeModel {
 
     #[napi]
     pub fn free_sequence(&self, sequence: u32) {
-        if let Some(model) = &self.model {
+        if let Some(model) = &*self.held() {
             model.free_sequence(sequence);
         }
     }
@@ -147,15 +151,15 @@ impl NativeModel {
         tokens: Uint32Array,
         wants: Uint8Array,
     ) -> napi::Result<AsyncTask<Step>> {
-        let model = Arc::clone(self.get()?);
+        let model = self.get()?;
         let (sequences, counts) = (sequences.to_vec(), counts.to_vec());
         Ok(AsyncTask::new(Step { model, sequences, counts, tokens: tokens.to_vec(), wants: wants.to_vec() }))
     }
 
     /// Frees everything once the step in progress, which is cut short, has ended.
     #[napi(ts_return_type = "Promise<void>")]
-    pub fn dispose(&mut self) -> AsyncTask<Dispose> {
-        let model = self.model.take();
+    pub fn dispose(&self) -> AsyncTask<Dispose> {
+        let model = self.held().take();
         if let Some(model) = &model {
             model.free_all();
         }

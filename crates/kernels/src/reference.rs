@@ -8,7 +8,7 @@ use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query, S
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Format, Matrix};
-use crate::simd::{LANES, Q4_BYTES, Q8_BYTES, QK};
+use crate::simd::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK};
 
 /// The product of row `row` of the weights with a token: of its one column, or the sum of its two.
 fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f32 {
@@ -25,10 +25,10 @@ fn dot_column(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usi
             let mut acc = 0.0f32;
             for block in 0..k / QK {
                 let at = column * (k / QK) + block;
-                let values = &acts.values[at * QK..(at + 1) * QK];
+                let x = &acts.blocks[at];
                 let (d_w, w) = quantised_block(weight, row, block);
-                let isum: i32 = w.iter().zip(values).map(|(&w, &x)| w * x as i32).sum();
-                let t = d_w * acts.scales[at];
+                let isum: i32 = w.iter().zip(&x.values).map(|(&w, &x)| w * x as i32).sum();
+                let t = d_w * x.scale;
                 acc += t * isum as f32;
             }
             acc
@@ -118,36 +118,36 @@ pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
 }
 
 pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
-    let ActRow { floats, values, scales, sums } = to;
+    let ActRow { floats, blocks } = to;
     match kind {
         ActKind::F32 => floats.copy_from_slice(x),
         ActKind::F16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_f16(x)),
         ActKind::BF16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x)),
-        ActKind::Q8 => quantise(x, values, scales, sums),
+        ActKind::Q8 => quantise(x, blocks),
         ActKind::Q8Pair => {
-            let blocks = x.len() / QK;
-            quantise(x, values, scales, sums);
-            for i in 0..x.len() {
-                floats[i] = x[i] - scales[i / QK] * values[i] as f32;
+            let (blocks, rest) = blocks.split_at_mut(x.len() / QK);
+            quantise(x, blocks);
+            for (i, left) in floats.iter_mut().enumerate() {
+                let block = &blocks[i / QK];
+                *left = x[i] - block.scale * block.values[i % QK] as f32;
             }
-            quantise(floats, &mut values[x.len()..], &mut scales[blocks..], &mut sums[blocks..]);
+            quantise(floats, rest);
         }
     }
     let finite = x.iter().all(|x| x.is_finite()) && floats.iter().all(|x| x.is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 
-fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
-    for (block, x) in x.chunks_exact(QK).enumerate() {
+fn quantise(x: &[f32], blocks: &mut [ActBlock]) {
+    for (x, block) in x.chunks_exact(QK).zip(blocks) {
         let amax = x.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
         let inverse = 127.0 / amax;
-        let values = &mut values[block * QK..(block + 1) * QK];
-        scales[block] = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
-        for (q, &x) in values.iter_mut().zip(x) {
+        block.scale = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
+        for (q, &x) in block.values.iter_mut().zip(x) {
             let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
             *q = scaled.round_ties_even() as i8;
         }
-        sums[block] = values.iter().map(|&q| q as i32).sum();
+        block.minus_sum = -block.values.iter().map(|&q| q as i32).sum::<i32>();
     }
 }
 

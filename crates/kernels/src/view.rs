@@ -1,5 +1,6 @@
 //! Memory that several threads use at once: cache-line aligned storage and a shared slice.
 
+use crate::simd::ActBlock;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -8,17 +9,22 @@ use std::ptr::NonNull;
 /// Element types for which all-zero bytes are a value and every byte pattern is valid.
 pub trait Plain: Copy + Send + Sync + 'static {}
 impl Plain for u8 {}
-impl Plain for i8 {}
 impl Plain for u16 {}
-impl Plain for i32 {}
 impl Plain for f32 {}
+impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
+/// Larger memory starts on a huge page's boundary and asks for huge pages, where there are any.
+const HUGE: usize = 2 << 20;
 
 /// Zeroed memory on a 64-byte boundary, never grown. Untouched pages cost nothing.
 pub struct Aligned<T: Plain> {
     pointer: NonNull<T>,
     len: usize,
+    /// What was allocated: larger than needed, as the allocator clears memory page by page on use
+    /// only where it need not align it.
+    block: *mut u8,
+    layout: Layout,
 }
 
 // SAFETY: it owns its memory, and T is plain data.
@@ -29,18 +35,16 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 impl<T: Plain> Aligned<T> {
     /// None where the machine cannot give that much memory.
     pub fn zeroed(len: usize) -> Option<Self> {
-        let layout = Self::layout(len)?;
-        if layout.size() == 0 {
-            return Some(Self { pointer: NonNull::dangling(), len });
-        }
-        // SAFETY: the layout's size is not zero.
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }.cast())?;
-        Some(Self { pointer, len })
-    }
-
-    fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>())?;
-        Layout::from_size_align(bytes, ALIGN).ok()
+        let align = if bytes >= 2 * HUGE { HUGE } else { ALIGN };
+        let layout = Layout::from_size_align(bytes.checked_add(align)?, 1).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) })?.as_ptr();
+        let start = block.wrapping_add(block.align_offset(align));
+        if align == HUGE {
+            advise_huge(start, bytes);
+        }
+        Some(Self { pointer: NonNull::new(start.cast())?, len, block, layout })
     }
 
     pub fn as_slice(&self) -> &[T] {
@@ -65,14 +69,20 @@ impl<T: Plain> Aligned<T> {
 
 impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.len)
-            && layout.size() != 0
-        {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.pointer.as_ptr().cast(), layout) }
-        }
+        // SAFETY: allocated in `zeroed` with this very layout.
+        unsafe { dealloc(self.block, self.layout) }
     }
 }
+
+/// Fewer page-table look-ups while weights are streamed; that the system declines does no harm.
+#[cfg(target_os = "linux")]
+fn advise_huge(start: *mut u8, bytes: usize) {
+    // SAFETY: whole huge pages within one allocation; the advice changes no content.
+    unsafe { libc::madvise(start.cast(), bytes / HUGE * HUGE, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge(_: *mut u8, _: usize) {}
 
 /// A slice that several threads access at once, each its own part or all of them reading.
 /// Bounds are always checked; that parts do not overlap is the caller's promise.

@@ -21,7 +21,6 @@
 //! A page holds 64 positions of one layer and KV head set: keys as [4 sub-blocks][head_dim][16 keys],
 //! values as [64 positions][head_dim padded to 16].
 
-use super::matmul::group;
 use super::{exp, padded, tree_sum};
 use crate::acts::NonFinite;
 use crate::simd::{LANES, Simd};
@@ -155,13 +154,19 @@ pub fn attend<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     let mut first = 0;
     while first < job.queries.len() {
         let left = job.queries.len() - first;
-        first += match group::<S>(left) {
+        first += match at_once::<S>(left) {
             8 => attend_rows::<S, 8>(s, job, &job.queries[first..first + 8], scratch),
             4 => attend_rows::<S, 4>(s, job, &job.queries[first..first + 4], scratch),
             2 => attend_rows::<S, 2>(s, job, &job.queries[first..first + 2], scratch),
             _ => attend_rows::<S, 1>(s, job, &job.queries[first..first + 1], scratch),
         };
     }
+}
+
+/// The most queries, up to the ISA's own, that `left` fills.
+#[inline(always)]
+fn at_once<S: Simd>(left: usize) -> usize {
+    [8, 4, 2].into_iter().find(|&size| size <= left && size <= S::QUERIES).unwrap_or(1)
 }
 
 /// The positions a query sees.

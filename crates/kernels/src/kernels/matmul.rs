@@ -1,21 +1,22 @@
 //! Fused quantised matrix multiplication.
 //!
 //! ```text
-//! for each tile of 16 rows:                      the packed weights are read once, in order
-//!   for each group of columns (tokens):
-//!     for each block along K, ascending:         one lane is one output: the order never changes
-//!       exact integer dot products, or products that are exact in f32
-//!       acc += (d_w * d_x) * dot                 two rounded products, one rounded sum
-//!     bias, then residual or gate, then store
+//! for each block of columns whose activations fit the cache:
+//!   for each tile of 16 rows, or two at once:      the packed weights are read in order
+//!     for each group of columns (tokens):
+//!       for each block along K, ascending:         one lane is one output: the order never changes
+//!         exact integer dot products, or products that are exact in f32
+//!         acc += (d_w * d_x) * dot                 two rounded products, one rounded sum
+//!       bias, then residual or gate, then store
 //! ```
 //!
-//! Columns go in groups so that a weight vector in a register serves several tokens; a token's
-//! result does not depend on the group it is in.
+//! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
+//! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
 use super::rows::{Activation, gated};
 use crate::acts::Acts;
 use crate::packed::{Format, Matrix};
-use crate::simd::{LANES, Q4_BYTES, Q8_BYTES, QK, QuantBlock, Simd};
+use crate::simd::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK, Simd};
 use crate::view::Shared;
 use std::ops::Range;
 
@@ -43,45 +44,96 @@ pub struct GluJob<'a> {
     pub width: usize,
 }
 
-#[inline(always)]
-pub fn linear<S: Simd>(s: S, job: &LinearJob) {
-    for tile in job.tiles.clone() {
-        let mut column = 0;
-        while column < job.acts.count {
-            column += match group::<S>(job.acts.count - column) {
-                8 => linear_columns::<S, 8>(s, job, tile, column),
-                4 => linear_columns::<S, 4>(s, job, tile, column),
-                2 => linear_columns::<S, 2>(s, job, tile, column),
-                _ => linear_columns::<S, 1>(s, job, tile, column),
-            };
-        }
-    }
-}
+/// Bytes of activations that are used again for every tile: about half of a second-level cache.
+const COLUMN_BYTES: usize = 384 << 10;
 
-#[inline(always)]
-pub fn glu<S: Simd>(s: S, job: &GluJob) {
-    for tile in job.tiles.clone() {
-        let mut column = 0;
-        while column < job.acts.count {
-            column += match group::<S>(job.acts.count - column) {
-                8 => glu_columns::<S, 8>(s, job, tile, column),
-                4 => glu_columns::<S, 4>(s, job, tile, column),
-                2 => glu_columns::<S, 2>(s, job, tile, column),
-                _ => glu_columns::<S, 1>(s, job, tile, column),
-            };
-        }
-    }
+/// How many columns are multiplied with all of a job's tiles before the next: a multiple of every
+/// group's size.
+fn column_block(acts: &Acts) -> usize {
+    let bytes = if acts.kind.quantised() { acts.k / QK * size_of::<ActBlock>() } else { acts.k * 4 };
+    (COLUMN_BYTES / bytes / 12 * 12).max(12)
 }
 
 /// The most columns, up to the ISA's own, that `left` fills.
 #[inline(always)]
-pub(crate) fn group<S: Simd>(left: usize) -> usize {
-    [8, 4, 2, 1].into_iter().find(|&size| size <= left && size <= S::COLUMNS).unwrap_or(1)
+fn group<S: Simd>(left: usize) -> usize {
+    [6, 4, 2].into_iter().find(|&size| size <= left && size <= S::COLUMNS).unwrap_or(1)
 }
 
 #[inline(always)]
-fn linear_columns<S: Simd, const C: usize>(s: S, job: &LinearJob, tile: usize, column: usize) -> usize {
-    let sums = multiply::<S, C>(s, job.weight, tile, &job.acts, column);
+pub fn linear<S: Simd>(s: S, job: &LinearJob) {
+    let block = column_block(&job.acts);
+    for start in (0..job.acts.count).step_by(block) {
+        let columns = start..(start + block).min(job.acts.count);
+        let mut tile = job.tiles.start;
+        while tile < job.tiles.end {
+            tile += if S::TILES == 2 && tile + 1 < job.tiles.end {
+                linear_tiles::<S, 2>(s, job, tile, columns.clone())
+            } else {
+                linear_tiles::<S, 1>(s, job, tile, columns.clone())
+            };
+        }
+    }
+}
+
+#[inline(always)]
+fn linear_tiles<S: Simd, const R: usize>(s: S, job: &LinearJob, tile: usize, columns: Range<usize>) -> usize {
+    let mut column = columns.start;
+    while column < columns.end {
+        column += match group::<S>(columns.end - column) {
+            6 => linear_columns::<S, R, 6>(s, job, tile, column),
+            4 => linear_columns::<S, R, 4>(s, job, tile, column),
+            2 => linear_columns::<S, R, 2>(s, job, tile, column),
+            _ => linear_columns::<S, R, 1>(s, job, tile, column),
+        };
+    }
+    R
+}
+
+/// The gate and the up matrix take the places of two tiles.
+#[inline(always)]
+pub fn glu<S: Simd>(s: S, job: &GluJob) {
+    let block = column_block(&job.acts);
+    for start in (0..job.acts.count).step_by(block) {
+        let end = (start + block).min(job.acts.count);
+        for tile in job.tiles.clone() {
+            let mut column = start;
+            while column < end {
+                column += match group::<S>(end - column) {
+                    6 => glu_columns::<S, 6>(s, job, tile, column),
+                    4 => glu_columns::<S, 4>(s, job, tile, column),
+                    2 => glu_columns::<S, 2>(s, job, tile, column),
+                    _ => glu_columns::<S, 1>(s, job, tile, column),
+                };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn linear_columns<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    job: &LinearJob,
+    tile: usize,
+    column: usize,
+) -> usize {
+    let tiles = std::array::from_fn(|r| job.weight.tile(tile + r));
+    let sums = multiply::<S, R, C>(s, job.weight.format(), tiles, &job.acts, column);
+    for (r, sums) in sums.into_iter().enumerate() {
+        finish_linear(s, job, tile + r, column, sums);
+    }
+    C
+}
+
+/// The products of one tile, with bias, to where they belong.
+#[inline(always)]
+fn finish_linear<S: Simd, const C: usize>(
+    s: S,
+    job: &LinearJob,
+    tile: usize,
+    column: usize,
+    sums: [S::F; C],
+) {
     let row = tile * LANES;
     let rows = (job.weight.rows() - row).min(LANES);
     let mut bias = [0.0; LANES];
@@ -105,13 +157,19 @@ fn linear_columns<S: Simd, const C: usize>(s: S, job: &LinearJob, tile: usize, c
             out.copy_from_slice(&values[..rows]);
         }
     }
-    C
 }
 
 #[inline(always)]
 fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column: usize) -> usize {
-    let gates = multiply::<S, C>(s, job.gate, tile, &job.acts, column);
-    let ups = multiply::<S, C>(s, job.up, tile, &job.acts, column);
+    let tiles = [job.gate.tile(tile), job.up.tile(tile)];
+    let (acts, format) = (&job.acts, job.gate.format());
+    let [gates, ups] = if S::TILES == 2 && job.up.format() == format {
+        multiply::<S, 2, C>(s, format, tiles, acts, column)
+    } else {
+        let [gates] = multiply::<S, 1, C>(s, format, [tiles[0]], acts, column);
+        let [ups] = multiply::<S, 1, C>(s, job.up.format(), [tiles[1]], acts, column);
+        [gates, ups]
+    };
     let row = tile * LANES;
     let rows = (job.gate.rows() - row).min(LANES);
     let per_token = job.acts.kind.columns();
@@ -130,22 +188,21 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     C
 }
 
-/// One tile times C columns: lane j of result c is row j's product with column c.
+/// R tiles times C columns: lane j of result [r][c] is row j of tile r times column c.
 #[inline(always)]
-fn multiply<S: Simd, const C: usize>(
+fn multiply<S: Simd, const R: usize, const C: usize>(
     s: S,
-    weight: &Matrix,
-    tile: usize,
+    format: Format,
+    tiles: [&[u8]; R],
     acts: &Acts,
     column: usize,
-) -> [S::F; C] {
-    let bytes = weight.tile(tile);
-    match weight.format() {
-        Format::F32 => multiply_f32::<S, C>(s, bytes, acts, column),
-        Format::F16 => multiply_half::<S, C, false>(s, bytes, acts, column),
-        Format::BF16 => multiply_half::<S, C, true>(s, bytes, acts, column),
-        Format::Q8_0 => multiply_q8::<S, C>(s, bytes, acts, column),
-        Format::Q4_0 => multiply_q4::<S, C>(s, bytes, acts, column),
+) -> [[S::F; C]; R] {
+    match format {
+        Format::F32 => multiply_f32::<S, R, C>(s, tiles, acts, column),
+        Format::F16 => multiply_half::<S, R, C, false>(s, tiles, acts, column),
+        Format::BF16 => multiply_half::<S, R, C, true>(s, tiles, acts, column),
+        Format::Q8_0 => multiply_q8::<S, R, C>(s, tiles, acts, column),
+        Format::Q4_0 => multiply_q4::<S, R, C>(s, tiles, acts, column),
     }
 }
 
@@ -155,98 +212,126 @@ fn columns<const C: usize>(floats: &[f32], k: usize, column: usize) -> [&[f32]; 
 }
 
 #[inline(always)]
-fn multiply_f32<S: Simd, const C: usize>(s: S, bytes: &[u8], acts: &Acts, column: usize) -> [S::F; C] {
-    let x = columns::<C>(acts.floats, acts.k, column);
-    let mut sums = [s.splat(0.0); C];
-    for (k, row) in as_f32(bytes).iter().take(acts.k).enumerate() {
-        let w = s.load(row);
-        for c in 0..C {
-            sums[c] = s.add(sums[c], s.mul(w, s.splat(x[c][k])));
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-fn multiply_half<S: Simd, const C: usize, const BF16: bool>(
+fn multiply_f32<S: Simd, const R: usize, const C: usize>(
     s: S,
-    bytes: &[u8],
+    tiles: [&[u8]; R],
     acts: &Acts,
     column: usize,
-) -> [S::F; C] {
+) -> [[S::F; C]; R] {
     let x = columns::<C>(acts.floats, acts.k, column);
-    let mut sums = [s.splat(0.0); C];
-    for (k, row) in as_u16(bytes).iter().take(acts.k).enumerate() {
-        let w = if BF16 { s.load_bf16(row) } else { s.load_f16(row) };
+    let rows = tiles.map(|tile| &as_f32(tile)[..acts.k]);
+    let mut sums = [[s.splat(0.0); C]; R];
+    for k in 0..acts.k {
+        let mut w = [s.splat(0.0); R];
+        for r in 0..R {
+            w[r] = s.load(&rows[r][k]);
+        }
         for c in 0..C {
-            sums[c] = s.mul_add_exact(w, s.splat(x[c][k]), sums[c]);
+            let x = s.splat(x[c][k]);
+            for r in 0..R {
+                sums[r][c] = s.add(sums[r][c], s.mul(w[r], x));
+            }
         }
     }
     sums
 }
 
-/// C columns' blocks: values [c][block], scales and sums likewise.
-struct QuantColumns<'a, const C: usize> {
-    values: [&'a [[i8; QK]]; C],
-    scales: [&'a [f32]; C],
-    sums: [&'a [i32]; C],
-}
-
-impl<'a, const C: usize> QuantColumns<'a, C> {
-    #[inline(always)]
-    fn new(acts: &Acts<'a>, column: usize) -> Self {
-        let blocks = acts.k / QK;
-        let of = |c: usize| (column + c) * blocks..(column + c + 1) * blocks;
-        Self {
-            values: std::array::from_fn(|c| &acts.values.as_chunks::<QK>().0[of(c)]),
-            scales: std::array::from_fn(|c| &acts.scales[of(c)]),
-            sums: std::array::from_fn(|c| &acts.sums[of(c)]),
-        }
-    }
-
-    #[inline(always)]
-    fn block(&self, b: usize) -> [QuantBlock<'a>; C] {
-        std::array::from_fn(|c| QuantBlock { values: &self.values[c][b], sum: self.sums[c][b] })
-    }
-}
-
 #[inline(always)]
-fn multiply_q8<S: Simd, const C: usize>(s: S, bytes: &[u8], acts: &Acts, column: usize) -> [S::F; C] {
-    let x = QuantColumns::<C>::new(acts, column);
-    let (values, scales) = bytes.split_at(acts.k / QK * Q8_BYTES);
-    let mut sums = [s.splat(0.0); C];
-    for (b, (block, scale)) in values.as_chunks::<Q8_BYTES>().0.iter().zip(as_u16(scales)).enumerate() {
-        let dots = s.dot_q8::<C>(block, x.block(b));
-        accumulate(s, &mut sums, scale, &x, b, dots);
-    }
-    sums
-}
-
-#[inline(always)]
-fn multiply_q4<S: Simd, const C: usize>(s: S, bytes: &[u8], acts: &Acts, column: usize) -> [S::F; C] {
-    let x = QuantColumns::<C>::new(acts, column);
-    let (values, scales) = bytes.split_at(acts.k / QK * Q4_BYTES);
-    let mut sums = [s.splat(0.0); C];
-    for (b, (block, scale)) in values.as_chunks::<Q4_BYTES>().0.iter().zip(as_u16(scales)).enumerate() {
-        let dots = s.dot_q4::<C>(block, x.block(b));
-        accumulate(s, &mut sums, scale, &x, b, dots);
-    }
-    sums
-}
-
-#[inline(always)]
-fn accumulate<S: Simd, const C: usize>(
+fn multiply_half<S: Simd, const R: usize, const C: usize, const BF16: bool>(
     s: S,
-    sums: &mut [S::F; C],
-    scale: &[u16; LANES],
-    x: &QuantColumns<C>,
-    b: usize,
-    dots: [S::I; C],
+    tiles: [&[u8]; R],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; R] {
+    let x = columns::<C>(acts.floats, acts.k, column);
+    let rows = tiles.map(|tile| &as_u16(tile)[..acts.k]);
+    let mut sums = [[s.splat(0.0); C]; R];
+    for k in 0..acts.k {
+        let mut w = [s.splat(0.0); R];
+        for r in 0..R {
+            w[r] = if BF16 { s.load_bf16(&rows[r][k]) } else { s.load_f16(&rows[r][k]) };
+        }
+        for c in 0..C {
+            let x = s.splat(x[c][k]);
+            for r in 0..R {
+                sums[r][c] = s.mul_add_exact(w[r], x, sums[r][c]);
+            }
+        }
+    }
+    sums
+}
+
+/// Element b of each slice. (No closures in kernels: they may not inherit the ISA's features.)
+#[inline(always)]
+fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
+    let mut items = [&slices[0][b]; N];
+    for n in 1..N {
+        items[n] = &slices[n][b];
+    }
+    items
+}
+
+/// C columns' blocks.
+#[inline(always)]
+fn block_columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [ActBlock]; C] {
+    let blocks = acts.k / QK;
+    std::array::from_fn(|c| &acts.blocks[(column + c) * blocks..(column + c + 1) * blocks])
+}
+
+#[inline(always)]
+fn multiply_q8<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    tiles: [&[u8]; R],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; R] {
+    let x = block_columns::<C>(acts, column);
+    let blocks = acts.k / QK;
+    let values = tiles.map(|tile| &tile.as_chunks::<Q8_BYTES>().0[..blocks]);
+    let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q8_BYTES..])[..blocks]);
+    let mut sums = [[s.splat(0.0); C]; R];
+    for b in 0..blocks {
+        let x = at(x, b);
+        let dots = s.dot_q8::<R, C>(at(values, b), x);
+        accumulate(s, &mut sums, at(scales, b), x, dots);
+    }
+    sums
+}
+
+#[inline(always)]
+fn multiply_q4<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    tiles: [&[u8]; R],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; R] {
+    let x = block_columns::<C>(acts, column);
+    let blocks = acts.k / QK;
+    let values = tiles.map(|tile| &tile.as_chunks::<Q4_BYTES>().0[..blocks]);
+    let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q4_BYTES..])[..blocks]);
+    let mut sums = [[s.splat(0.0); C]; R];
+    for b in 0..blocks {
+        let x = at(x, b);
+        let dots = s.dot_q4::<R, C>(at(values, b), x);
+        accumulate(s, &mut sums, at(scales, b), x, dots);
+    }
+    sums
+}
+
+#[inline(always)]
+fn accumulate<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    sums: &mut [[S::F; C]; R],
+    scales: [&[u16; LANES]; R],
+    x: [&ActBlock; C],
+    dots: [[S::I; C]; R],
 ) {
-    let d = s.load_f16(scale);
-    for c in 0..C {
-        let t = s.mul(d, s.splat(x.scales[c][b]));
-        sums[c] = s.add(sums[c], s.mul(t, s.int_to_float(dots[c])));
+    for r in 0..R {
+        let d = s.load_f16(scales[r]);
+        for c in 0..C {
+            let t = s.mul(d, s.splat(x[c].scale));
+            sums[r][c] = s.add(sums[r][c], s.mul(t, s.int_to_float(dots[r][c])));
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::{exp, padded, tree_sum};
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
-use crate::simd::{LANES, QK, Simd};
+use crate::simd::{ActBlock, LANES, QK, Simd};
 
 /// How RoPE pairs the dimensions of a head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,7 +87,7 @@ pub fn prepare<S: Simd>(s: S, kind: ActKind, x: &[f32], to: ActRow<'_>) -> Resul
                 *out = crate::float16::round_bf16(x);
             }
         }
-        ActKind::Q8 => return quantise(s, x, to.values, to.scales, to.sums),
+        ActKind::Q8 => return quantise(s, x, to.blocks),
         ActKind::Q8Pair => return quantise_pair(s, x, to),
     }
     all_finite(s, to.floats)
@@ -109,49 +109,36 @@ fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
 /// The values, then what rounding left of them: x - d * q.
 #[inline(always)]
 fn quantise_pair<S: Simd>(s: S, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
-    let (values, rest_values) = to.values.split_at_mut(x.len());
-    let (scales, rest_scales) = to.scales.split_at_mut(x.len() / QK);
-    let (sums, rest_sums) = to.sums.split_at_mut(x.len() / QK);
-    quantise(s, x, values, scales, sums)?;
-    for (i, (rest, &x)) in to.floats.iter_mut().zip(x).enumerate() {
-        *rest = x - scales[i / QK] * values[i] as f32;
+    let (blocks, rest) = to.blocks.split_at_mut(x.len() / QK);
+    quantise(s, x, blocks)?;
+    for (i, (left, &x)) in to.floats.iter_mut().zip(x).enumerate() {
+        let block = &blocks[i / QK];
+        *left = x - block.scale * block.values[i % QK] as f32;
     }
-    quantise(s, to.floats, rest_values, rest_scales, rest_sums)
+    quantise(s, to.floats, rest)
 }
 
 /// Per block of 32: d = amax / 127 and q = nearest_even(x * (127 / amax)); all zero when amax is 0
 /// or so small that 127 / amax overflows.
 #[inline(always)]
-fn quantise<S: Simd>(
-    s: S,
-    x: &[f32],
-    values: &mut [i8],
-    scales: &mut [f32],
-    sums: &mut [i32],
-) -> Result<(), NonFinite> {
+fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock]) -> Result<(), NonFinite> {
     let mut check = s.splat(0.0);
-    let blocks = x.as_chunks::<QK>().0.iter().zip(values.as_chunks_mut::<QK>().0);
-    for ((block, values), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
-        let [low, high] = halves(block).map(|half| s.load(half));
+    for (x, block) in x.as_chunks::<QK>().0.iter().zip(blocks) {
+        let [low, high] = halves(x).map(|half| s.load(half));
         check = s.add(check, s.add(s.sub(low, low), s.sub(high, high)));
         let mut lanes = [0.0; LANES];
         s.store(s.max(s.abs(low), s.abs(high)), &mut lanes);
         let amax = lanes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
         let inverse = 127.0 / amax;
         if inverse.is_infinite() {
-            (*scale, *sum) = (0.0, 0);
-            values.fill(0);
+            *block = ActBlock { scale: 0.0, minus_sum: 0, values: [0; QK] };
             continue;
         }
-        *scale = amax / 127.0;
-        let factor = s.splat(inverse);
-        let (low_out, high_out) = values.split_at_mut(LANES);
-        for (v, out) in [(low, low_out), (high, high_out)] {
-            if let Ok(out) = out.try_into() {
-                s.store_i8(s.mul(v, factor), out);
-            }
+        block.scale = amax / 127.0;
+        for (v, out) in [low, high].into_iter().zip(block.values.as_chunks_mut::<LANES>().0) {
+            s.store_i8(s.mul(v, s.splat(inverse)), out);
         }
-        *sum = values.iter().map(|&q| q as i32).sum();
+        block.minus_sum = -block.values.iter().map(|&q| q as i32).sum::<i32>();
     }
     let mut lanes = [0.0; LANES];
     s.store(check, &mut lanes);

@@ -1,6 +1,6 @@
 //! AVX2 with FMA and F16C: two ymm registers are the 16 lanes.
 
-use super::{LANES, Q4_BYTES, Q8_BYTES, QuantBlock, Simd};
+use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX2, FMA and F16C.
@@ -16,6 +16,15 @@ impl Avx2 {
     }
 }
 
+impl Avx2 {
+    #[inline(always)]
+    fn zero(self) -> I32x16 {
+        // SAFETY: the token proves the CPU features.
+        let v = unsafe { _mm256_setzero_si256() };
+        I32x16(v, v)
+    }
+}
+
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 #[derive(Clone, Copy)]
@@ -25,11 +34,13 @@ pub struct I32x16(__m256i, __m256i);
 
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
 // reference to an array of exactly the bytes that are read or written.
-#[allow(clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
 impl Simd for Avx2 {
     type F = F32x16;
     type I = I32x16;
     const COLUMNS: usize = 4;
+    const TILES: usize = 1;
+    const QUERIES: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F32x16 {
@@ -132,70 +143,101 @@ impl Simd for Avx2 {
         unsafe { F32x16(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
     }
 
-    // vpmaddubsw adds two products in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
     #[inline(always)]
-    fn dot_q8<const C: usize>(self, w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let flip = _mm256_set1_epi8(-128);
-            let p: *const __m256i = w.as_ptr().cast();
-            let mut acc = [I32x16(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
-            for group in 0..8 {
-                let a = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2)), flip);
-                let b = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2 + 1)), flip);
-                let (abs_a, abs_b) = (_mm256_abs_epi8(a), _mm256_abs_epi8(b));
-                for c in 0..C {
-                    let v = broadcast(x[c].values, group);
-                    let pairs_a = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(v, a));
-                    let pairs_b = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(v, b));
-                    acc[c].0 = _mm256_add_epi32(acc[c].0, _mm256_madd_epi16(pairs_a, ones));
-                    acc[c].1 = _mm256_add_epi32(acc[c].1, _mm256_madd_epi16(pairs_b, ones));
-                }
-            }
-            acc
+    fn dot_q8<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q8_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[I32x16; C]; R] {
+        let zero = self.zero();
+        let mut acc = [[zero; C]; R];
+        for r in 0..R {
+            acc[r] = tile_q8(w[r], x);
         }
+        acc
     }
 
-    // Eight groups of two products of 15 * 127 are 30,480: the 16-bit sums hold a whole block.
     #[inline(always)]
-    fn dot_q4<const C: usize>(self, w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        unsafe {
-            let low = _mm256_set1_epi8(15);
-            let p: *const __m256i = w.as_ptr().cast();
-            let mut pairs = [(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
-            for group in 0..4 {
-                let a = _mm256_loadu_si256(p.add(group * 2));
-                let b = _mm256_loadu_si256(p.add(group * 2 + 1));
-                let first = (_mm256_and_si256(a, low), _mm256_and_si256(b, low));
-                let second = (
-                    _mm256_and_si256(_mm256_srli_epi16::<4>(a), low),
-                    _mm256_and_si256(_mm256_srli_epi16::<4>(b), low),
-                );
-                for c in 0..C {
-                    let v = broadcast(x[c].values, group);
-                    let u = broadcast(x[c].values, group + 4);
-                    pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(first.0, v));
-                    pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(first.1, v));
-                    pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(second.0, u));
-                    pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(second.1, u));
-                }
-            }
-            let ones = _mm256_set1_epi16(1);
-            let mut acc = [I32x16(ones, ones); C];
-            for c in 0..C {
-                let offset = _mm256_set1_epi32(-8 * x[c].sum);
-                acc[c].0 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].0, ones), offset);
-                acc[c].1 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].1, ones), offset);
-            }
-            acc
+    fn dot_q4<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q4_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[I32x16; C]; R] {
+        let zero = self.zero();
+        let mut acc = [[zero; C]; R];
+        for r in 0..R {
+            acc[r] = tile_q4(w[r], x);
         }
+        acc
+    }
+}
+
+/// vpmaddubsw adds two products in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
+#[inline(always)]
+fn tile_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C]) -> [I32x16; C] {
+    // SAFETY: called only from methods of the token; the pointer stays within the block.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        let flip = _mm256_set1_epi8(-128);
+        let p: *const __m256i = w.as_ptr().cast();
+        let mut acc = [I32x16(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
+        for group in 0..8 {
+            let a = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2)), flip);
+            let b = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2 + 1)), flip);
+            let (abs_a, abs_b) = (_mm256_abs_epi8(a), _mm256_abs_epi8(b));
+            for c in 0..C {
+                let v = broadcast(x[c], group);
+                let pairs_a = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(v, a));
+                let pairs_b = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(v, b));
+                acc[c].0 = _mm256_add_epi32(acc[c].0, _mm256_madd_epi16(pairs_a, ones));
+                acc[c].1 = _mm256_add_epi32(acc[c].1, _mm256_madd_epi16(pairs_b, ones));
+            }
+        }
+        acc
+    }
+}
+
+/// Eight groups of two products of 15 * 127 are 30,480: the 16-bit sums hold a whole block.
+#[inline(always)]
+fn tile_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C]) -> [I32x16; C] {
+    // SAFETY: called only from methods of the token; the pointer stays within the block.
+    unsafe {
+        let low = _mm256_set1_epi8(15);
+        let p: *const __m256i = w.as_ptr().cast();
+        let mut pairs = [(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
+        for group in 0..4 {
+            let a = _mm256_loadu_si256(p.add(group * 2));
+            let b = _mm256_loadu_si256(p.add(group * 2 + 1));
+            let first = (_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+            let second = (
+                _mm256_and_si256(_mm256_srli_epi16::<4>(a), low),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(b), low),
+            );
+            for c in 0..C {
+                let (u, v) = (broadcast(x[c], group), broadcast(x[c], group + 4));
+                pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(first.0, u));
+                pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(first.1, u));
+                pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(second.0, v));
+                pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(second.1, v));
+            }
+        }
+        let ones = _mm256_set1_epi16(1);
+        let mut acc = [I32x16(ones, ones); C];
+        for c in 0..C {
+            let offset = _mm256_set1_epi32(8 * x[c].minus_sum);
+            acc[c].0 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].0, ones), offset);
+            acc[c].1 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].1, ones), offset);
+        }
+        acc
     }
 }
 
 /// Values 4 * group .. 4 * group + 4 in every lane.
 #[inline(always)]
-fn broadcast(values: &[i8; 32], group: usize) -> __m256i {
-    let four = i32::from_le_bytes([0, 1, 2, 3].map(|i| values[group * 4 + i] as u8));
+fn broadcast(x: &ActBlock, group: usize) -> __m256i {
+    let v = &x.values;
+    let i = group * 4;
+    let four = i32::from_le_bytes([v[i] as u8, v[i + 1] as u8, v[i + 2] as u8, v[i + 3] as u8]);
     // SAFETY: called only from methods of the token.
     unsafe { _mm256_set1_epi32(four) }
 }

@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
-use super::{LANES, Q4_BYTES, Q8_BYTES, QuantBlock, Simd};
+use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
@@ -25,11 +25,13 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
 // reference to an array of exactly the bytes that are read or written.
-#[allow(clippy::undocumented_unsafe_blocks)]
+#[allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
-    const COLUMNS: usize = 8;
+    const COLUMNS: usize = 6;
+    const TILES: usize = 2;
+    const QUERIES: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -113,36 +115,62 @@ impl Simd for Avx512 {
     // vpdpbusd multiplies unsigned by signed bytes: the stored offset makes weights unsigned, and
     // starting from -offset * sum(x) takes it out again.
     #[inline(always)]
-    fn dot_q8<const C: usize>(self, w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [__m512i; C] {
+    fn dot_q8<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q8_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[__m512i; C]; R] {
         unsafe {
-            let mut acc = [_mm512_setzero_si512(); C];
+            let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                acc[c] = _mm512_set1_epi32(-128 * x[c].sum);
+                let start = _mm512_slli_epi32::<7>(_mm512_set1_epi32(x[c].minus_sum));
+                for r in 0..R {
+                    acc[r][c] = start;
+                }
             }
             for group in 0..8 {
-                let rows = _mm512_loadu_si512(w.as_ptr().add(group * 64).cast());
+                let mut rows = [_mm512_setzero_si512(); R];
+                for r in 0..R {
+                    rows[r] = _mm512_loadu_si512(w[r].as_ptr().add(group * 64).cast());
+                }
                 for c in 0..C {
-                    acc[c] = _mm512_dpbusd_epi32(acc[c], rows, broadcast(x[c].values, group));
+                    let v = broadcast(x[c], group);
+                    for r in 0..R {
+                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], rows[r], v);
+                    }
                 }
             }
             acc
         }
     }
     #[inline(always)]
-    fn dot_q4<const C: usize>(self, w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [__m512i; C] {
+    fn dot_q4<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q4_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[__m512i; C]; R] {
         unsafe {
             let low = _mm512_set1_epi8(15);
-            let mut acc = [_mm512_setzero_si512(); C];
+            let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                acc[c] = _mm512_set1_epi32(-8 * x[c].sum);
+                let start = _mm512_slli_epi32::<3>(_mm512_set1_epi32(x[c].minus_sum));
+                for r in 0..R {
+                    acc[r][c] = start;
+                }
             }
             for group in 0..4 {
-                let both = _mm512_loadu_si512(w.as_ptr().add(group * 64).cast());
-                let first = _mm512_and_si512(both, low);
-                let second = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                let (mut first, mut second) = ([low; R], [low; R]);
+                for r in 0..R {
+                    let both = _mm512_loadu_si512(w[r].as_ptr().add(group * 64).cast());
+                    first[r] = _mm512_and_si512(both, low);
+                    second[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                }
                 for c in 0..C {
-                    acc[c] = _mm512_dpbusd_epi32(acc[c], first, broadcast(x[c].values, group));
-                    acc[c] = _mm512_dpbusd_epi32(acc[c], second, broadcast(x[c].values, group + 4));
+                    let (u, v) = (broadcast(x[c], group), broadcast(x[c], group + 4));
+                    for r in 0..R {
+                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], first[r], u);
+                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], second[r], v);
+                    }
                 }
             }
             acc
@@ -152,8 +180,10 @@ impl Simd for Avx512 {
 
 /// Values 4 * group .. 4 * group + 4 in every lane.
 #[inline(always)]
-fn broadcast(values: &[i8; 32], group: usize) -> __m512i {
-    let four = i32::from_le_bytes([0, 1, 2, 3].map(|i| values[group * 4 + i] as u8));
+fn broadcast(x: &ActBlock, group: usize) -> __m512i {
+    let v = &x.values;
+    let i = group * 4;
+    let four = i32::from_le_bytes([v[i] as u8, v[i + 1] as u8, v[i + 2] as u8, v[i + 3] as u8]);
     // SAFETY: called only from methods of the token.
     unsafe { _mm512_set1_epi32(four) }
 }

@@ -20,20 +20,30 @@ pub const Q8_BYTES: usize = LANES * QK;
 /// Bytes of one packed 4-bit block of 16 rows.
 pub const Q4_BYTES: usize = LANES * QK / 2;
 
-/// One column's quantised activations for one block: 32 values within -127..=127 and their sum.
-#[derive(Clone, Copy)]
-pub struct QuantBlock<'a> {
-    pub values: &'a [i8; QK],
-    pub sum: i32,
+/// One column's quantised activations for one block, all that a dot product needs in one place.
+#[derive(Clone, Copy, PartialEq, Debug)]
+#[repr(C)]
+pub struct ActBlock {
+    pub scale: f32,
+    /// Minus the sum of the values: takes out the offset that packed weights have.
+    pub minus_sum: i32,
+    /// Within -127..=127.
+    pub values: [i8; QK],
 }
+
+const _: () = assert!(size_of::<ActBlock>() == 40);
 
 pub trait Simd: Copy {
     /// 16 f32 lanes.
     type F: Copy;
     /// 16 i32 lanes.
     type I: Copy;
-    /// How many columns' accumulators fit the registers: 8, 4, 2 or 1.
+    /// How many columns the registers hold accumulators for, with `TILES` tiles: 6, 4, 2 or 1.
     const COLUMNS: usize;
+    /// How many weight tiles are multiplied at once: 2 or 1.
+    const TILES: usize;
+    /// How many queries attention handles at once: 8, 4, 2 or 1.
+    const QUERIES: usize;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
@@ -62,8 +72,17 @@ pub trait Simd: Copy {
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     fn int_to_float(self, v: Self::I) -> Self::F;
 
-    /// Exact dot products of one packed 8-bit block (16 rows, values stored as w + 128) with each column.
-    fn dot_q8<const C: usize>(self, w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [Self::I; C];
-    /// Exact dot products of one packed 4-bit block (16 rows, values stored as w + 8) with each column.
-    fn dot_q4<const C: usize>(self, w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [Self::I; C];
+    /// Exact dot products of packed 8-bit blocks (16 rows each, values stored as w + 128), one of each
+    /// of R tiles, with each of C columns.
+    fn dot_q8<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q8_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[Self::I; C]; R];
+    /// The same for packed 4-bit blocks, values stored as w + 8.
+    fn dot_q4<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q4_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[Self::I; C]; R];
 }

@@ -1,7 +1,7 @@
 //! NEON: four q registers are the 16 lanes. Integer dot products have two forms, with and without
 //! the dot product instructions that ARMv8.2 added.
 
-use super::{LANES, Q4_BYTES, Q8_BYTES, QK, QuantBlock, Simd};
+use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK, Simd};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -29,13 +29,23 @@ macro_rules! quads {
     };
 }
 
-/// The four quads of rows one after another, turned into one result per column.
-macro_rules! by_quads {
-    ($dot:ident($w:ident, $x:ident)) => {{
+/// The dot products of each tile's block, its four quads of rows one after another. (No closures:
+/// they may not inherit the dot product feature.)
+macro_rules! by_tiles {
+    ($dot:ident($w:ident, $x:ident)) => {
         // SAFETY: used only in methods of the token, which proves the features.
-        let quads = unsafe { [$dot($w, &$x, 0), $dot($w, &$x, 1), $dot($w, &$x, 2), $dot($w, &$x, 3)] };
-        std::array::from_fn(|c| [quads[0][c], quads[1][c], quads[2][c], quads[3][c]])
-    }};
+        unsafe {
+            let mut sums = [[[vdupq_n_s32(0); 4]; C]; R];
+            for r in 0..R {
+                let w = $w[r];
+                let quads = [$dot(w, $x, 0), $dot(w, $x, 1), $dot(w, $x, 2), $dot(w, $x, 3)];
+                for c in 0..C {
+                    sums[r][c] = [quads[0][c], quads[1][c], quads[2][c], quads[3][c]];
+                }
+            }
+            sums
+        }
+    };
 }
 
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
@@ -45,6 +55,8 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type F = F32x16;
     type I = I32x16;
     const COLUMNS: usize = 4;
+    const TILES: usize = 1;
+    const QUERIES: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F32x16 {
@@ -143,12 +155,20 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn dot_q8<const C: usize>(self, w: &[u8; Q8_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        if DOT { by_quads!(sdot_q8(w, x)) } else { by_quads!(mull_q8(w, x)) }
+    fn dot_q8<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q8_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[I32x16; C]; R] {
+        if DOT { by_tiles!(sdot_q8(w, x)) } else { by_tiles!(mull_q8(w, x)) }
     }
     #[inline(always)]
-    fn dot_q4<const C: usize>(self, w: &[u8; Q4_BYTES], x: [QuantBlock; C]) -> [I32x16; C] {
-        if DOT { by_quads!(sdot_q4(w, x)) } else { by_quads!(mull_q4(w, x)) }
+    fn dot_q4<const R: usize, const C: usize>(
+        self,
+        w: [&[u8; Q4_BYTES]; R],
+        x: [&ActBlock; C],
+    ) -> [[I32x16; C]; R] {
+        if DOT { by_tiles!(sdot_q4(w, x)) } else { by_tiles!(mull_q4(w, x)) }
     }
 }
 
@@ -226,16 +246,16 @@ fn load_nibbles(w: &[u8; Q4_BYTES], index: usize) -> [int8x16_t; 2] {
 
 /// A column's values 16 * half .. 16 * half + 16.
 #[inline(always)]
-fn load_values(values: &[i8; QK], half: usize) -> int8x16_t {
-    let values = &values.as_chunks::<16>().0[half];
+fn load_values(x: &ActBlock, half: usize) -> int8x16_t {
+    let values = &x.values.as_chunks::<16>().0[half];
     // SAFETY: called only from methods of the token; the load covers the array.
     unsafe { vld1q_s8(values.as_ptr()) }
 }
 
 /// Values 4 * group .. 4 * group + 4 twice.
 #[inline(always)]
-fn broadcast(values: &[i8; QK], group: usize) -> int8x8_t {
-    let four = i32::from_le_bytes(values.as_chunks::<4>().0[group].map(|value| value as u8));
+fn broadcast(x: &ActBlock, group: usize) -> int8x8_t {
+    let four = i32::from_le_bytes(x.values.as_chunks::<4>().0[group].map(|value| value as u8));
     // SAFETY: called only from methods of the token.
     unsafe { vreinterpret_s8_s32(vdup_n_s32(four)) }
 }
@@ -268,14 +288,14 @@ fn sdot_16(sums: int32x4_t, rows: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
 // What follows gives each column's dot products with rows 4 * quad .. 4 * quad + 4 of a block.
 
 #[inline(always)]
-unsafe fn sdot_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+unsafe fn sdot_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only where the token proves the dot product instructions.
     unsafe {
         let mut sums = [vdupq_n_s32(0); C];
         for half in 0..2 {
             let rows = [0, 1, 2, 3].map(|group| load_signed(w, (half * 4 + group) * 4 + quad));
             for c in 0..C {
-                sums[c] = sdot_16(sums[c], rows, load_values(x[c].values, half));
+                sums[c] = sdot_16(sums[c], rows, load_values(x[c], half));
             }
         }
         sums
@@ -283,17 +303,17 @@ unsafe fn sdot_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad:
 }
 
 #[inline(always)]
-unsafe fn sdot_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+unsafe fn sdot_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only where the token proves the dot product instructions.
     unsafe {
         let both = [0, 1, 2, 3].map(|group| load_nibbles(w, group * 4 + quad));
         let (first, second) = (both.map(|nibbles| nibbles[0]), both.map(|nibbles| nibbles[1]));
         let mut sums = [vdupq_n_s32(0); C];
         for c in 0..C {
-            // Starting from -8 * sum(x) takes the stored offset out.
-            let offset = vdupq_n_s32(-8 * x[c].sum);
-            let sum = sdot_16(offset, first, load_values(x[c].values, 0));
-            sums[c] = sdot_16(sum, second, load_values(x[c].values, 1));
+            // Starting from 8 * -sum(x) takes the stored offset out.
+            let offset = vdupq_n_s32(8 * x[c].minus_sum);
+            let sum = sdot_16(offset, first, load_values(x[c], 0));
+            sums[c] = sdot_16(sum, second, load_values(x[c], 1));
         }
         sums
     }
@@ -301,7 +321,7 @@ unsafe fn sdot_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad:
 
 // Two products are added in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
 #[inline(always)]
-unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only from methods of the token.
     unsafe {
         let mut pairs = [[vdupq_n_s32(0); 2]; C];
@@ -310,7 +330,7 @@ unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad:
             let a = load_signed(w, group * 4 + quad);
             let b = load_signed(w, (group + 1) * 4 + quad);
             for c in 0..C {
-                let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 1));
+                let (v, u) = (broadcast(x[c], group), broadcast(x[c], group + 1));
                 let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
                 let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
                 pairs[c] = [vpadalq_s16(pairs[c][0], low), vpadalq_s16(pairs[c][1], high)];
@@ -326,14 +346,14 @@ unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: &[QuantBlock; C], quad:
 
 // Eight groups of products of 15 * 127, then two such sums, are 30,480: 16 bits hold a whole block.
 #[inline(always)]
-unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad: usize) -> [int32x4_t; C] {
+unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
     // SAFETY: called only from methods of the token.
     unsafe {
         let mut products = [[vdupq_n_s16(0); 2]; C];
         for group in 0..4 {
             let [a, b] = load_nibbles(w, group * 4 + quad);
             for c in 0..C {
-                let (v, u) = (broadcast(x[c].values, group), broadcast(x[c].values, group + 4));
+                let (v, u) = (broadcast(x[c], group), broadcast(x[c], group + 4));
                 let [low, high] = products[c];
                 products[c] = [
                     vmlal_s8(vmlal_s8(low, vget_low_s8(a), v), vget_low_s8(b), u),
@@ -344,7 +364,7 @@ unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: &[QuantBlock; C], quad:
         let mut sums = [vdupq_n_s32(0); C];
         for c in 0..C {
             let pairs = vpaddq_s16(products[c][0], products[c][1]);
-            sums[c] = vpadalq_s16(vdupq_n_s32(-8 * x[c].sum), pairs);
+            sums[c] = vpadalq_s16(vdupq_n_s32(8 * x[c].minus_sum), pairs);
         }
         sums
     }
@@ -365,9 +385,13 @@ mod tests {
             println!("no dot product instructions: their form was not run");
             return;
         };
-        let blocks: [QuantBlock; C] =
-            std::array::from_fn(|c| QuantBlock { values: &x[c], sum: x[c].iter().map(|&x| x as i32).sum() });
-        let (got8, got4) = (token.dot_q8(w8, blocks), token.dot_q4(w4, blocks));
+        let blocks = x.map(|values| ActBlock {
+            scale: 1.0,
+            minus_sum: -values.iter().map(|&x| x as i32).sum::<i32>(),
+            values,
+        });
+        let columns = blocks.each_ref();
+        let ([got8], [got4]) = (token.dot_q8([w8], columns), token.dot_q4([w4], columns));
         for c in 0..C {
             for lane in 0..LANES {
                 let (mut want8, mut want4) = (0, 0);
