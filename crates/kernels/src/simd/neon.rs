@@ -1,7 +1,7 @@
 //! NEON: four q registers are the 16 lanes. Integer dot products have two forms, with and without
 //! the dot product instructions that ARMv8.2 added.
 
-use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK, Simd};
+use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -374,6 +374,7 @@ unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: u
 mod tests {
     use super::*;
     use crate::float16::{f16_to_f32, f32_to_f16};
+    use crate::simd::QK;
 
     /// Both forms where the CPU has both.
     fn check_dots<const DOT: bool, const C: usize>(
