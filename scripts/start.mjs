@@ -58,7 +58,8 @@ function runProgram(args) {
 try {
   const model = findModel();
   await setUp();
-  process.exitCode = await runProgram(['run', model, ...runArguments(process.argv.slice(2))]);
+  // A story is read from its first word, so the prompt is shown too.
+  process.exitCode = await runProgram(['run', model, '--echo', ...runArguments(process.argv.slice(2))]);
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   say(`frugal: ${error.message}`);
