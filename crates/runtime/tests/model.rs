@@ -1,0 +1,321 @@
+//! A small model end to end in Rust: plans are verified, steps are atomic, batches change nothing.
+
+use kernels::packed::Format;
+use kernels::sampling::SamplerSettings;
+use kernels::table::available;
+use proptest::prelude::*;
+use runtime::error::Error;
+use runtime::model::{Entry, Model, Output, Want};
+use runtime::plan::Plan;
+use runtime::threads::OsPool;
+use runtime::weights::TensorReader;
+use serde_json::{Value, json};
+
+const VOCAB: usize = 50;
+const WIDTH: usize = 32;
+
+/// One layer with every op, Q8_0 matrices.
+fn plan() -> Value {
+    let matrix = |name: &str, rows: usize, cols: usize| json!({ "name": name, "type": "Q8_0", "rows": rows, "cols": cols });
+    let tokens = |name: &str, width: usize| json!({ "name": name, "width": width, "rows": "tokens" });
+    json!({
+        "version": 1, "name": "test", "vocabSize": VOCAB, "contextLength": 100,
+        "kvLayers": [{ "kvHeads": 2, "headDim": 8 }],
+        "tensors": [
+            matrix("embd", VOCAB, WIDTH), matrix("q", 32, WIDTH), matrix("k", 16, WIDTH), matrix("v", 16, WIDTH),
+            matrix("o", WIDTH, 32), matrix("gate", 64, WIDTH), matrix("up", 64, WIDTH), matrix("down", WIDTH, 64),
+            { "name": "norm", "type": "F32", "rows": 1, "cols": WIDTH },
+        ],
+        "buffers": [
+            tokens("x", WIDTH), tokens("n", WIDTH), tokens("q", 32), tokens("k", 16), tokens("v", 16),
+            tokens("a", 32), tokens("f", 64),
+            { "name": "s", "width": WIDTH, "rows": "outputs" }, { "name": "h", "width": WIDTH, "rows": "outputs" },
+        ],
+        "ropes": [{
+            "dims": 8, "base": 10000.0, "layout": "neox", "factor": 1.0, "extFactor": 0.0, "attnFactor": 1.0,
+            "betaFast": 32.0, "betaSlow": 1.0, "originalContext": 100,
+        }],
+        "ops": [
+            { "op": "embed", "table": "embd", "out": "x" },
+            { "op": "rms_norm", "x": "x", "weight": "norm", "out": "n", "eps": 1e-5 },
+            { "op": "linear", "x": "n", "weight": "q", "out": "q", "precise": true },
+            { "op": "linear", "x": "n", "weight": "k", "out": "k", "precise": true },
+            { "op": "linear", "x": "n", "weight": "v", "out": "v" },
+            { "op": "rope", "x": "q", "rope": 0, "headDim": 8 },
+            { "op": "rope", "x": "k", "rope": 0, "headDim": 8 },
+            { "op": "attention", "q": "q", "k": "k", "v": "v", "out": "a", "layer": 0, "heads": 4 },
+            { "op": "linear", "x": "a", "weight": "o", "out": "x", "add": true },
+            { "op": "rms_norm", "x": "x", "weight": "norm", "out": "n", "eps": 1e-5 },
+            { "op": "glu", "x": "n", "gate": "gate", "up": "up", "activation": "silu", "out": "f" },
+            { "op": "linear", "x": "f", "weight": "down", "out": "x", "add": true },
+            { "op": "select_outputs", "x": "x", "out": "s" },
+            { "op": "rms_norm", "x": "s", "weight": "norm", "out": "h", "eps": 1e-5 },
+            { "op": "logits", "x": "h", "weight": "embd" },
+        ],
+        "hidden": "h",
+    })
+}
+
+/// Seeded bytes as a source of weights.
+struct Noise {
+    seed: u64,
+    norm: f32,
+}
+
+impl TensorReader for Noise {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        if offset >= 1 << 40 {
+            for bytes in to.chunks_exact_mut(4) {
+                bytes.copy_from_slice(&self.norm.to_le_bytes());
+            }
+            return Ok(());
+        }
+        for (i, byte) in to.iter_mut().enumerate() {
+            let at = offset + i as u64;
+            *byte = match at % 34 {
+                0 => 0,
+                1 => 0x24, // an F16 scale of 2^-6
+                _ => (at.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.seed) >> 40) as u8,
+            };
+        }
+        Ok(())
+    }
+}
+
+fn build(plan: &Value) -> Result<Model, Error> {
+    let plan = Plan::parse(plan.to_string().as_bytes())?;
+    Model::new(plan, available()[0], Box::new(OsPool::new(2)), 64)
+}
+
+fn model_with(norm: f32) -> Model {
+    let plan = plan();
+    let model = build(&plan).unwrap();
+    let mut offset = 0;
+    for (id, tensor) in plan["tensors"].as_array().unwrap().iter().enumerate() {
+        let at = if tensor["type"] == "F32" { 1 << 40 } else { offset };
+        model.load_tensor(id, &Noise { seed: 7, norm }, at).unwrap();
+        offset += 34 * tensor["rows"].as_u64().unwrap() * tensor["cols"].as_u64().unwrap() / 32;
+    }
+    model
+}
+
+fn model() -> Model {
+    model_with(1.0)
+}
+
+fn logits(model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
+    match model.step(&[Entry { sequence, tokens, want: Want::AllLogits }]).unwrap().remove(0) {
+        Output::Values(values) => values.iter().map(|x| x.to_bits()).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 7 % VOCAB) as u32).collect()
+}
+
+#[test]
+fn chunks_and_batches_change_nothing() {
+    let model = model();
+    let prompt = tokens(60);
+    let whole = logits(&model, model.create_sequence(None).unwrap(), &prompt);
+    for chunk in [1, 7, 16] {
+        let sequence = model.create_sequence(None).unwrap();
+        let parts: Vec<u32> = prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect();
+        assert!(parts == whole, "chunks of {chunk}");
+    }
+    let (a, b) = (model.create_sequence(None).unwrap(), model.create_sequence(None).unwrap());
+    let batch = [
+        Entry { sequence: a, tokens: &prompt[..30], want: Want::AllLogits },
+        Entry { sequence: b, tokens: &prompt[..20], want: Want::AllLogits },
+    ];
+    let results = model.step(&batch).unwrap();
+    for (result, count) in results.iter().zip([30, 20]) {
+        let Output::Values(values) = result else { panic!("{result:?}") };
+        assert!(values.iter().map(|x| x.to_bits()).eq(whole[..count * VOCAB].iter().copied()));
+    }
+}
+
+#[test]
+fn hidden_states_and_logits_mix_in_a_step() {
+    let model = model();
+    let prompt = tokens(9);
+    let alone = logits(&model, model.create_sequence(None).unwrap(), &prompt);
+    let (a, b) = (model.create_sequence(None).unwrap(), model.create_sequence(None).unwrap());
+    let batch = [
+        Entry { sequence: a, tokens: &prompt, want: Want::AllHidden },
+        Entry { sequence: b, tokens: &prompt, want: Want::LastLogits },
+    ];
+    let results = model.step(&batch).unwrap();
+    let (Output::Values(hidden), Output::Values(last)) = (&results[0], &results[1]) else {
+        panic!("{results:?}")
+    };
+    assert_eq!(hidden.len(), 9 * WIDTH);
+    assert!(last.iter().map(|x| x.to_bits()).eq(alone[8 * VOCAB..].iter().copied()));
+}
+
+fn code(result: Result<Vec<Output>, Error>) -> &'static str {
+    result.unwrap_err().code
+}
+
+#[test]
+fn a_failed_step_changes_no_sequence() {
+    let model = model();
+    let prompt = tokens(40);
+    let whole = logits(&model, model.create_sequence(None).unwrap(), &prompt);
+    let sequence = model.create_sequence(None).unwrap();
+    logits(&model, sequence, &prompt[..20]);
+    let step = |tokens: &[u32]| model.step(&[Entry { sequence, tokens, want: Want::LastLogits }]);
+    assert_eq!(code(step(&[VOCAB as u32])), "INVALID_ARGUMENT");
+    assert_eq!(code(step(&[])), "INTERNAL");
+    assert_eq!(code(step(&tokens(65))), "INVALID_ARGUMENT");
+    let rest = logits(&model, sequence, &prompt[20..]);
+    assert!(rest == whole[20 * VOCAB..]);
+}
+
+#[test]
+fn the_context_is_a_limit() {
+    let model = model();
+    let sequence = model.create_sequence(None).unwrap();
+    for part in tokens(100).chunks(50) {
+        logits(&model, sequence, part);
+    }
+    let result = model.step(&[Entry { sequence, tokens: &[1], want: Want::Nothing }]);
+    assert_eq!(code(result), "CONTEXT_OVERFLOW");
+}
+
+#[test]
+fn damaged_weights_are_reported() {
+    for norm in [f32::NAN, f32::INFINITY, 3e38] {
+        let model = model_with(norm);
+        let sequence = model.create_sequence(None).unwrap();
+        let result = model.step(&[Entry { sequence, tokens: &[1, 2], want: Want::LastLogits }]);
+        assert_eq!(code(result), "NON_FINITE", "{norm}");
+    }
+}
+
+#[test]
+fn a_step_before_all_weights_are_loaded_is_refused() {
+    let model = build(&plan()).unwrap();
+    let sequence = model.create_sequence(None).unwrap();
+    let result = model.step(&[Entry { sequence, tokens: &[1], want: Want::Nothing }]);
+    let error = result.unwrap_err();
+    assert!(error.message.contains("embd"), "{error}");
+}
+
+#[test]
+fn freed_sequences_give_their_memory_back() {
+    let model = model();
+    for _ in 0..3 {
+        let sequence = model.create_sequence(None).unwrap();
+        logits(&model, sequence, &tokens(60));
+        assert!(model.kv_bytes() > 0);
+        model.free_sequence(sequence);
+        assert_eq!(model.kv_bytes(), 0);
+        let result = model.step(&[Entry { sequence, tokens: &[1], want: Want::Nothing }]);
+        assert_eq!(code(result), "DISPOSED");
+    }
+}
+
+#[test]
+fn a_sampler_that_fails_takes_its_tokens_back() {
+    let model = model();
+    let settings = SamplerSettings {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        penalty_window: -1,
+        seed: 1,
+        logit_bias: (0..VOCAB as u32).map(|token| (token, f32::NEG_INFINITY)).collect(),
+    };
+    let sequence = model.create_sequence(Some(settings)).unwrap();
+    let step = |want| model.step(&[Entry { sequence, tokens: &[1, 2], want }]);
+    assert_eq!(code(step(Want::Sample)), "INVALID_ARGUMENT");
+    let plain = logits(&model, model.create_sequence(None).unwrap(), &[1, 2]);
+    assert!(logits(&model, sequence, &[1, 2]) == plain);
+}
+
+#[test]
+fn pushed_rows_equal_rows_that_were_read() {
+    let (read, pushed) = (model(), build(&plan()).unwrap());
+    let mut offset = 0;
+    for (id, tensor) in plan()["tensors"].as_array().unwrap().iter().enumerate() {
+        let (rows, cols) =
+            (tensor["rows"].as_u64().unwrap() as usize, tensor["cols"].as_u64().unwrap() as usize);
+        let format = Format::by_name(tensor["type"].as_str().unwrap()).unwrap();
+        let mut bytes = vec![0; rows * format.row_bytes(cols)];
+        let at = if format == Format::F32 { 1 << 40 } else { offset };
+        Noise { seed: 7, norm: 1.0 }.read(at, &mut bytes).unwrap();
+        for part in bytes.chunks(16 * format.row_bytes(cols)) {
+            pushed.push_rows(id, part).unwrap();
+        }
+        offset += 34 * (rows * cols / 32) as u64;
+    }
+    let prompt = tokens(12);
+    let of = |model: &Model| logits(model, model.create_sequence(None).unwrap(), &prompt);
+    assert!(of(&read) == of(&pushed));
+}
+
+/// Every number in a plan, as a path of keys.
+fn numbers(value: &Value, path: &mut Vec<String>, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            path.push(key.clone());
+            numbers(value, path, found);
+            path.pop();
+        }),
+        Value::Array(items) => items.iter().enumerate().for_each(|(i, value)| {
+            path.push(i.to_string());
+            numbers(value, path, found);
+            path.pop();
+        }),
+        Value::Number(_) => found.push(format!("/{}", path.join("/"))),
+        _ => {}
+    }
+}
+
+#[test]
+fn hostile_numbers_are_refused_or_harmless() {
+    let plan = plan();
+    let mut paths = Vec::new();
+    numbers(&plan, &mut Vec::new(), &mut paths);
+    assert!(paths.len() > 40, "{paths:?}");
+    let hostile = [
+        json!(0),
+        json!(1),
+        json!(-1),
+        json!(3),
+        json!(0.5),
+        json!(1u64 << 40),
+        json!(u64::MAX),
+        json!(1e300),
+    ];
+    for path in &paths {
+        for value in &hostile {
+            let mut changed = plan.clone();
+            *changed.pointer_mut(path).unwrap() = value.clone();
+            if let Err(error) = build(&changed) {
+                assert!(matches!(error.code, "PLAN_INVALID" | "OUT_OF_MEMORY"), "{path} {value}: {error}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Ops left out, doubled or in another order: refused, or a plan that runs without a panic.
+    #[test]
+    fn shuffled_ops_never_panic(picks in prop::collection::vec(0usize..15, 1..20)) {
+        let mut changed = plan();
+        let ops: Vec<Value> = picks.iter().map(|&i| changed["ops"][i].clone()).collect();
+        changed["ops"] = Value::Array(ops);
+        if let Err(error) = build(&changed) {
+            prop_assert_eq!(error.code, "PLAN_INVALID");
+        }
+    }
+}
