@@ -1,0 +1,98 @@
+import { open } from 'node:fs/promises';
+import type { GgufSpec, TensorSpec } from '../gguf/writer.js';
+import { tensorBytes, writeGguf } from '../gguf/writer.js';
+import { randomModelSpec, VOCABULARY } from './random-model.js';
+
+const WIDTH = 1024;
+const FEED_FORWARD = 4096;
+const ALIGNMENT = 32;
+
+/** Bytes of weights of a model with so many blocks, about 17.9 million for each. */
+export interface BigModel {
+  readonly path: string;
+  readonly weightBytes: number;
+}
+
+/**
+ * A Llama of Q8_0 weights that are all zero, written as a sparse file: only the header takes space and time. What
+ * loading and computing cost does not depend on the weights' values.
+ */
+export async function writeBigModel(path: string, blocks: number): Promise<BigModel> {
+  const shapes = bigSpec(blocks);
+  const empty: GgufSpec = {
+    ...shapes,
+    tensors: shapes.tensors.map((tensor) => ({ ...tensor, data: new Uint8Array(0) })),
+  };
+  const { bytes, fields } = writeGguf(empty);
+  const view = new DataView(bytes.buffer);
+  const places = fields.filter(({ role }) => role === 'offset');
+  let weightBytes = 0;
+  let at = 0;
+  shapes.tensors.forEach((tensor, i) => {
+    view.setBigUint64(places[i]?.offset ?? 0, BigInt(at), true);
+    const size = tensorBytes(tensor.type, tensor.shape);
+    weightBytes += size;
+    at += Math.ceil(size / ALIGNMENT) * ALIGNMENT;
+  });
+  const file = await open(path, 'w');
+  try {
+    await file.write(bytes);
+    await file.truncate(bytes.length + at);
+  } finally {
+    await file.close();
+  }
+  return { path, weightBytes };
+}
+
+/** Metadata and shapes of the random models, with matrices that are larger and have no data yet. */
+function bigSpec(blocks: number): GgufSpec {
+  const { metadata } = randomModelSpec({
+    architecture: 'llama',
+    seed: 0,
+    blocks: 0,
+    width: 32,
+    heads: 16,
+    kvHeads: 4,
+    headDim: 64,
+    feedForward: FEED_FORWARD,
+    contextLength: 2048,
+    types: ['Q8_0'],
+  });
+  const set: Readonly<Record<string, number>> = {
+    'llama.block_count': blocks,
+    'llama.embedding_length': WIDTH,
+  };
+  return {
+    metadata: metadata.map((entry) => {
+      const value = set[String(entry.key)];
+      return value === undefined ? entry : { key: entry.key, kind: 'uint32', value };
+    }),
+    tensors: [
+      matrix('token_embd', WIDTH, VOCABULARY),
+      ...Array.from({ length: blocks }, (_, i) => block(`blk.${i}`)).flat(),
+      norm('output_norm'),
+    ],
+  };
+}
+
+function block(name: string): TensorSpec[] {
+  return [
+    norm(`${name}.attn_norm`),
+    matrix(`${name}.attn_q`, WIDTH, WIDTH),
+    matrix(`${name}.attn_k`, WIDTH, WIDTH / 4),
+    matrix(`${name}.attn_v`, WIDTH, WIDTH / 4),
+    matrix(`${name}.attn_output`, WIDTH, WIDTH),
+    norm(`${name}.ffn_norm`),
+    matrix(`${name}.ffn_gate`, WIDTH, FEED_FORWARD),
+    matrix(`${name}.ffn_up`, WIDTH, FEED_FORWARD),
+    matrix(`${name}.ffn_down`, FEED_FORWARD, WIDTH),
+  ];
+}
+
+const matrix = (name: string, cols: number, rows: number): TensorSpec => ({
+  name: `${name}.weight`,
+  type: 'Q8_0',
+  shape: [cols, rows],
+});
+
+const norm = (name: string): TensorSpec => ({ name: `${name}.weight`, type: 'F32', shape: [WIDTH] });

@@ -1,0 +1,48 @@
+import { join } from 'node:path';
+import { expect, it } from 'vitest';
+import { withFolder } from '../gguf/sources.js';
+import { type BigModel, writeBigModel } from './big-model.js';
+import { runChild } from './child.js';
+
+const MIB = 1024 * 1024;
+const linux = process.platform === 'linux';
+if (!linux) console.log('not run, for want of /proc: peak memory at load');
+
+/** Peaks of resident memory in bytes, as the system counts them (VmHWM). */
+interface Report {
+  readonly loaded: number;
+  readonly ran: number;
+  readonly kvBytes: number;
+  readonly packedBytes: number;
+}
+
+async function peaks(model: BigModel, blob: boolean): Promise<Report & { readonly baseline: number }> {
+  const limits = { limitMs: 50_000 };
+  const { peak: baseline } = await runChild<{ peak: number }>('memory', {}, limits);
+  const report = await runChild<Report>('memory', { path: model.path, blob }, limits);
+  const share = (peak: number) => ((peak - baseline) / model.weightBytes).toFixed(3);
+  const mib = (bytes: number) => `${(bytes / MIB).toFixed(0)} MiB`;
+  console.log(
+    `weights ${mib(model.weightBytes)}, packed ${mib(report.packedBytes)}, cache ${mib(report.kvBytes)}; ` +
+      `peak above the ${mib(baseline)} of the process: ${share(report.loaded)} of the weights when loaded, ` +
+      `${share(report.ran)} after 300 tokens of prompt`,
+  );
+  return { ...report, baseline };
+}
+
+it.runIf(linux).each([
+  ['a file', false, 0],
+  // What JavaScript has read waits for the collector, which comes when some 32 MiB of it have gathered, however large
+  // the model is.
+  ['a Blob', true, 64 * MIB],
+] as const)('peaks within 1.15 times the weights when loading them from %s', async (_name, blob, garbage) => {
+  await withFolder(async (folder) => {
+    const model = await writeBigModel(join(folder, 'big.gguf'), 9);
+    const { baseline, loaded, ran, kvBytes } = await peaks(model, blob);
+    expect(loaded).toBeLessThan(1.15 * model.weightBytes + baseline + garbage);
+    // A step of 256 tokens needs room of its own, which does not grow with the weights either.
+    expect(ran).toBeLessThan(1.15 * model.weightBytes + kvBytes + baseline + garbage + 32 * MIB);
+    // Weights that were only mapped or never touched would make the bounds above say nothing.
+    expect(loaded - baseline).toBeGreaterThan(0.9 * model.weightBytes);
+  });
+});
