@@ -61,6 +61,16 @@ export function checkPlan(plan: Plan): void {
         write(op.out, gate.rows, x.rows);
         return;
       }
+      case 'experts': {
+        const [x, gates] = [read(op.x), read(op.gates)];
+        const [gate, up, down] = [tensor(op.gate), tensor(op.up), tensor(op.down)];
+        const stack = { rows: gate.rows, cols: x.width, experts: gates.width };
+        expect([gate, up]).toMatchObject([stack, stack]);
+        expect(down).toMatchObject({ rows: x.width, cols: gate.rows, experts: gates.width });
+        expect(op.topK).toBeLessThanOrEqual(gates.width);
+        expect(read(op.out)).toMatchObject({ width: x.width, rows: x.rows });
+        return;
+      }
       case 'rope': {
         const x = read(op.x);
         const rope = plan.ropes[op.rope] ?? expect.fail(`no rope ${op.rope}`);

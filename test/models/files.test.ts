@@ -58,10 +58,10 @@ describe.runIf(present)('plans of real files', () => {
     });
   });
 
-  it('refuses experts by name', async () => {
-    await expect(planOf('tiny-moe-q4_0.gguf')).rejects.toMatchObject({
-      code: 'UNSUPPORTED_FEATURE',
-      message: 'the file has 8 experts (llama.expert_count), which is not supported',
-    });
+  it('plans a mixture of experts, which reads only what it routes to', async () => {
+    const { plan, facts } = await planOf('tiny-moe-q4_0.gguf');
+    const op = plan.ops.find((op) => op.op === 'experts');
+    expect(op).toMatchObject({ topK: 2, normalise: true, gates: 'gates', out: 'x' });
+    expect(facts.bytesPerToken).toBeLessThan(facts.weightBytes * 0.6);
   });
 });

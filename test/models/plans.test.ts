@@ -136,6 +136,46 @@ hidden hidden
   });
 });
 
+/** The tensors of a small file whose feed-forward layers are mixtures of four experts of width 6. */
+function expertShapes(perLayer: Shapes): Shapes {
+  const dense = /\.ffn_(gate|up|down)\.weight$/;
+  const shapes = Object.entries(
+    tinyShapes(
+      {},
+      {
+        'ffn_gate_inp.weight': ['F32', 8, 4],
+        'ffn_gate_exps.weight': ['Q8_0', 8, 6, 4],
+        'ffn_up_exps.weight': ['Q8_0', 8, 6, 4],
+        'ffn_down_exps.weight': ['Q8_0', 6, 8, 4],
+        ...perLayer,
+      },
+    ),
+  );
+  return Object.fromEntries(shapes.filter(([name]) => !dense.test(name)));
+}
+
+describe('mixtures of experts', () => {
+  const counts = { expert_count: 4, expert_used_count: 2, expert_feed_forward_length: 6 };
+  const plans: [string, Shapes, string[]][] = [
+    ['llama', {}, [', normalised']],
+    ['qwen3moe', NORMS, [', normalised', 'rms_norm(q, blk.0.attn_q_norm.weight']],
+    ['olmoe', { 'attn_q_norm.weight': ['F32', 8], 'attn_k_norm.weight': ['F32', 4] }, ['top 2)']],
+  ];
+  it.each(plans)('of %s', (architecture, perLayer, parts) => {
+    const built = plan(tinyValues(architecture, counts), expertShapes(perLayer)).plan;
+    checkPlan(built);
+    const text = printPlan(built);
+    expect(text).toContain('gates = linear(normed, blk.0.ffn_gate_inp.weight, precise)');
+    expect(text).toContain(
+      'x += experts(normed, gates gates, blk.0.ffn_gate_exps.weight, blk.0.ffn_up_exps.weight, ' +
+        'blk.0.ffn_down_exps.weight, silu, top 2',
+    );
+    for (const part of parts) expect(text).toContain(part);
+    const stack = built.tensors.find(({ name }) => name === 'blk.0.ffn_down_exps.weight');
+    expect(stack).toMatchObject({ rows: 8, cols: 6, experts: 4 });
+  });
+});
+
 describe('features a file may have', () => {
   it('takes biases where they are', () => {
     const shapes = tinyShapes(
@@ -266,7 +306,7 @@ describe('facts', () => {
   });
 
   it('list every architecture that has a plan', () => {
-    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3']);
+    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3', 'qwen3moe', 'olmoe']);
     expect(() => plan(tinyValues('qwen3'), tinyShapes({}, NORMS))).not.toThrow();
   });
 });

@@ -37,7 +37,9 @@ describe('architectures', () => {
   it('refuses an unknown one with the list of those known', () => {
     const { code, message } = refusal(tinyValues('gpt2'), tinyShapes());
     expect(code).toBe('UNKNOWN_ARCHITECTURE');
-    expect(message).toBe("the architecture 'gpt2' is not known; known are llama, qwen2, qwen3");
+    expect(message).toBe(
+      "the architecture 'gpt2' is not known; known are llama, qwen2, qwen3, qwen3moe, olmoe",
+    );
   });
 
   it('is not fooled by names of object properties', () => {
@@ -110,7 +112,6 @@ describe('metadata', () => {
 
 describe('arithmetic that no plan describes', () => {
   const features: [string, number | string | boolean][] = [
-    ['expert_count', 8],
     ['attention.value_length', 8],
     ['attention.causal', false],
     ['use_parallel_residual', true],
@@ -127,9 +128,17 @@ describe('arithmetic that no plan describes', () => {
     if (key !== 'attention.value_length') expect(message).toContain(`llama.${key}`);
   });
 
-  it('names the experts', () => {
-    const { message } = refusal(tinyValues('llama', { expert_count: 8 }), tinyShapes());
+  it('names the experts of an architecture that has none', () => {
+    const { code, message } = refusal(tinyValues('qwen2', { expert_count: 8 }), tinyShapes());
+    expect(code).toBe('UNSUPPORTED_FEATURE');
     expect(message).toContain('8 experts');
+  });
+
+  it('refuses more chosen experts than there are, and files without the number', () => {
+    const count = (more: Values) => refusal(tinyValues('llama', { expert_count: 8, ...more }), tinyShapes());
+    expect(count({ expert_used_count: 9 })).toMatchObject({ code: 'METADATA_INVALID' });
+    expect(count({})).toMatchObject({ code: 'METADATA_MISSING' });
+    expect(refusal(tinyValues('qwen3moe'), tinyShapes())).toMatchObject({ code: 'METADATA_MISSING' });
   });
 
   it('accepts the same keys when they change nothing', () => {

@@ -189,8 +189,10 @@ async function pushTensor(
   advance: (bytes: number) => void,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const rows = plan.tensors[tensor]?.rows ?? 1;
-  const tileBytes = (bytes / rows) * TILE_ROWS;
+  const { rows = 1, experts = 1 } = plan.tensors[tensor] ?? {};
+  // Experts whose rows do not fill tiles are packed whole.
+  const unit = experts > 1 && rows % TILE_ROWS !== 0 ? rows : TILE_ROWS;
+  const tileBytes = (bytes / (rows * experts)) * unit;
   const chunk = Math.max(1, Math.floor(READ_BYTES / tileBytes)) * tileBytes;
   for (let at = 0; at < bytes; at += chunk) {
     const length = Math.min(chunk, bytes - at);

@@ -1,11 +1,11 @@
 import type { PlanBuffer, PlanOp } from '../plan/types.js';
-import type { Hyper } from './hyper.js';
+import type { Experts, Hyper } from './hyper.js';
 import type { Differences } from './table.js';
 import type { TensorTable } from './tensors.js';
 
 /** The buffer names of a decoder. Layers share them; `x` is the residual stream. */
 export function decoderBuffers(hyper: Hyper): PlanBuffer[] {
-  const { embeddingLength, heads, kvHeads, headDim, feedForward } = hyper;
+  const { embeddingLength, heads, kvHeads, headDim, feedForward, experts } = hyper;
   return [
     { name: 'x', width: embeddingLength, rows: 'tokens' },
     { name: 'normed', width: embeddingLength, rows: 'tokens' },
@@ -13,7 +13,9 @@ export function decoderBuffers(hyper: Hyper): PlanBuffer[] {
     { name: 'k', width: kvHeads * headDim, rows: 'tokens' },
     { name: 'v', width: kvHeads * headDim, rows: 'tokens' },
     { name: 'attended', width: heads * headDim, rows: 'tokens' },
-    { name: 'gated', width: feedForward, rows: 'tokens' },
+    experts
+      ? { name: 'gates', width: experts.count, rows: 'tokens' }
+      : { name: 'gated', width: feedForward, rows: 'tokens' },
     { name: 'selected', width: embeddingLength, rows: 'outputs' },
     { name: 'hidden', width: embeddingLength, rows: 'outputs' },
   ];
@@ -29,7 +31,7 @@ export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable)
   const table = tensors.required('token_embd.weight', [embeddingLength, vocabSize], 'matrix');
   const ops: PlanOp[] = [{ op: 'embed', table, out: 'x' }];
   for (let layer = 0; layer < hyper.blockCount; layer++) {
-    ops.push(...attentionOps(hyper, row, tensors, layer), ...feedForwardOps(hyper, tensors, layer));
+    ops.push(...attentionOps(hyper, row, tensors, layer), ...feedForwardOps(hyper, row, tensors, layer));
   }
   // A file without an output matrix uses the token embeddings for it.
   const output = tensors.optional('output.weight', [embeddingLength, vocabSize], 'matrix') ?? table;
@@ -64,9 +66,10 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
     ),
     precise: true,
   });
-  // Q and K are normalised and rotated in place, head by head.
-  const normHeads = (name: 'q' | 'k'): PlanOp => {
-    const weight = tensors.required(`${block}.attn_${name}_norm.weight`, [headDim], 'vector');
+  // Q and K are normalised and rotated in place.
+  const norm = (name: 'q' | 'k', count: number): PlanOp => {
+    const length = row.qkNorm === 'row' ? count * headDim : headDim;
+    const weight = tensors.required(`${block}.attn_${name}_norm.weight`, [length], 'vector');
     return { op: 'rms_norm', x: name, weight, out: name, eps: normEps };
   };
   return [
@@ -80,7 +83,7 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
     project('q', heads),
     project('k', kvHeads),
     project('v', kvHeads),
-    ...(row.qkNorm ? [normHeads('q'), normHeads('k')] : []),
+    ...(row.qkNorm === undefined ? [] : [norm('q', heads), norm('k', kvHeads)]),
     { op: 'rope', x: 'q', rope: 0, headDim },
     { op: 'rope', x: 'k', rope: 0, headDim },
     {
@@ -97,10 +100,9 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
   ];
 }
 
-function feedForwardOps(hyper: Hyper, tensors: TensorTable, layer: number): PlanOp[] {
-  const { embeddingLength, feedForward, normEps } = hyper;
+function feedForwardOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
+  const { embeddingLength, normEps, experts } = hyper;
   const block = `blk.${layer}`;
-  const shape = [embeddingLength, feedForward];
   return [
     {
       op: 'rms_norm',
@@ -109,6 +111,15 @@ function feedForwardOps(hyper: Hyper, tensors: TensorTable, layer: number): Plan
       out: 'normed',
       eps: normEps,
     },
+    ...(experts
+      ? expertOps(experts, embeddingLength, row, tensors, block)
+      : denseOps(hyper.feedForward, embeddingLength, tensors, block)),
+  ];
+}
+
+function denseOps(feedForward: number, width: number, tensors: TensorTable, block: string): PlanOp[] {
+  const shape = [width, feedForward];
+  return [
     {
       op: 'glu',
       x: 'normed',
@@ -117,7 +128,35 @@ function feedForwardOps(hyper: Hyper, tensors: TensorTable, layer: number): Plan
       activation: 'silu',
       out: 'gated',
     },
-    addTo('x', linear(tensors, 'gated', `${block}.ffn_down`, feedForward, embeddingLength, 'x')),
+    addTo('x', linear(tensors, 'gated', `${block}.ffn_down`, feedForward, width, 'x')),
+  ];
+}
+
+/** A mixture of experts (Jiang et al., 2024, arXiv:2401.04088): the router's gates, then the experts it chooses. */
+function expertOps(
+  { count, used, feedForward }: Experts,
+  width: number,
+  row: Differences,
+  tensors: TensorTable,
+  block: string,
+): PlanOp[] {
+  const stack = (name: string, shape: readonly number[]) =>
+    tensors.required(`${block}.ffn_${name}_exps.weight`, [...shape, count], 'experts');
+  return [
+    { ...linear(tensors, 'normed', `${block}.ffn_gate_inp`, width, count, 'gates'), precise: true },
+    {
+      op: 'experts',
+      x: 'normed',
+      gates: 'gates',
+      gate: stack('gate', [width, feedForward]),
+      up: stack('up', [width, feedForward]),
+      down: stack('down', [feedForward, width]),
+      activation: 'silu',
+      out: 'x',
+      topK: used,
+      normalise: row.experts?.normalise ?? false,
+      scale: 1,
+    },
   ];
 }
 

@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { invalid, type Keys, unsupported } from './keys.js';
+import type { Differences } from './table.js';
 
 /** The hyper-parameters of a decoder, checked for range and for agreement with each other. */
 export interface Hyper {
@@ -13,14 +14,23 @@ export interface Hyper {
   readonly vocabSize: number;
   readonly trainedContext: number;
   readonly contextLength: number;
+  readonly experts?: Experts;
   /** Positions that attention looks back over, where that is fewer than the context. */
   readonly window?: number;
+}
+
+/** A mixture of experts in every layer: how many there are, how many a token uses, and how wide each is. */
+export interface Experts {
+  readonly count: number;
+  readonly used: number;
+  readonly feedForward: number;
 }
 
 const DEFAULT_CONTEXT = 4096;
 // Far above any real model, far below what would make a loop or an allocation noticeable.
 const MAX_BLOCKS = 1024;
 const MAX_WIDTH = 1 << 20;
+const MAX_EXPERTS = 4096;
 const MAX_HEADS = 1 << 14;
 const MAX_HEAD_DIM = 1 << 12;
 const MAX_VOCABULARY = 1 << 24;
@@ -32,7 +42,12 @@ const MAX_TRAINED_CONTEXT = 2 ** 32 - 1;
  * @param contextLength as the caller asked, or undefined
  * @throws FrugalError `METADATA_MISSING`, `METADATA_INVALID`, `UNSUPPORTED_FEATURE`, `INVALID_ARGUMENT`
  */
-export function readHyper(keys: Keys, tensorCount: number, contextLength: number | undefined): Hyper {
+export function readHyper(
+  keys: Keys,
+  row: Differences,
+  tensorCount: number,
+  contextLength: number | undefined,
+): Hyper {
   const blockCount = keys.count('block_count', MAX_BLOCKS);
   if (blockCount > tensorCount) {
     throw invalid(keys.full('block_count'), `at most the number of tensors, ${tensorCount}`, blockCount);
@@ -43,15 +58,18 @@ export function readHyper(keys: Keys, tensorCount: number, contextLength: number
   const attention = readHeads(keys, embeddingLength);
   refuseOtherArithmetic(keys, attention.headDim);
   const window = readWindow(keys);
+  const feedForward = keys.count('feed_forward_length', MAX_WIDTH);
+  const experts = readExperts(keys, row, feedForward);
   return {
     blockCount,
     embeddingLength,
-    feedForward: keys.count('feed_forward_length', MAX_WIDTH),
+    feedForward,
     ...attention,
     normEps: readEps(keys),
     vocabSize: readVocabSize(keys),
     trainedContext,
     contextLength: context,
+    ...(experts === undefined ? {} : { experts }),
     ...(window !== undefined && window < context ? { window } : {}),
   };
 }
@@ -118,6 +136,24 @@ function readVocabSize(keys: Keys): number {
   );
 }
 
+function readExperts(keys: Keys, row: Differences, feedForward: number): Experts | undefined {
+  const counted = keys.optionalFinite('expert_count') ?? 0;
+  if (counted === 0 && row.experts?.required !== true) return undefined;
+  if (row.experts === undefined) {
+    throw unsupported(`the file has ${counted} experts (${keys.full('expert_count')})`, {
+      key: keys.full('expert_count'),
+      experts: counted,
+    });
+  }
+  const count = keys.count('expert_count', MAX_EXPERTS);
+  const used = keys.count('expert_used_count', count);
+  return {
+    count,
+    used,
+    feedForward: keys.optionalCount('expert_feed_forward_length', MAX_WIDTH) ?? feedForward,
+  };
+}
+
 /** Mistral's sliding window, for all layers alike. Zero says none. */
 function readWindow(keys: Keys): number | undefined {
   const key = 'attention.sliding_window';
@@ -130,6 +166,7 @@ const SCALES = [
   'embedding_scale',
   'residual_scale',
   'logit_scale',
+  'expert_weights_scale',
   'attention.clamp_kqv',
   'attention.max_alibi_bias',
   'attn_logit_softcapping',
@@ -139,13 +176,6 @@ const SCALES = [
 
 function refuseOtherArithmetic(keys: Keys, headDim: number): void {
   const { metadata } = keys;
-  const experts = keys.optionalFinite('expert_count') ?? 0;
-  if (experts > 0) {
-    throw unsupported(`the file has ${experts} experts (${keys.full('expert_count')})`, {
-      key: keys.full('expert_count'),
-      experts,
-    });
-  }
   for (const key of SCALES) {
     const value = keys.optionalFinite(key) ?? 0;
     if (value !== 0 && value !== 1) throw unsupportedKey(keys.full(key), value);

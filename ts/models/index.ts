@@ -22,7 +22,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const architecture = model.metadata.string('general.architecture');
   const row = differencesOf(architecture);
   const keys = createKeys(model.metadata, architecture);
-  const hyper = readHyper(keys, model.tensors.size, options.contextLength);
+  const hyper = readHyper(keys, row, model.tensors.size, options.contextLength);
   const table = createTensorTable(model, architecture, options.tensorTypes);
   const rope = readRope(keys, hyper, row, table);
   const ops = decoderOps(hyper, row, table);
@@ -71,16 +71,18 @@ function modelFacts(
     heads: hyper.heads,
     kvHeads: hyper.kvHeads,
     weightBytes: taken.bytes,
-    bytesPerToken: bytesPerToken(taken, hyper.vocabSize, ownOutput),
+    bytesPerToken: bytesPerToken(taken, hyper, ownOutput),
     kvBytesPerToken: hyper.blockCount * 2 * hyper.kvHeads * hyper.headDim * VALUE_BYTES,
     notes,
   };
 }
 
-/** All weights, but one row of an embedding table that serves for nothing else. */
-function bytesPerToken(taken: TakenTensors, vocabSize: number, ownOutput: boolean): number {
-  if (!ownOutput) return taken.bytes;
-  const index = taken.tensors.findIndex((tensor) => tensor.name === 'token_embd.weight');
-  const table = taken.placements[index]?.bytes ?? 0;
-  return taken.bytes - table + table / vocabSize;
+/** All weights, but only the experts in use, and one row of an embedding table that serves for nothing else. */
+function bytesPerToken(taken: TakenTensors, hyper: Hyper, ownOutput: boolean): number {
+  const { experts, vocabSize } = hyper;
+  return taken.tensors.reduce((sum, tensor, index) => {
+    const bytes = taken.placements[index]?.bytes ?? 0;
+    if (tensor.experts !== undefined && experts) return sum + (bytes / experts.count) * experts.used;
+    return sum + (tensor.name === 'token_embd.weight' && ownOutput ? bytes / vocabSize : bytes);
+  }, 0);
 }

@@ -11,14 +11,47 @@ export interface Differences {
   readonly ropeFactors: boolean;
   /** Q, K and V projections must have biases. Elsewhere they have them where the file does. */
   readonly qkvBias: boolean;
-  /** Each head of Q and K is normalised before it is rotated. */
-  readonly qkNorm: boolean;
+  /** What of Q and K is normalised before the rotation: each head, or the whole row. */
+  readonly qkNorm?: 'heads' | 'row';
+  /**
+   * Feed-forward layers are mixtures of experts: in every file, or in those that count experts. `normalise`: the
+   * weights of the chosen ones are divided by their sum.
+   */
+  readonly experts?: { readonly required: boolean; readonly normalise: boolean };
 }
 
 const TABLE: ReadonlyMap<string, Differences> = new Map([
-  ['llama', { ropeLayout: 'interleaved', ropeFactors: true, qkvBias: false, qkNorm: false }],
-  ['qwen2', { ropeLayout: 'neox', ropeFactors: false, qkvBias: true, qkNorm: false }],
-  ['qwen3', { ropeLayout: 'neox', ropeFactors: false, qkvBias: false, qkNorm: true }],
+  [
+    'llama',
+    {
+      ropeLayout: 'interleaved',
+      ropeFactors: true,
+      qkvBias: false,
+      experts: { required: false, normalise: true },
+    },
+  ],
+  ['qwen2', { ropeLayout: 'neox', ropeFactors: false, qkvBias: true }],
+  ['qwen3', { ropeLayout: 'neox', ropeFactors: false, qkvBias: false, qkNorm: 'heads' }],
+  [
+    'qwen3moe',
+    {
+      ropeLayout: 'neox',
+      ropeFactors: false,
+      qkvBias: false,
+      qkNorm: 'heads',
+      experts: { required: true, normalise: true },
+    },
+  ],
+  [
+    'olmoe',
+    {
+      ropeLayout: 'neox',
+      ropeFactors: false,
+      qkvBias: false,
+      qkNorm: 'row',
+      experts: { required: true, normalise: false },
+    },
+  ],
 ]);
 
 /** The values of `general.architecture` that plans can be built for. */

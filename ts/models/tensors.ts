@@ -5,13 +5,13 @@ import { unsupported } from './keys.js';
 import type { FileTensor, ModelFile } from './types.js';
 
 /** What a tensor serves as: that decides which types it may have. */
-export type TensorRole = 'matrix' | 'vector' | 'factors';
+export type TensorRole = 'matrix' | 'experts' | 'vector' | 'factors';
 
 /** The tensors a plan uses, each checked for presence, shape and type when it is asked for. */
 export interface TensorTable {
   /**
    * Takes a tensor into the plan and returns its name.
-   * @param shape in GGUF order, [inputs, outputs] or [length]
+   * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts] or [length]
    * @throws FrugalError `MISSING_TENSOR`, `TENSOR_SHAPE`, `UNSUPPORTED_TENSOR_TYPE`
    */
   required(name: string, shape: readonly number[], role: TensorRole): string;
@@ -42,8 +42,10 @@ export function createTensorTable(
 ): TensorTable {
   const taken = new Map<string, FileTensor>();
   const ignored = new Set<string>();
+  const stacked = new Set<string>();
   const allowed: Record<TensorRole, readonly string[]> = {
     matrix: tensorTypes,
+    experts: tensorTypes,
     vector: VECTOR_TYPES,
     factors: ['F32'],
   };
@@ -55,6 +57,7 @@ export function createTensorTable(
       checkShape(name, shape, tensor);
       checkType(name, tensor, allowed[role]);
       taken.set(name, tensor);
+      if (role === 'experts') stacked.add(name);
       return name;
     },
     optional: (name, shape, role) => (file.tensors.has(name) ? table.required(name, shape, role) : undefined),
@@ -62,7 +65,7 @@ export function createTensorTable(
     ignore: (name) => void ignored.add(name),
     finish() {
       refuseUnused(file, architecture, (name) => taken.has(name) || ignored.has(name));
-      return collect(file, taken);
+      return collect(file, taken, stacked);
     },
   };
   return table;
@@ -118,7 +121,11 @@ function refuseUnused(file: ModelFile, architecture: string, known: (name: strin
   }
 }
 
-function collect(file: ModelFile, taken: ReadonlyMap<string, FileTensor>): TakenTensors {
+function collect(
+  file: ModelFile,
+  taken: ReadonlyMap<string, FileTensor>,
+  stacked: ReadonlySet<string>,
+): TakenTensors {
   const tensors: PlanTensor[] = [];
   const placements: TensorPlacement[] = [];
   let parameters = 0;
@@ -131,9 +138,15 @@ function collect(file: ModelFile, taken: ReadonlyMap<string, FileTensor>): Taken
         data: { tensor: name, part: tensor.part },
       });
     }
-    const [cols = 1, rows = 1] = tensor.shape;
+    const [cols = 1, rows = 1, experts] = tensor.shape;
     placements.push({ tensor: tensors.length, source, offset: tensor.offset, bytes: tensor.bytes });
-    tensors.push({ name, type: tensor.type, rows, cols });
+    tensors.push({
+      name,
+      type: tensor.type,
+      rows,
+      cols,
+      ...(stacked.has(name) ? { experts: experts ?? 1 } : {}),
+    });
     parameters += tensor.elements;
     bytes += tensor.bytes;
   }

@@ -55,6 +55,13 @@ export function printOp(op: PlanOp): string {
       return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)}${op.precise ? ', precise' : ''})`;
     case 'glu':
       return `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation})`;
+    case 'experts': {
+      const normalised = op.normalise ? ', normalised' : '';
+      return (
+        `${op.out} += experts(${op.x}, gates ${op.gates}, ${op.gate}, ${op.up}, ${op.down}, ${op.activation}, ` +
+        `top ${op.topK}${normalised}${op.scale === 1 ? '' : `, scale ${op.scale}`})`
+      );
+    }
     case 'rope':
       return `${op.x} = rope(${op.x}, rope ${op.rope}, head ${op.headDim})`;
     case 'attention':

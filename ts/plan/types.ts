@@ -35,6 +35,8 @@ export interface PlanTensor {
   readonly type: string;
   readonly rows: number;
   readonly cols: number;
+  /** How many matrices of that shape follow one another: the experts of a layer (a GGUF shape [cols, rows, experts]). */
+  readonly experts?: number;
 }
 
 export interface PlanBuffer {
@@ -99,6 +101,24 @@ export type PlanOp =
       readonly up: string;
       readonly activation: Activation;
       readonly out: string;
+    }
+  /**
+   * A mixture of experts: softmax over `gates` [experts], the `topK` likeliest (ties to the lowest index), their
+   * probabilities divided by their sum where `normalise`, times `scale`. Then, in order of rank,
+   * out = out + weight * (activation(x · gateᵀ) * (x · upᵀ)) · downᵀ, summed before it is added.
+   */
+  | {
+      readonly op: 'experts';
+      readonly x: string;
+      readonly gates: string;
+      readonly gate: string;
+      readonly up: string;
+      readonly down: string;
+      readonly activation: Activation;
+      readonly out: string;
+      readonly topK: number;
+      readonly normalise: boolean;
+      readonly scale: number;
     }
   /** Rotates each head of x in place by its token's position; `rope` indexes `plan.ropes`. */
   | { readonly op: 'rope'; readonly x: string; readonly rope: number; readonly headDim: number }

@@ -54,6 +54,20 @@ pub struct Acts<'a> {
     pub blocks: &'a [ActBlock],
 }
 
+impl<'a> Acts<'a> {
+    /// Tokens `first..first + tokens` alone.
+    pub fn part(&self, first: usize, tokens: usize) -> Self {
+        let columns = self.kind.columns();
+        let of = |per_column: usize| first * columns * per_column..(first + tokens) * columns * per_column;
+        let (floats, blocks) = if self.kind.quantised() {
+            (&self.floats[..0], &self.blocks[of(self.k / QK)])
+        } else {
+            (&self.floats[of(self.k)], &self.blocks[..0])
+        };
+        Acts { count: tokens * columns, floats, blocks, ..*self }
+    }
+}
+
 impl<'a> SharedActs<'a> {
     /// # Safety
     /// No other thread uses token `row` of the store while the result lives.
@@ -66,6 +80,20 @@ impl<'a> SharedActs<'a> {
                 floats: self.floats.write(row * floats..(row + 1) * floats),
                 blocks: self.blocks.write(row * blocks..(row + 1) * blocks),
             }
+        }
+    }
+
+    /// Copies token `from` of another store to token `to` of this one.
+    ///
+    /// # Safety
+    /// No other thread uses token `to` of this store, or writes token `from` of the other, meanwhile.
+    pub unsafe fn copy_row(&self, kind: ActKind, k: usize, to: usize, other: &Self, from: usize) {
+        // SAFETY: the caller's promise.
+        let (to, from) = unsafe { (self.row(kind, to, k), other.row(kind, from, k)) };
+        if kind.quantised() {
+            to.blocks.copy_from_slice(from.blocks);
+        } else {
+            to.floats.copy_from_slice(from.floats);
         }
     }
 

@@ -10,6 +10,7 @@ pub mod float16;
 pub mod kernels;
 pub mod packed;
 pub mod reference;
+pub mod route;
 pub mod sampling;
 pub mod simd;
 pub mod table;

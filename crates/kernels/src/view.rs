@@ -1,5 +1,6 @@
 //! Memory that several threads use at once: cache-line aligned storage and a shared slice.
 
+use crate::route::Route;
 use crate::simd::ActBlock;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
@@ -10,7 +11,9 @@ use std::ptr::NonNull;
 pub trait Plain: Copy + Send + Sync + 'static {}
 impl Plain for u8 {}
 impl Plain for u16 {}
+impl Plain for u32 {}
 impl Plain for f32 {}
+impl Plain for Route {}
 impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
@@ -111,6 +114,14 @@ impl<'a, T: Plain> Shared<'a, T> {
 
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The elements from `start` on.
+    pub fn from(&self, start: usize) -> Self {
+        assert!(start <= self.len, "{start} of {}", self.len);
+        // SAFETY: within bounds, or one past the last element.
+        let pointer = unsafe { self.pointer.add(start) };
+        Self { pointer, len: self.len - start, lifetime: PhantomData }
     }
 
     /// # Safety

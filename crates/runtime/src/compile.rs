@@ -9,6 +9,7 @@ use crate::plan::{Activation, Layout, Op, Plan, RowKind};
 use kernels::kernels::attention::MAX_HEAD_DIM;
 use kernels::kernels::rows;
 use kernels::packed::{ActKind, Format};
+use kernels::route::Router;
 use std::collections::HashMap;
 
 pub type BufferId = usize;
@@ -21,6 +22,8 @@ pub enum Use {
     Matrix(Format),
     /// f32 values: norms, biases, rope factors.
     Vector(Format),
+    /// One matrix for each expert.
+    Experts(Format),
 }
 
 /// A step of work on one row (a token or an output).
@@ -30,6 +33,7 @@ pub enum RowOp {
     RmsNorm { x: BufferId, weight: TensorId, out: BufferId, eps: f32 },
     Rope { x: BufferId, rope: usize, head_dim: usize, pairing: rows::Pairing },
     StoreKv { k: BufferId, v: BufferId, layer: usize },
+    Route { gates: BufferId, router: Router },
     Select { x: BufferId, out: BufferId },
     Prepare { x: BufferId, kind: ActKind },
 }
@@ -58,6 +62,25 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
+/// A mixture of experts: what all its phases need.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts {
+    pub gates: BufferId,
+    pub router: Router,
+    /// Experts, and the widths of the model and of an expert.
+    pub count: usize,
+    pub width: usize,
+    pub inner: usize,
+    pub gate: TensorId,
+    pub up: TensorId,
+    pub down: TensorId,
+    pub activation: rows::Activation,
+    /// What x, and the experts' inner activations, are turned into.
+    pub x_kind: ActKind,
+    pub inner_kind: ActKind,
+    pub out: BufferId,
+}
+
 #[derive(Clone, Debug)]
 pub enum Phase {
     Rows {
@@ -80,6 +103,17 @@ pub enum Phase {
         out: BufferId,
     },
     Attention(Attention),
+    /// Sorts the step's (token, rank) pairs by expert: each pair's place is a slot.
+    Group(Experts),
+    /// Copies the prepared x of each slot's token next to the others of its expert.
+    Spread(Experts),
+    /// Gate, up and activation, for each expert and its slots.
+    ExpertGlu(Experts),
+    /// Prepares what the slots hold.
+    PrepareSlots(Experts),
+    ExpertDown(Experts),
+    /// Sums each token's slots in order of rank.
+    Combine(Experts),
 }
 
 pub struct Compiled {
@@ -199,6 +233,7 @@ impl<'a> Compiler<'a> {
                 self.linear(Linear { x, weight, bias, add: false, precise: true }, Out::Logits)
             }
             Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
+            Op::Experts { .. } => self.experts(op),
             Op::Rope { x, rope, head_dim } => self.rope(x, *rope, *head_dim),
             Op::Attention { .. } => self.attention(op),
             Op::SelectOutputs { x, out } => self.select(x, out),
@@ -272,11 +307,56 @@ impl<'a> Compiler<'a> {
             return Err(self.fault("has a gate and an up matrix that do not fit"));
         }
         self.prepare(x, kind);
-        let activation = match activation {
-            Activation::Silu => rows::Activation::Silu,
-            Activation::Gelu => rows::Activation::Gelu,
-        };
+        let activation = activation_of(activation);
         self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn experts(&mut self, op: &Op) -> Result<()> {
+        let Op::Experts { x, gates, gate, up, down, activation, out, top_k, normalise, scale } = op else {
+            return Err(self.fault("is not a mixture of experts"));
+        };
+        let (x, gates, out) = (self.read(x)?, self.read(gates)?, self.read(out)?);
+        let (width, count) = (self.width(x), self.width(gates));
+        let inner = self.tensors.get(gate.as_str()).map_or(0, |&id| self.plan.tensors[id].rows);
+        let gate = self.stack(gate, count, inner, width)?;
+        let up = self.stack(up, count, inner, width)?;
+        let down = self.stack(down, count, width, inner)?;
+        let x_kind = self.format(gate).activations();
+        let inner_kind = self.format(down).activations();
+        let on_tokens = [x, gates, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        let fits = self.width(out) == width && self.format(up).activations() == x_kind && out != x;
+        if !on_tokens || !fits || !(1..=count).contains(top_k) || !scale.is_finite() {
+            return Err(self.fault("has experts, widths or a top-k that do not fit"));
+        }
+        let router = Router { top_k: *top_k, normalise: *normalise, scale: *scale };
+        self.prepare(x, x_kind);
+        self.push_row(RowKind::Tokens, RowOp::Route { gates, router });
+        self.wrote(gates);
+        let activation = activation_of(*activation);
+        let experts = Experts {
+            gates,
+            router,
+            count,
+            width,
+            inner,
+            gate,
+            up,
+            down,
+            activation,
+            x_kind,
+            inner_kind,
+            out,
+        };
+        self.phases.extend([
+            Phase::Group(experts),
+            Phase::Spread(experts),
+            Phase::ExpertGlu(experts),
+            Phase::PrepareSlots(experts),
+            Phase::ExpertDown(experts),
+            Phase::Combine(experts),
+        ]);
         self.wrote(out);
         Ok(())
     }
@@ -387,21 +467,34 @@ impl<'a> Compiler<'a> {
 
     fn format(&self, tensor: TensorId) -> Format {
         match self.uses[tensor] {
-            Some(Use::Matrix(format) | Use::Vector(format)) => format,
+            Some(Use::Matrix(format) | Use::Vector(format) | Use::Experts(format)) => format,
             None => Format::F32,
         }
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<TensorId> {
-        let (id, format) = self.tensor(name, rows, cols)?;
-        if !cols.is_multiple_of(format.block()) {
-            return Err(self.fault(format!("has {name} with {cols} columns of {}", format.name())));
-        }
+        let (id, format) = self.tensor(name, rows, cols, None)?;
+        self.check_columns(name, format, cols)?;
         self.claim(id, Use::Matrix(format))
     }
 
+    fn stack(&mut self, name: &str, count: usize, rows: usize, cols: usize) -> Result<TensorId> {
+        let (id, format) = self.tensor(name, rows, cols, Some(count))?;
+        self.check_columns(name, format, cols)?;
+        self.claim(id, Use::Experts(format))
+    }
+
+    fn check_columns(&self, name: &str, format: Format, cols: usize) -> Result<()> {
+        let fits = cols.is_multiple_of(format.block());
+        if fits {
+            Ok(())
+        } else {
+            Err(self.fault(format!("has {name} with {cols} columns of {}", format.name())))
+        }
+    }
+
     fn vector(&mut self, name: &str, len: usize) -> Result<TensorId> {
-        let (id, format) = self.tensor(name, 1, len)?;
+        let (id, format) = self.tensor(name, 1, len, None)?;
         if format.block() != 1 {
             return Err(Error::plan(format!(
                 "{name} is {}, but a norm, bias or factor must be F32, F16 or BF16",
@@ -411,15 +504,26 @@ impl<'a> Compiler<'a> {
         self.claim(id, Use::Vector(format))
     }
 
-    fn tensor(&self, name: &str, rows: usize, cols: usize) -> Result<(TensorId, Format)> {
+    fn tensor(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        experts: Option<usize>,
+    ) -> Result<(TensorId, Format)> {
         let id = *self
             .tensors
             .get(name)
             .ok_or_else(|| Error::plan(format!("tensor {name} is not in the plan")))?;
         let tensor = &self.plan.tensors[id];
-        if (tensor.rows, tensor.cols) != (rows, cols) {
-            let found = format!("{} x {}", tensor.rows, tensor.cols);
-            return Err(Error::plan(format!("tensor {name} is {found}, expected {rows} x {cols}")));
+        if (tensor.rows, tensor.cols, tensor.experts) != (rows, cols, experts) {
+            let shape =
+                |rows, cols, experts: Option<usize>| format!("{} of {rows} x {cols}", experts.unwrap_or(1));
+            let found = shape(tensor.rows, tensor.cols, tensor.experts);
+            return Err(Error::plan(format!(
+                "tensor {name} is {found}, expected {}",
+                shape(rows, cols, experts)
+            )));
         }
         let format = Format::by_name(&tensor.kind).ok_or_else(|| {
             Error::plan(format!("tensor {name} has type {}, for which there is no kernel", tensor.kind))
@@ -438,6 +542,13 @@ impl<'a> Compiler<'a> {
                 Ok(id)
             }
         }
+    }
+}
+
+fn activation_of(activation: Activation) -> rows::Activation {
+    match activation {
+        Activation::Silu => rows::Activation::Silu,
+        Activation::Gelu => rows::Activation::Gelu,
     }
 }
 
@@ -463,6 +574,7 @@ fn check_sizes(plan: &Plan) -> Result<()> {
     for tensor in &plan.tensors {
         check(&format!("{}'s rows", tensor.name), tensor.rows)?;
         check(&format!("{}'s columns", tensor.name), tensor.cols)?;
+        check(&format!("{}'s experts", tensor.name), tensor.experts.unwrap_or(1))?;
     }
     for buffer in &plan.buffers {
         check(&format!("{}'s width", buffer.name), buffer.width)?;

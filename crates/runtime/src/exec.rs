@@ -4,8 +4,9 @@
 //! are left, then waits until all items are done: a thread that comes late, or not at all because the
 //! system runs something else, holds nobody up unless it has taken an item.
 
-use crate::compile::{Attention, Compiled, LinearPart, Out, Phase, RowOp};
+use crate::compile::{Attention, Compiled, Experts, LinearPart, Out, Phase, RowOp};
 use crate::error::{Error, Result};
+use crate::experts::{ExpertStore, SharedExperts};
 use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
 use crate::rope::Frequencies;
@@ -73,6 +74,7 @@ pub struct Bound<'a> {
 pub struct Executor {
     buffers: Vec<Aligned<f32>>,
     acts: ActStore,
+    experts: ExpertStore,
     logits: Aligned<f32>,
     scratch: Vec<Mutex<AttendScratch>>,
     angles: Vec<Vec<[f32; 2]>>,
@@ -106,6 +108,7 @@ impl Executor {
             buffers,
             acts: ActStore::new(max_tokens, width)
                 .ok_or_else(|| Error::memory("the activations", max_tokens.checked_mul(width)))?,
+            experts: ExpertStore::new(compiled, max_tokens)?,
             logits: floats("the logits", max_logit_rows, plan.vocab_size)?,
             scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             angles: vec![Vec::new(); plan.ropes.len()],
@@ -151,6 +154,7 @@ impl Executor {
             spans: spans(work.tokens),
             buffers: self.buffers.iter_mut().map(Aligned::shared).collect(),
             acts: self.acts.shared(),
+            experts: self.experts.shared(),
             logits: self.logits.shared(),
             scratch: &self.scratch,
             angles: &self.angles,
@@ -250,6 +254,7 @@ struct Run<'a> {
     spans: Vec<Range<usize>>,
     buffers: Vec<Shared<'a, f32>>,
     acts: SharedActs<'a>,
+    experts: SharedExperts<'a>,
     logits: Shared<'a, f32>,
     scratch: &'a [Mutex<AttendScratch>],
     angles: &'a [Vec<[f32; 2]>],
@@ -311,9 +316,28 @@ impl Run<'_> {
                 let tiles = self.weights.matrix(*gate).tiles();
                 (if rows == 0 { 0 } else { tiles }, self.least_tiles(*gate, rows * 2))
             }
+            Phase::Group(_) => (1, 1),
+            Phase::Spread(of) | Phase::PrepareSlots(of) => (self.slots(of), 1),
+            Phase::Combine(_) => (self.work.tokens.len(), 1),
+            Phase::ExpertGlu(of) => self.expert_units(of, of.gate, 2),
+            Phase::ExpertDown(of) => self.expert_units(of, of.down, 1),
         };
         let size = (units / (self.threads * ITEMS_PER_THREAD)).max(least).max(1);
         (units.div_ceil(size), size)
+    }
+
+    fn slots(&self, of: &Experts) -> usize {
+        self.work.tokens.len() * of.router.top_k
+    }
+
+    /// The tiles of all experts that this step uses, and how many are worth handing out.
+    fn expert_units(&self, of: &Experts, weight: usize, matrices: usize) -> (usize, usize) {
+        let matrix = &self.weights.experts(weight)[0];
+        let per_expert = self.slots(of).div_ceil(of.count) * matrices;
+        let least = ITEM_WORK / (matrix.format().tile_bytes(matrix.cols()) * per_expert);
+        // SAFETY: grouped in an earlier phase, and by none that runs now.
+        let active = unsafe { self.experts.active() };
+        (active.len() * matrix.tiles(), least)
     }
 
     fn least_tiles(&self, weight: usize, rows: usize) -> usize {
@@ -349,6 +373,21 @@ impl Run<'_> {
                 for unit in part.start..part.end.min(self.spans.len() * kv_heads) {
                     self.attend(of, self.spans[unit / kv_heads].clone(), unit % kv_heads, thread);
                 }
+            }
+            Phase::Group(of) => self.experts.group(of, self.work.tokens.len()),
+            Phase::Spread(of) => {
+                self.experts.spread(of, &self.acts, part.start..part.end.min(self.slots(of)))
+            }
+            Phase::ExpertGlu(of) => self.experts.glu(of, self.weights, self.table, part),
+            Phase::PrepareSlots(of) => {
+                let slots = part.start..part.end.min(self.slots(of));
+                let result = self.experts.prepare(of, self.table, slots);
+                result.map_err(|(token, NonFinite)| self.non_finite(RowKind::Tokens, token, &phase))?;
+            }
+            Phase::ExpertDown(of) => self.experts.down(of, self.weights, self.table, part),
+            Phase::Combine(of) => {
+                let tokens = part.start..part.end.min(self.work.tokens.len());
+                self.experts.combine(of, self.buffers[of.out], tokens);
             }
         }
         Ok(())
@@ -432,6 +471,11 @@ impl Run<'_> {
                 let angles = &self.angles[rope][row * pairs..(row + 1) * pairs];
                 kernels::kernels::rows::rope(write(x), head_dim, pairing, angles);
             }
+            RowOp::Route { gates, router } => {
+                let gates = write(gates);
+                // SAFETY: this token's routes belong to this thread in this phase.
+                return router.route(gates, unsafe { self.experts.routes(row, router.top_k) });
+            }
             RowOp::StoreKv { k, v, layer } => return self.store_kv(read(k, row), read(v, row), row, layer),
             RowOp::Select { x, out } => {
                 let from = read(x, self.work.outputs[row]);
@@ -460,7 +504,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn non_finite(&self, on: RowKind, row: usize, op: &RowOp) -> Error {
+    fn non_finite(&self, on: RowKind, row: usize, op: &dyn std::fmt::Debug) -> Error {
         let token = self.work.tokens[if on == RowKind::Tokens { row } else { self.work.outputs[row] }];
         Error {
             code: "NON_FINITE",

@@ -4,6 +4,7 @@
 pub mod compile;
 pub mod error;
 pub mod exec;
+mod experts;
 pub mod kv;
 pub mod model;
 pub mod plan;

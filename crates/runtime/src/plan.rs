@@ -35,6 +35,9 @@ pub struct Tensor {
     pub kind: String,
     pub rows: usize,
     pub cols: usize,
+    /// How many matrices of that shape follow one another: the experts of a layer.
+    #[serde(default)]
+    pub experts: Option<usize>,
 }
 
 #[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +114,18 @@ pub enum Op {
         up: String,
         activation: Activation,
         out: String,
+    },
+    Experts {
+        x: String,
+        gates: String,
+        gate: String,
+        up: String,
+        down: String,
+        activation: Activation,
+        out: String,
+        top_k: usize,
+        normalise: bool,
+        scale: f32,
     },
     Rope {
         x: String,

@@ -18,7 +18,12 @@ pub trait TensorReader: Sync {
 
 pub enum Weight {
     Matrix(Matrix),
-    Vector { format: Format, values: Vec<f32> },
+    /// One for each expert, all of one shape.
+    Experts(Vec<Matrix>),
+    Vector {
+        format: Format,
+        values: Vec<f32>,
+    },
 }
 
 /// All tensors of a plan, and how many rows of each have been loaded.
@@ -43,6 +48,14 @@ impl Weights {
                         .map(Weight::Matrix)
                         .ok_or_else(|| Error::memory(&what(), bytes))?
                 }
+                Use::Experts(format) => {
+                    let mut experts = Vec::new();
+                    for _ in 0..tensor.experts.unwrap_or(1) {
+                        let matrix = Matrix::zeroed(format, tensor.rows, tensor.cols);
+                        experts.push(matrix.ok_or_else(|| Error::memory(&what(), None))?);
+                    }
+                    Weight::Experts(experts)
+                }
                 Use::Vector(format) => {
                     let mut values = Vec::new();
                     values
@@ -59,20 +72,28 @@ impl Weights {
     pub fn matrix(&self, id: usize) -> &Matrix {
         match &self.tensors[id] {
             Weight::Matrix(matrix) => matrix,
-            Weight::Vector { .. } => unreachable!("the compiler claimed tensor {id} as a matrix"),
+            _ => unreachable!("the compiler claimed tensor {id} as a matrix"),
+        }
+    }
+
+    pub fn experts(&self, id: usize) -> &[Matrix] {
+        match &self.tensors[id] {
+            Weight::Experts(experts) => experts,
+            _ => unreachable!("the compiler claimed tensor {id} as experts"),
         }
     }
 
     pub fn vector(&self, id: usize) -> &[f32] {
         match &self.tensors[id] {
             Weight::Vector { values, .. } => values,
-            Weight::Matrix(_) => unreachable!("the compiler claimed tensor {id} as a vector"),
+            _ => unreachable!("the compiler claimed tensor {id} as a vector"),
         }
     }
 
     pub fn bytes(&self) -> usize {
         let bytes = |weight: &Weight| match weight {
             Weight::Matrix(matrix) => matrix.bytes(),
+            Weight::Experts(experts) => experts.iter().map(Matrix::bytes).sum(),
             Weight::Vector { values, .. } => values.len() * 4,
         };
         self.tensors.iter().map(bytes).sum()
@@ -86,6 +107,7 @@ impl Weights {
     fn rows(&self, id: usize) -> usize {
         match &self.tensors[id] {
             Weight::Matrix(matrix) => matrix.rows(),
+            Weight::Experts(experts) => experts.iter().map(Matrix::rows).sum(),
             Weight::Vector { .. } => 1,
         }
     }
@@ -94,6 +116,9 @@ impl Weights {
     fn row_bytes(&self, id: usize) -> usize {
         match &self.tensors[id] {
             Weight::Matrix(matrix) => matrix.format().row_bytes(matrix.cols()),
+            Weight::Experts(experts) => {
+                experts.first().map_or(0, |matrix| matrix.format().row_bytes(matrix.cols()))
+            }
             Weight::Vector { format, values } => format.row_bytes(values.len()),
         }
     }
@@ -101,10 +126,12 @@ impl Weights {
     /// Packs a whole tensor, all threads reading and packing parts of it.
     pub fn load(&mut self, id: usize, reader: &dyn TensorReader, offset: u64, pool: &dyn Pool) -> Result<()> {
         let row_bytes = self.row_bytes(id);
-        let (rows, per_item) = (self.rows(id), LANES * (READ_BYTES / (row_bytes * LANES)).max(1));
+        let rows = self.rows(id);
         let next = AtomicUsize::new(0);
         let fault = Mutex::new(None);
         let target = Target::new(&mut self.tensors[id]);
+        let unit = target.unit();
+        let per_item = unit * (READ_BYTES / (row_bytes * unit)).max(1);
         pool.run(&|_| {
             let mut bytes = Vec::new();
             loop {
@@ -130,15 +157,18 @@ impl Weights {
         Ok(())
     }
 
-    /// Packs rows that were read elsewhere: in order, a multiple of 16 rows at a time but for the last.
+    /// Packs rows that were read elsewhere: in order, a multiple of 16 rows (of whole
+    /// experts, where their rows are not) at a time but for the last.
     pub fn push(&mut self, id: usize, bytes: &[u8]) -> Result<()> {
         let (row_bytes, done, rows) = (self.row_bytes(id), self.loaded[id], self.rows(id));
         let count = bytes.len() / row_bytes;
-        let whole = count * row_bytes == bytes.len() && (count.is_multiple_of(LANES) || done + count == rows);
+        let target = Target::new(&mut self.tensors[id]);
+        let whole =
+            count * row_bytes == bytes.len() && (count.is_multiple_of(target.unit()) || done + count == rows);
         if !whole || count == 0 || done + count > rows {
             return Err(Error::internal(format!("{} bytes pushed at row {done} of {rows}", bytes.len())));
         }
-        Target::new(&mut self.tensors[id]).pack(done, bytes);
+        target.pack(done, bytes);
         self.loaded[id] += count;
         Ok(())
     }
@@ -150,31 +180,62 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 /// A tensor that several threads fill, each its own rows.
 enum Target<'a> {
-    Matrix { format: Format, cols: usize, tiles: kernels::view::Shared<'a, u8> },
-    Vector { format: Format, values: kernels::view::Shared<'a, f32> },
+    /// One matrix or more, each of so many rows.
+    Matrices {
+        format: Format,
+        cols: usize,
+        rows: usize,
+        tiles: Vec<kernels::view::Shared<'a, u8>>,
+    },
+    Vector {
+        format: Format,
+        values: kernels::view::Shared<'a, f32>,
+    },
 }
 
 impl<'a> Target<'a> {
     fn new(weight: &'a mut Weight) -> Self {
         match weight {
-            Weight::Matrix(matrix) => {
-                Self::Matrix { format: matrix.format(), cols: matrix.cols(), tiles: matrix.shared_tiles() }
-            }
+            Weight::Matrix(matrix) => Self::matrices(std::slice::from_mut(matrix)),
+            Weight::Experts(experts) => Self::matrices(experts),
             Weight::Vector { format, values } => {
                 Self::Vector { format: *format, values: kernels::view::Shared::new(values) }
             }
         }
     }
 
-    /// `first` is a multiple of 16.
+    fn matrices(matrices: &'a mut [Matrix]) -> Self {
+        let (format, cols, rows) = matrices
+            .first()
+            .map_or((Format::F32, 1, 1), |matrix| (matrix.format(), matrix.cols(), matrix.rows()));
+        Self::Matrices { format, cols, rows, tiles: matrices.iter_mut().map(Matrix::shared_tiles).collect() }
+    }
+
+    /// How many rows lie between two places where packing may start.
+    fn unit(&self) -> usize {
+        match self {
+            Self::Matrices { rows, tiles, .. } if tiles.len() > 1 && !rows.is_multiple_of(LANES) => *rows,
+            _ => LANES,
+        }
+    }
+
+    /// `first` is a multiple of `unit`.
     fn pack(&self, first: usize, bytes: &[u8]) {
         match self {
-            Self::Matrix { format, cols, tiles } => {
-                let tile_bytes = format.tile_bytes(*cols);
-                for (i, rows) in bytes.chunks(format.row_bytes(*cols) * LANES).enumerate() {
-                    let at = (first / LANES + i) * tile_bytes;
+            Self::Matrices { format, cols, rows, tiles } => {
+                let (row_bytes, tile_bytes) = (format.row_bytes(*cols), format.tile_bytes(*cols));
+                let mut row = first;
+                let mut left = bytes;
+                while !left.is_empty() {
+                    let (matrix, within) = (row / rows, row % rows);
+                    let count = LANES.min(rows - within).min(left.len() / row_bytes);
+                    let (source, rest) = left.split_at(count * row_bytes);
+                    let at = within / LANES * tile_bytes;
                     // SAFETY: each tile's rows are packed by one thread.
-                    pack_tile(*format, *cols, rows, unsafe { tiles.write(at..at + tile_bytes) });
+                    let tile = unsafe { tiles[matrix].write(at..at + tile_bytes) };
+                    pack_tile(*format, *cols, source, tile);
+                    row += count;
+                    left = rest;
                 }
             }
             Self::Vector { format, values } => {

@@ -319,3 +319,88 @@ proptest! {
         }
     }
 }
+
+/// The plan with its feed-forward layer made a mixture of 6 experts of which 3 are used; an expert's
+/// 24 rows do not fill tiles.
+fn mixture() -> Value {
+    let mut plan = plan();
+    let stack = |name: &str, rows: usize, cols: usize| json!({ "name": name, "type": "F16", "rows": rows, "cols": cols, "experts": 6 });
+    let tensors = plan["tensors"].as_array_mut().unwrap();
+    tensors.retain(|t| !["gate", "up", "down"].contains(&t["name"].as_str().unwrap()));
+    tensors.push(json!({ "name": "router", "type": "Q8_0", "rows": 6, "cols": WIDTH }));
+    tensors.extend([stack("gate", 24, WIDTH), stack("up", 24, WIDTH), stack("down", WIDTH, 24)]);
+    let buffers = plan["buffers"].as_array_mut().unwrap();
+    buffers.retain(|b| b["name"] != "f");
+    buffers.push(json!({ "name": "g", "width": 6, "rows": "tokens" }));
+    let ops = plan["ops"].as_array_mut().unwrap();
+    let at = ops.iter().position(|op| op["op"] == "glu").unwrap();
+    ops.splice(at..at + 2, [
+        json!({ "op": "linear", "x": "n", "weight": "router", "out": "g", "precise": true }),
+        json!({
+            "op": "experts", "x": "n", "gates": "g", "gate": "gate", "up": "up", "down": "down", "activation": "silu",
+            "out": "x", "topK": 3, "normalise": true, "scale": 1.0,
+        }),
+    ]);
+    plan
+}
+
+/// F16 values around 0 of seeded bytes; F32 ones; Q8_0 blocks.
+struct Mixed(Vec<String>, usize);
+
+impl TensorReader for Mixed {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        match self.0[self.1].as_str() {
+            "F32" => to.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&1f32.to_le_bytes())),
+            "F16" => to.chunks_exact_mut(2).enumerate().for_each(|(i, b)| {
+                let at = offset + i as u64 * 2 + ((self.1 as u64) << 32);
+                let bits = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16;
+                // Exponents of 2^-6 to 2^-3, either sign.
+                b.copy_from_slice(&((bits & 0x8fff) | 0x2000).to_le_bytes());
+            }),
+            _ => Noise { seed: self.1 as u64, norm: 1.0 }.read(offset, to)?,
+        }
+        Ok(())
+    }
+}
+
+fn mixture_on(isa: usize, threads: usize) -> Model {
+    let value = mixture();
+    let types: Vec<String> =
+        value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
+    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 64).unwrap();
+    for id in 0..types.len() {
+        model.load_tensor(id, &Mixed(types.clone(), id), 0).unwrap();
+    }
+    model
+}
+
+#[test]
+fn experts_do_not_depend_on_isa_threads_or_chunks() {
+    let prompt = tokens(60);
+    let scalar = mixture_on(available().len() - 1, 1);
+    let want = logits(&scalar, scalar.create_sequence(None).unwrap(), &prompt);
+    assert!(want.iter().any(|&bits| bits != want[0]));
+    for isa in 0..available().len() {
+        for threads in [1, 3] {
+            let model = mixture_on(isa, threads);
+            for chunk in [1, 7, 60] {
+                let sequence = model.create_sequence(None).unwrap();
+                let got: Vec<u32> =
+                    prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect();
+                assert!(got == want, "{} with {threads} threads, chunks of {chunk}", available()[isa].isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn hostile_mixtures_are_refused() {
+    for (field, value) in [("topK", json!(0)), ("topK", json!(7)), ("scale", json!(1e300)), ("x", json!("x"))]
+    {
+        let mut plan = mixture();
+        let op = plan["ops"].as_array_mut().unwrap().iter_mut().find(|op| op["op"] == "experts").unwrap();
+        op[field] = value;
+        assert_eq!(build(&plan).map(|_| ()).unwrap_err().code, "PLAN_INVALID", "{field}");
+    }
+}

@@ -1,0 +1,258 @@
+//! The phases of a mixture of experts.
+//!
+//! Each of a step's (token, rank) pairs gets a slot; slots are in order of expert, then token. An
+//! expert's packed weights are read once per step, for all its slots; work is handed out by tiles
+//! of the experts in use, so that it is even whatever the routing. A token's slots are summed in
+//! order of rank, whatever order they were computed in.
+
+use crate::compile::{Compiled, Experts, Phase};
+use crate::error::{Error, Result};
+use crate::weights::Weights;
+use kernels::acts::{ActStore, NonFinite, SharedActs};
+use kernels::kernels::matmul::{GluJob, LinearJob};
+use kernels::route::Route;
+use kernels::table::KernelTable;
+use kernels::view::{Aligned, Shared};
+use std::ops::Range;
+
+/// Values that are summed over the ranks at a time.
+const CHUNK: usize = 64;
+
+/// The memory of the largest mixture of a plan; empty where there is none.
+pub struct ExpertStore {
+    /// [tokens][top_k].
+    routes: Aligned<Route>,
+    /// Token of each slot.
+    token_of: Aligned<u32>,
+    /// Slot of each [token][rank].
+    slot_of: Aligned<u32>,
+    /// First slot of each expert, and the end of the last.
+    starts: Aligned<u32>,
+    /// How many experts are in use, then which.
+    active: Aligned<u32>,
+    acts: ActStore,
+    /// [slots][inner].
+    inner: Aligned<f32>,
+    /// [slots][width].
+    out: Aligned<f32>,
+}
+
+impl ExpertStore {
+    pub fn new(compiled: &Compiled, max_tokens: usize) -> Result<Self> {
+        let (mut top_k, mut count, mut inner, mut width) = (0, 0, 0, 0);
+        for phase in &compiled.phases {
+            if let Phase::Group(of) = phase {
+                top_k = top_k.max(of.router.top_k);
+                count = count.max(of.count);
+                inner = inner.max(of.inner);
+                width = width.max(of.width);
+            }
+        }
+        let slots = max_tokens * top_k;
+        let build = || {
+            Some(Self {
+                routes: Aligned::zeroed(slots)?,
+                token_of: Aligned::zeroed(slots)?,
+                slot_of: Aligned::zeroed(slots)?,
+                starts: Aligned::zeroed(count + 1)?,
+                active: Aligned::zeroed(count + 1)?,
+                acts: ActStore::new(slots, inner.max(width))?,
+                inner: Aligned::zeroed(slots.checked_mul(inner)?)?,
+                out: Aligned::zeroed(slots.checked_mul(width)?)?,
+            })
+        };
+        build().ok_or_else(|| Error::memory("the experts' activations", slots.checked_mul(inner + width)))
+    }
+
+    pub fn shared(&mut self) -> SharedExperts<'_> {
+        SharedExperts {
+            routes: self.routes.shared(),
+            token_of: self.token_of.shared(),
+            slot_of: self.slot_of.shared(),
+            starts: self.starts.shared(),
+            active: self.active.shared(),
+            acts: self.acts.shared(),
+            inner: self.inner.shared(),
+            out: self.out.shared(),
+        }
+    }
+}
+
+/// The store while a step runs. Phases write what later phases read; within a phase each item
+/// writes its own slots, tiles or tokens.
+#[derive(Clone, Copy)]
+pub struct SharedExperts<'a> {
+    routes: Shared<'a, Route>,
+    token_of: Shared<'a, u32>,
+    slot_of: Shared<'a, u32>,
+    starts: Shared<'a, u32>,
+    active: Shared<'a, u32>,
+    acts: SharedActs<'a>,
+    inner: Shared<'a, f32>,
+    out: Shared<'a, f32>,
+}
+
+impl<'a> SharedExperts<'a> {
+    /// # Safety
+    /// No other thread uses the token's routes while the result lives.
+    pub unsafe fn routes(&self, token: usize, top_k: usize) -> &'a mut [Route] {
+        // SAFETY: the caller's promise.
+        unsafe { self.routes.write(token * top_k..(token + 1) * top_k) }
+    }
+
+    /// The experts in use.
+    ///
+    /// # Safety
+    /// No thread groups while the result lives.
+    pub unsafe fn active(&self) -> &'a [u32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.active.read(1..1 + self.active.read(0..1)[0] as usize) }
+    }
+
+    /// Sorts the slots by expert, by counting.
+    pub fn group(&self, of: &Experts, tokens: usize) {
+        let top_k = of.router.top_k;
+        let slots = tokens * top_k;
+        // SAFETY: the only item of its phase; routes were written in an earlier one.
+        let (routes, token_of, slot_of, starts, active) = unsafe {
+            (
+                self.routes.read(0..slots),
+                self.token_of.write(0..slots),
+                self.slot_of.write(0..slots),
+                self.starts.write(0..of.count + 1),
+                self.active.write(0..of.count + 1),
+            )
+        };
+        starts.fill(0);
+        for route in routes {
+            starts[route.expert as usize + 1] += 1;
+        }
+        active[0] = 0;
+        for expert in 0..of.count {
+            if starts[expert + 1] > 0 {
+                active[0] += 1;
+                active[active[0] as usize] = expert as u32;
+            }
+            starts[expert + 1] += starts[expert];
+        }
+        for (pair, route) in routes.iter().enumerate() {
+            let next = &mut starts[route.expert as usize];
+            slot_of[pair] = *next;
+            token_of[*next as usize] = (pair / top_k) as u32;
+            *next += 1;
+        }
+        // Each start has moved on to the next expert's.
+        starts.copy_within(0..of.count, 1);
+        starts[0] = 0;
+    }
+
+    pub fn spread(&self, of: &Experts, x: &SharedActs, slots: Range<usize>) {
+        for slot in slots {
+            // SAFETY: the slot belongs to this item; x and the grouping were written in earlier phases.
+            unsafe {
+                let token = self.token_of.read(slot..slot + 1)[0] as usize;
+                self.acts.copy_row(of.x_kind, of.width, slot, x, token);
+            }
+        }
+    }
+
+    /// Calls `run` with each expert, its tiles and its slots that `units` covers.
+    fn each_expert(
+        &self,
+        units: Range<usize>,
+        tiles: usize,
+        run: impl Fn(usize, Range<usize>, Range<usize>),
+    ) {
+        // SAFETY: grouped in an earlier phase.
+        let active = unsafe { self.active() };
+        let mut unit = units.start;
+        while unit < units.end.min(active.len() * tiles) {
+            let expert = active[unit / tiles] as usize;
+            let first = unit % tiles;
+            let last = (first + units.end - unit).min(tiles);
+            // SAFETY: grouped in an earlier phase.
+            let ends = unsafe { self.starts.read(expert..expert + 2) };
+            run(expert, first..last, ends[0] as usize..ends[1] as usize);
+            unit += last - first;
+        }
+    }
+
+    pub fn glu(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
+        let (gates, ups) = (weights.experts(of.gate), weights.experts(of.up));
+        self.each_expert(units, gates[0].tiles(), |expert, tiles, slots| {
+            // SAFETY: spread in an earlier phase.
+            let acts = unsafe { self.acts.all(of.x_kind, slots.end, of.width) };
+            (table.glu)(&GluJob {
+                gate: &gates[expert],
+                up: &ups[expert],
+                tiles,
+                acts: acts.part(slots.start, slots.len()),
+                activation: of.activation,
+                out: self.inner.from(slots.start * of.inner),
+                width: of.inner,
+            });
+        });
+    }
+
+    /// Prepares what the slots hold; the token of the first that is not finite.
+    pub fn prepare(
+        &self,
+        of: &Experts,
+        table: &KernelTable,
+        slots: Range<usize>,
+    ) -> std::result::Result<(), (usize, NonFinite)> {
+        for slot in slots {
+            // SAFETY: the slot belongs to this item; what it holds was written in an earlier phase.
+            let result = unsafe {
+                let x = self.inner.read(slot * of.inner..(slot + 1) * of.inner);
+                (table.prepare)(of.inner_kind, x, self.acts.row(of.inner_kind, slot, of.inner))
+            };
+            // SAFETY: grouped in an earlier phase.
+            result.map_err(|fault| (unsafe { self.token_of.read(slot..slot + 1) }[0] as usize, fault))?;
+        }
+        Ok(())
+    }
+
+    pub fn down(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
+        let downs = weights.experts(of.down);
+        self.each_expert(units, downs[0].tiles(), |expert, tiles, slots| {
+            // SAFETY: prepared in an earlier phase.
+            let acts = unsafe { self.acts.all(of.inner_kind, slots.end, of.inner) };
+            (table.linear)(&LinearJob {
+                weight: &downs[expert],
+                tiles,
+                acts: acts.part(slots.start, slots.len()),
+                bias: None,
+                add: false,
+                out: self.out.from(slots.start * of.width),
+                width: of.width,
+            });
+        });
+    }
+
+    /// x += the sum of each token's slots, in order of rank, by their weights.
+    pub fn combine(&self, of: &Experts, x: Shared<f32>, tokens: Range<usize>) {
+        let top_k = of.router.top_k;
+        for token in tokens {
+            let pairs = token * top_k..(token + 1) * top_k;
+            // SAFETY: the token belongs to this item; the rest was written in earlier phases.
+            let (x, routes, slots) = unsafe {
+                (
+                    x.write(token * of.width..(token + 1) * of.width),
+                    self.routes.read(pairs.clone()),
+                    self.slot_of.read(pairs),
+                )
+            };
+            for (i, x) in x.chunks_mut(CHUNK).enumerate() {
+                let mut sums = [0.0; CHUNK];
+                for (route, &slot) in routes.iter().zip(slots) {
+                    let at = slot as usize * of.width + i * CHUNK;
+                    // SAFETY: as above.
+                    let out = unsafe { self.out.read(at..at + x.len()) };
+                    sums.iter_mut().zip(out).for_each(|(sum, out)| *sum += route.weight * out);
+                }
+                x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum);
+            }
+        }
+    }
+}
