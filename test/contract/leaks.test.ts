@@ -32,7 +32,7 @@ interface Report {
 
 /**
  * What may come on top after the warm-up: compiled code and the allocator's slack, a few MiB that do not grow with
- * the count. A model takes more than 1 MiB and a generation's cache about 0.2, so one lost in 8 would exceed it.
+ * the count. A model takes about as much, so losing two of them shows; caches are counted exactly.
  */
 const GROWTH = 5 * MIB;
 /** V8 lets its young generation grow with use, by 30 MiB here; held small, what the engine keeps shows. */
