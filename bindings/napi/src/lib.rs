@@ -1,5 +1,7 @@
 //! The runtime for Node: converts, calls, converts back. Long calls run on libuv's threads.
 
+mod quantize;
+
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::table::available;
