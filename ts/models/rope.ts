@@ -22,7 +22,7 @@ export function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: Te
   const attnFactor = keys.optionalPositive('rope.scaling.attn_factor') ?? 1;
   return {
     dims,
-    base: keys.optionalPositive('rope.freq_base') ?? 10_000,
+    base: readBase(keys),
     layout: row.ropeLayout,
     factor: scaling === 'none' ? 1 : readFactor(keys),
     extFactor: scaling === 'yarn' ? readExtFactor(keys) : 0,
@@ -80,4 +80,10 @@ function findFactors(
   const [chosen, other] = beyondOriginal ? ['long', 'short'] : ['short', 'long'];
   tensors.ignore(`rope_factors_${other}.weight`);
   return tensors.required(`rope_factors_${chosen}.weight`, [dims / 2], 'factors');
+}
+
+function readBase(keys: Keys): number {
+  const base = keys.optionalPositive('rope.freq_base') ?? 10_000;
+  if (base > 1) return base;
+  throw invalid(keys.full('rope.freq_base'), 'above 1', base);
 }

@@ -17,17 +17,16 @@ impl Plain for Route {}
 impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
-/// Larger memory starts on a huge page's boundary and asks for huge pages, where there are any.
+/// From this size on memory comes from the system page by page as it is used, and goes back at once.
+const MAPPED: usize = 1 << 20;
+/// Memory of several of these starts on such a boundary and asks for huge pages.
 const HUGE: usize = 2 << 20;
 
 /// Zeroed memory on a 64-byte boundary, never grown. Untouched pages cost nothing.
 pub struct Aligned<T: Plain> {
     pointer: NonNull<T>,
     len: usize,
-    /// What was allocated: larger than needed, as the allocator clears memory page by page on use
-    /// only where it need not align it.
-    block: *mut u8,
-    layout: Layout,
+    _block: Block,
 }
 
 // SAFETY: it owns its memory, and T is plain data.
@@ -40,14 +39,12 @@ impl<T: Plain> Aligned<T> {
     pub fn zeroed(len: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
         let align = if bytes >= 2 * HUGE { HUGE } else { ALIGN };
-        let layout = Layout::from_size_align(bytes.checked_add(align)?, 1).ok()?;
-        // SAFETY: the layout's size is not zero.
-        let block = NonNull::new(unsafe { alloc_zeroed(layout) })?.as_ptr();
-        let start = block.wrapping_add(block.align_offset(align));
+        let block = Block::zeroed(bytes.checked_add(align)?)?;
+        let start = block.start.wrapping_add(block.start.align_offset(align));
         if align == HUGE {
             advise_huge(start, bytes);
         }
-        Some(Self { pointer: NonNull::new(start.cast())?, len, block, layout })
+        Some(Self { pointer: NonNull::new(start.cast())?, len, _block: block })
     }
 
     pub fn as_slice(&self) -> &[T] {
@@ -70,10 +67,42 @@ impl<T: Plain> Aligned<T> {
     }
 }
 
-impl<T: Plain> Drop for Aligned<T> {
+/// Zeroed bytes from the allocator or, where there are many, from the system: an allocator clears
+/// memory that it hands out again, all at once.
+struct Block {
+    start: *mut u8,
+    bytes: usize,
+}
+
+impl Block {
+    fn zeroed(bytes: usize) -> Option<Self> {
+        #[cfg(unix)]
+        if bytes >= MAPPED {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: a new mapping, at a place of the system's choice.
+            let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+            return (start != libc::MAP_FAILED).then_some(Self { start: start.cast(), bytes });
+        }
+        let layout = Layout::from_size_align(bytes, 1).ok()?;
+        // SAFETY: there is at least one byte, as room for aligning is part of it.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { start: start.as_ptr(), bytes })
+    }
+}
+
+impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout.
-        unsafe { dealloc(self.block, self.layout) }
+        #[cfg(unix)]
+        if self.bytes >= MAPPED {
+            // SAFETY: mapped in `zeroed` with this very length.
+            unsafe { libc::munmap(self.start.cast(), self.bytes) };
+            return;
+        }
+        if let Ok(layout) = Layout::from_size_align(self.bytes, 1) {
+            // SAFETY: allocated in `zeroed` with this very layout.
+            unsafe { dealloc(self.start, layout) }
+        }
     }
 }
 

@@ -303,9 +303,10 @@ impl<'a> Compiler<'a> {
         let gate = self.matrix(gate, self.width(out), k)?;
         let up = self.matrix(up, self.width(out), k)?;
         let kind = self.format(gate).activations();
-        if self.format(up).activations() != kind || x == out {
-            return Err(self.fault("has a gate and an up matrix that do not fit"));
+        if x == out {
+            return Err(self.fault("writes what it reads"));
         }
+        self.check_kinds(gate, up)?;
         self.prepare(x, kind);
         let activation = activation_of(activation);
         self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out });
@@ -326,7 +327,8 @@ impl<'a> Compiler<'a> {
         let x_kind = self.format(gate).activations();
         let inner_kind = self.format(down).activations();
         let on_tokens = [x, gates, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
-        let fits = self.width(out) == width && self.format(up).activations() == x_kind && out != x;
+        self.check_kinds(gate, up)?;
+        let fits = self.width(out) == width && out != x;
         if !on_tokens || !fits || !(1..=count).contains(top_k) || !scale.is_finite() {
             return Err(self.fault("has experts, widths or a top-k that do not fit"));
         }
@@ -482,6 +484,20 @@ impl<'a> Compiler<'a> {
         let (id, format) = self.tensor(name, rows, cols, Some(count))?;
         self.check_columns(name, format, cols)?;
         self.claim(id, Use::Experts(format))
+    }
+
+    /// A gate and its up matrix are multiplied with the same prepared activations.
+    fn check_kinds(&self, gate: TensorId, up: TensorId) -> Result<()> {
+        let (a, b) = (self.format(gate), self.format(up));
+        if a.activations() == b.activations() {
+            return Ok(());
+        }
+        let names = [gate, up].map(|id| self.plan.tensors[id].name.as_str());
+        Err(Error {
+            code: "UNSUPPORTED_FEATURE",
+            message: format!("{} is {} and {} is {}", names[0], a.name(), names[1], b.name()),
+            cure: "Use a file in which both are quantised, or both of the same floating-point type.",
+        })
     }
 
     fn check_columns(&self, name: &str, format: Format, cols: usize) -> Result<()> {
