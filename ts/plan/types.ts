@@ -81,8 +81,8 @@ export type PlanOp =
       readonly eps: number;
     }
   /**
-   * out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). With `precise`, activations that would be
-   * rounded to 8 bits are kept to 16: twice the arithmetic, the same bytes of weights. Logits always are.
+   * out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). With `precise`, what rounding the
+   * activations leaves is multiplied too: twice the arithmetic, the same bytes of weights. Logits always are precise.
    */
   | {
       readonly op: 'linear';

@@ -18,8 +18,8 @@ impl ActStore {
     /// None where memory is short.
     pub fn new(rows: usize, width: usize) -> Option<Self> {
         let size = rows.checked_mul(width.next_multiple_of(QK))?;
-        let blocks = (size / QK).checked_mul(ActKind::Q8Pair.columns())?;
-        Some(Self { floats: Aligned::zeroed(size)?, blocks: Aligned::zeroed(blocks)? })
+        let blocks = (size / QK).checked_mul(2)?;
+        Some(Self { floats: Aligned::zeroed(size.checked_mul(2)?)?, blocks: Aligned::zeroed(blocks)? })
     }
 
     pub fn shared(&mut self) -> SharedActs<'_> {
@@ -36,7 +36,7 @@ pub struct SharedActs<'a> {
 
 /// One token's part of the store, to be filled.
 pub struct ActRow<'a> {
-    /// F32, F16 and BF16: the (rounded) values. Q8Pair: room for what rounding leaves.
+    /// F32, F16 and BF16: the (rounded) values; of a pair, then what rounding left of them. Q8Pair: room for the latter.
     pub floats: &'a mut [f32],
     /// Q8: the values. Q8Pair: the values, then what rounding left of them.
     pub blocks: &'a mut [ActBlock],
@@ -72,7 +72,11 @@ impl<'a> SharedActs<'a> {
     /// # Safety
     /// No other thread uses token `row` of the store while the result lives.
     pub unsafe fn row(&self, kind: ActKind, row: usize, k: usize) -> ActRow<'a> {
-        let floats = if kind == ActKind::Q8 { 0 } else { k };
+        let floats = match kind {
+            ActKind::Q8 => 0,
+            ActKind::Q8Pair => k,
+            _ => k * kind.columns(),
+        };
         let blocks = if kind.quantised() { k / QK * kind.columns() } else { 0 };
         // SAFETY: the caller's promise; rows of one step do not overlap.
         unsafe {

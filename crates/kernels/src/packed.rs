@@ -31,7 +31,9 @@ pub enum ActKind {
     F16,
     BF16,
     Q8,
-    /// Q8 twice: the values, then what rounding left of them, as two columns whose products are added.
+    /// Twice: the values, then what rounding left of them, as two columns whose products are added.
+    F16Pair,
+    BF16Pair,
     Q8Pair,
 }
 
@@ -43,7 +45,17 @@ impl ActKind {
 
     /// Columns that one token takes.
     pub fn columns(self) -> usize {
-        if self == Self::Q8Pair { 2 } else { 1 }
+        if matches!(self, Self::F16Pair | Self::BF16Pair | Self::Q8Pair) { 2 } else { 1 }
+    }
+
+    /// The kind that also keeps what rounding leaves; F32 leaves nothing.
+    pub fn precise(self) -> Self {
+        match self {
+            Self::F16 => Self::F16Pair,
+            Self::BF16 => Self::BF16Pair,
+            Self::Q8 => Self::Q8Pair,
+            kind => kind,
+        }
     }
 }
 

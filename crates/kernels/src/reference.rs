@@ -121,8 +121,10 @@ pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite
     let ActRow { floats, blocks } = to;
     match kind {
         ActKind::F32 => floats.copy_from_slice(x),
-        ActKind::F16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_f16(x)),
-        ActKind::BF16 => floats.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x)),
+        ActKind::F16 => round(x, floats, round_f16),
+        ActKind::BF16 => round(x, floats, round_bf16),
+        ActKind::F16Pair => round_pair(x, floats, round_f16),
+        ActKind::BF16Pair => round_pair(x, floats, round_bf16),
         ActKind::Q8 => quantise(x, blocks),
         ActKind::Q8Pair => {
             let (blocks, rest) = blocks.split_at_mut(x.len() / QK);
@@ -136,6 +138,18 @@ pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite
     }
     let finite = x.iter().all(|x| x.is_finite()) && floats.iter().all(|x| x.is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+fn round(x: &[f32], out: &mut [f32], to: fn(f32) -> f32) {
+    out.iter_mut().zip(x).for_each(|(out, &x)| *out = to(x));
+}
+
+fn round_pair(x: &[f32], out: &mut [f32], to: fn(f32) -> f32) {
+    let (values, rest) = out.split_at_mut(x.len());
+    round(x, values, to);
+    for i in 0..x.len() {
+        rest[i] = to(x[i] - values[i]);
+    }
 }
 
 fn quantise(x: &[f32], blocks: &mut [ActBlock]) {

@@ -10,6 +10,16 @@ use kernels::table::{KernelTable, available};
 use kernels::view::{Aligned, Shared};
 use proptest::prelude::*;
 
+const KINDS: [ActKind; 7] = [
+    ActKind::F32,
+    ActKind::F16,
+    ActKind::BF16,
+    ActKind::Q8,
+    ActKind::F16Pair,
+    ActKind::BF16Pair,
+    ActKind::Q8Pair,
+];
+
 /// A small seeded generator (SplitMix64), so that cases are cheap and repeatable.
 struct Random(u64);
 
@@ -99,12 +109,10 @@ fn prepare_all(
     Ok(())
 }
 
-/// What activations a format takes; 8-bit ones also in two parts.
+/// What activations a format takes, in one part or in two.
 fn kind_of(format: Format, precise: bool) -> ActKind {
-    match format.activations() {
-        ActKind::Q8 if precise => ActKind::Q8Pair,
-        kind => kind,
-    }
+    let kind = format.activations();
+    if precise { kind.precise() } else { kind }
 }
 
 fn run_linear(
@@ -382,7 +390,7 @@ fn attention_matches_plain_softmax() {
 #[test]
 fn non_finite_activations_are_reported() {
     for table in available() {
-        for kind in [ActKind::F32, ActKind::F16, ActKind::BF16, ActKind::Q8, ActKind::Q8Pair] {
+        for kind in KINDS {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for at in [0, 31, 40, 63] {
                     let mut x = vec![1.0; 64];
@@ -423,9 +431,9 @@ fn rows_read_back_as_the_format_defines() {
 }
 
 #[test]
-fn two_parts_keep_sixteen_bits() {
+fn two_parts_keep_twice_the_bits() {
     let mut random = Random(9);
-    for format in [Format::Q8_0, Format::Q4_0] {
+    for format in [Format::Q8_0, Format::Q4_0, Format::F16, Format::BF16] {
         let w = random.matrix(format, 16, 256);
         let x: Vec<f32> = (0..256).map(|_| (random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
         let mut errors = [0.0f64; 2];

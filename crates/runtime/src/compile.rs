@@ -278,7 +278,8 @@ impl<'a> Compiler<'a> {
         let k = self.width(x);
         let weight = self.matrix(weight, width, k)?;
         let bias = bias.map(|bias| self.vector(bias, width)).transpose()?;
-        let kind = precisely(self.format(weight).activations(), precise);
+        let plain = self.format(weight).activations();
+        let kind = if precise { plain.precise() } else { plain };
         let fresh = self.prepare(x, kind);
         let part = LinearPart { weight, bias, out, add };
         match self.phases.last_mut() {
@@ -566,11 +567,6 @@ fn activation_of(activation: Activation) -> rows::Activation {
         Activation::Silu => rows::Activation::Silu,
         Activation::Gelu => rows::Activation::Gelu,
     }
-}
-
-/// Int8 activations in two parts, where the plan asks for them; other kinds are as precise as they are.
-fn precisely(kind: ActKind, precise: bool) -> ActKind {
-    if precise && kind == ActKind::Q8 { ActKind::Q8Pair } else { kind }
 }
 
 fn check_sizes(plan: &Plan) -> Result<()> {

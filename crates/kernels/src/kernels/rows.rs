@@ -71,26 +71,40 @@ pub fn rope(x: &mut [f32], head_dim: usize, pairing: Pairing, angles: &[[f32; 2]
 /// [`NonFinite`] when a value is infinite or NaN, or becomes so by rounding to F16.
 #[inline(always)]
 pub fn prepare<S: Simd>(s: S, kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
-    match kind {
-        ActKind::F32 => to.floats.copy_from_slice(x),
-        ActKind::F16 => {
-            let mut bits = [0u16; LANES];
-            for (x, out) in x.chunks(LANES).zip(to.floats.chunks_mut(LANES)) {
-                s.store_f16(s.load(&padded(x)), &mut bits);
-                let mut rounded = [0.0; LANES];
-                s.store(s.load_f16(&bits), &mut rounded);
-                out.copy_from_slice(&rounded[..out.len()]);
-            }
-        }
-        ActKind::BF16 => {
-            for (out, &x) in to.floats.iter_mut().zip(x) {
-                *out = crate::float16::round_bf16(x);
-            }
-        }
+    let half = match kind {
         ActKind::Q8 => return quantise(s, x, to.blocks),
         ActKind::Q8Pair => return quantise_pair(s, x, to),
+        ActKind::F32 => false,
+        ActKind::F16 | ActKind::F16Pair | ActKind::BF16 | ActKind::BF16Pair => true,
+    };
+    let bf16 = matches!(kind, ActKind::BF16 | ActKind::BF16Pair);
+    // `rest` is empty where the kind keeps nothing of what rounding leaves.
+    let (values, rest) = to.floats.split_at_mut(x.len());
+    values.copy_from_slice(x);
+    if half {
+        round_half(s, bf16, values);
+        for ((rest, &x), &value) in rest.iter_mut().zip(x).zip(values.iter()) {
+            *rest = x - value;
+        }
+        round_half(s, bf16, rest);
     }
     all_finite(s, to.floats)
+}
+
+/// To the nearest F16 or BF16 values.
+#[inline(always)]
+fn round_half<S: Simd>(s: S, bf16: bool, values: &mut [f32]) {
+    if bf16 {
+        values.iter_mut().for_each(|x| *x = crate::float16::round_bf16(*x));
+        return;
+    }
+    let mut bits = [0u16; LANES];
+    for part in values.chunks_mut(LANES) {
+        s.store_f16(s.load(&padded(part)), &mut bits);
+        let mut rounded = [0.0; LANES];
+        s.store(s.load_f16(&bits), &mut rounded);
+        part.copy_from_slice(&rounded[..part.len()]);
+    }
 }
 
 #[inline(always)]
