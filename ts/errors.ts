@@ -14,6 +14,7 @@ export type ErrorCode =
   | 'GGUF_OVERLAP'
   | 'GGUF_STRING'
   | 'GGUF_SPLIT'
+  | 'SAFETENSORS_INVALID'
   | 'METADATA_MISSING'
   | 'METADATA_INVALID'
   | 'SOURCE_READ'
@@ -31,6 +32,7 @@ export type ErrorCode =
   // The call
   | 'INVALID_ARGUMENT'
   | 'CONTEXT_OVERFLOW'
+  | 'OUTPUT_WRITE'
   | 'NON_FINITE'
   | 'OUT_OF_MEMORY'
   | 'DISPOSED'

@@ -7,5 +7,6 @@ export { type GgufMetadata, type GgufModel, type GgufTensor, openGguf } from './
 export type { ByteSource } from './gguf/source.js';
 export { openUrl } from './gguf/url-source.js';
 export { architectures, type ModelFacts } from './models/index.js';
+export * from './quantize/index.js';
 export type { ChatMessage } from './template/index.js';
 export { createTokenizer, type Detokenizer, type Tokenizer } from './tokenizer/index.js';

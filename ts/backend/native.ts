@@ -20,7 +20,21 @@ import type {
 interface Addon {
   isas(): Isa[];
   tensorTypes(): string[];
+  /** `values`, of type `source`, as whole blocks of type `target`, and what that changed. */
+  quantizeValues(source: string, target: string, values: Uint8Array, threads: number): Promise<Quantized>;
   NativeModel: new (plan: Uint8Array, threads: number, isa: string, maxStepTokens: number) => NativeModel;
+}
+
+export interface Quantized {
+  readonly bytes: Uint8Array;
+  /** Sum of the squares of the values. */
+  readonly squares: number;
+  /** Sum of the squares of the differences. */
+  readonly errors: number;
+  /** The first element that cannot be held, where there is one: the other fields mean nothing then. */
+  readonly badElement?: number;
+  /** Its value, where it is a number. */
+  readonly badValue?: number;
 }
 
 interface NativeModel {
@@ -83,7 +97,8 @@ function addonNames(): string[] {
   return variants.map((variant) => `frugal.${base}${variant}.node`);
 }
 
-function loadAddon(): Addon {
+/** @throws FrugalError `BACKEND_UNAVAILABLE` */
+export function loadAddon(): Addon {
   const require = createRequire(import.meta.url);
   const failures: string[] = [];
   for (const name of addonNames()) {
@@ -214,7 +229,8 @@ function translate<T>(call: () => T): T {
   }
 }
 
-async function translateAsync<T>(call: () => Promise<T>): Promise<T> {
+/** A call of the addon, its errors as FrugalErrors. */
+export async function translateAsync<T>(call: () => Promise<T>): Promise<T> {
   try {
     return await call();
   } catch (error) {

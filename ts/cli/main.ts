@@ -5,6 +5,7 @@ import { addChat } from './chat.js';
 import { addDigest } from './digest.js';
 import { addInspect } from './inspect.js';
 import { addPerplexity } from './perplexity.js';
+import { addQuantize } from './quantize.js';
 import { addRun } from './run.js';
 import { addScore } from './score.js';
 import { handleClosedPipes, reportError } from './terminal.js';
@@ -26,7 +27,10 @@ function createProgram(version: string): Command {
     // What is wrong with the arguments is reported by `reportError`, in one line.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addRun, addChat, addInspect, addTokenize, addPerplexity, addScore, addDigest])
+  for (const add of [
+    ...[addRun, addChat, addInspect, addTokenize, addPerplexity, addScore, addDigest],
+    addQuantize,
+  ])
     add(program);
   for (const command of program.commands) command.option('--debug', 'print stack traces of errors');
   return program;

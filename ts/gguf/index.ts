@@ -10,6 +10,7 @@ export type { ByteSource } from './source.js';
 export { StringArray } from './string-array.js';
 export { type GgufTensor, MAX_TENSORS } from './tensors.js';
 export { GGML_TYPES, type GgmlType, type GgmlTypeInfo } from './types.js';
+export { type GgufLayout, layOutGguf, type TensorHead, tensorBytes } from './writer.js';
 
 /** A GGUF model whose header has been read and checked. No tensor has been read. */
 export interface GgufModel {

@@ -1,6 +1,6 @@
 //! The runtime for Node: converts, calls, converts back. Long calls run on libuv's threads.
 
-mod quantize;
+pub mod quantize;
 
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;

@@ -36,7 +36,7 @@ pub fn quantize_values(
         let wrong = |name: &str| Error::internal(format!("no conversion from {source} to {target}: {name}"));
         let from = Source::parse(&source).ok_or_else(|| wrong(&source))?;
         let to = Target::parse(&target).ok_or_else(|| wrong(&target))?;
-        if values.len() % (from.bytes() * to.block().0) != 0 {
+        if !values.len().is_multiple_of(from.bytes() * to.block().0) {
             return Err(wrong("not whole blocks"));
         }
         Ok(AsyncTask::new(Quantize { source: from, target: to, values, threads: threads.max(1) as usize }))
@@ -91,7 +91,9 @@ impl Quantize {
             for share in shares {
                 scope.spawn(|| self.convert(share));
             }
-            own.map(|share| self.convert(share));
+            if let Some(share) = own {
+                self.convert(share);
+            }
         });
         let result = total(&segments);
         Ok((bytes, result))

@@ -1,0 +1,87 @@
+import { randomBytes } from 'node:crypto';
+import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { FrugalError } from '../errors.js';
+
+/** A file that appears under its name only when it is complete. */
+export interface OutputFile {
+  write(bytes: Uint8Array, offset: number): Promise<void>;
+  /** Gives the file its size and its name. */
+  finish(size: number): Promise<void>;
+  /** Removes what was written. Does nothing after `finish`. */
+  abandon(): Promise<void>;
+}
+
+/**
+ * Creates a temporary file beside `path`, which replaces whatever is there when it is finished.
+ * @param inputs files that must not be replaced
+ * @throws FrugalError `OUTPUT_WRITE`, `INVALID_ARGUMENT` when `path` is one of `inputs`
+ */
+export async function createOutput(path: string, inputs: readonly string[]): Promise<OutputFile> {
+  const target = resolve(path);
+  await checkTarget(path, target, inputs);
+  const temporary = `${target}.${randomBytes(6).toString('hex')}.part`;
+  const handle = await failing(path, () => open(temporary, 'wx'));
+  let isOpen = true;
+  const close = async () => {
+    if (isOpen) await handle.close();
+    isOpen = false;
+  };
+  return {
+    write: (bytes, offset) => failing(path, () => writeAll(handle, bytes, offset)),
+    async finish(size) {
+      await failing(path, async () => {
+        await handle.truncate(size);
+        await handle.sync();
+        await close();
+        await rename(temporary, target);
+      });
+    },
+    async abandon() {
+      // What went wrong before is what the caller must know.
+      await close().catch(() => undefined);
+      await rm(temporary, { force: true }).catch(() => undefined);
+    },
+  };
+}
+
+async function checkTarget(path: string, target: string, inputs: readonly string[]): Promise<void> {
+  const found = await stat(target).catch(() => undefined);
+  if (found === undefined) {
+    await failing(path, () => realpath(dirname(target)));
+    return;
+  }
+  if (!found.isFile()) throw outputError(path, 'there is something that is no regular file');
+  const real = await realpath(target);
+  for (const input of inputs) {
+    if ((await realpath(input)) !== real) continue;
+    throw new FrugalError('INVALID_ARGUMENT', `${path} is the model that is read`, {
+      cure: 'Give another path for the new file.',
+      data: { path },
+    });
+  }
+}
+
+async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
+  let written = 0;
+  while (written < bytes.length) {
+    const left = bytes.length - written;
+    written += (await handle.write(bytes, written, left, offset + written)).bytesWritten;
+  }
+}
+
+async function failing<T>(path: string, action: () => Promise<T>): Promise<T> {
+  try {
+    return await action();
+  } catch (cause) {
+    throw outputError(path, cause instanceof Error ? cause.message : String(cause), cause);
+  }
+}
+
+function outputError(path: string, reason: string, cause?: unknown): FrugalError {
+  return new FrugalError('OUTPUT_WRITE', `${path} cannot be written: ${reason}`, {
+    cure: 'Give the path of a file in a folder that exists and may be written, on a disk with room for it.',
+    data: { path },
+    cause,
+  });
+}
