@@ -31,16 +31,17 @@ export async function* convertTensor(choice: Choice, signal?: AbortSignal): Asyn
   const convert = converter(choice);
   const step = Math.max(tensor.unit, GGML_TYPES[type].block);
   const piece = Math.max(1, Math.floor(PIECE_ELEMENTS / step)) * step;
-  const read = (start: number) => tensor.read(start, Math.min(piece, tensor.elements - start), signal);
+  const read = (start: number) => {
+    const bytes = tensor.read(start, Math.min(piece, tensor.elements - start), signal);
+    // It is awaited when its turn comes, unless the piece before it fails.
+    bytes.catch(() => undefined);
+    return bytes;
+  };
   let next = read(0);
   for (let start = 0; start < tensor.elements; start += piece) {
     signal?.throwIfAborted();
     const values = await next;
-    if (start + piece < tensor.elements) {
-      next = read(start + piece);
-      // It is awaited in the next round, unless this one fails first.
-      next.catch(() => undefined);
-    }
+    if (start + piece < tensor.elements) next = read(start + piece);
     const found = await convert(values);
     if (found.badElement !== undefined) throw badElement(choice, start + found.badElement, found.badValue);
     const { bytes, squares, errors } = found;
