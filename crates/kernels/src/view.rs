@@ -38,7 +38,7 @@ impl<T: Plain> Aligned<T> {
     /// None where the machine cannot give that much memory.
     pub fn zeroed(len: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
-        let align = if bytes >= 2 * HUGE { HUGE } else { ALIGN };
+        let align = if bytes >= HUGE { HUGE } else { ALIGN };
         let block = Block::zeroed(bytes.checked_add(align)?)?;
         let start = block.start.wrapping_add(block.start.align_offset(align));
         if align == HUGE {

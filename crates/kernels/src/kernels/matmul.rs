@@ -10,6 +10,9 @@
 //!       bias, then residual or gate, then store
 //! ```
 //!
+//! With one or two columns the work is as fast as memory: each block asks for the same block of the
+//! next tiles, one pair of tiles ahead, which is further than the hardware looks.
+//!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
@@ -222,6 +225,9 @@ fn multiply_f32<S: Simd, const R: usize, const C: usize>(
     let rows = tiles.map(|tile| &as_f32(tile)[..acts.k]);
     let mut sums = [[s.splat(0.0); C]; R];
     for k in 0..acts.k {
+        if C <= STREAMED {
+            ahead(s, at(rows, k), R * tiles[0].len());
+        }
         let mut w = [s.splat(0.0); R];
         for r in 0..R {
             w[r] = s.load(&rows[r][k]);
@@ -247,6 +253,9 @@ fn multiply_half<S: Simd, const R: usize, const C: usize, const BF16: bool>(
     let rows = tiles.map(|tile| &as_u16(tile)[..acts.k]);
     let mut sums = [[s.splat(0.0); C]; R];
     for k in 0..acts.k {
+        if C <= STREAMED && k % 2 == 0 {
+            ahead(s, at(rows, k), R * tiles[0].len());
+        }
         let mut w = [s.splat(0.0); R];
         for r in 0..R {
             w[r] = if BF16 { s.load_bf16(&rows[r][k]) } else { s.load_f16(&rows[r][k]) };
@@ -271,6 +280,17 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
     items
 }
 
+/// Up to so many columns, memory is what limits the speed.
+const STREAMED: usize = 2;
+
+/// Asks for what lies `bytes` after each tile's item.
+#[inline(always)]
+fn ahead<S: Simd, T, const R: usize>(s: S, items: [&T; R], bytes: usize) {
+    for r in 0..R {
+        s.prefetch(items[r], bytes);
+    }
+}
+
 /// C columns' blocks.
 #[inline(always)]
 fn block_columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [ActBlock]; C] {
@@ -291,6 +311,12 @@ fn multiply_q8<S: Simd, const R: usize, const C: usize>(
     let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q8_BYTES..])[..blocks]);
     let mut sums = [[s.splat(0.0); C]; R];
     for b in 0..blocks {
+        if C <= STREAMED {
+            ahead(s, at(values, b), R * tiles[0].len());
+            if b % 2 == 0 {
+                ahead(s, at(scales, b), R * tiles[0].len());
+            }
+        }
         let x = at(x, b);
         let dots = s.dot_q8::<R, C>(at(values, b), x);
         accumulate(s, &mut sums, at(scales, b), x, dots);
@@ -311,6 +337,12 @@ fn multiply_q4<S: Simd, const R: usize, const C: usize>(
     let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q4_BYTES..])[..blocks]);
     let mut sums = [[s.splat(0.0); C]; R];
     for b in 0..blocks {
+        if C <= STREAMED {
+            ahead(s, at(values, b), R * tiles[0].len());
+            if b % 2 == 0 {
+                ahead(s, at(scales, b), R * tiles[0].len());
+            }
+        }
         let x = at(x, b);
         let dots = s.dot_q4::<R, C>(at(values, b), x);
         accumulate(s, &mut sums, at(scales, b), x, dots);

@@ -139,6 +139,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch<T>(self, item: &T, ahead: usize) {
+        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
+        for line in 0..size_of::<T>().div_ceil(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
+        }
+    }
+    #[inline(always)]
     fn int_to_float(self, v: I32x16) -> F32x16 {
         unsafe { F32x16(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
     }

@@ -108,6 +108,13 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
+    fn prefetch<T>(self, item: &T, ahead: usize) {
+        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
+        for line in 0..size_of::<T>().div_ceil(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
+        }
+    }
+    #[inline(always)]
     fn int_to_float(self, v: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(v) }
     }

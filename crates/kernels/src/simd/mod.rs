@@ -72,6 +72,9 @@ pub trait Simd: Copy {
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     fn int_to_float(self, v: Self::I) -> Self::F;
 
+    /// Asks for the cache lines `ahead` bytes after those of `item`; what is there is not read.
+    fn prefetch<T>(self, item: &T, ahead: usize);
+
     /// Exact dot products of packed 8-bit blocks (16 rows each, values stored as w + 128), one of each
     /// of R tiles, with each of C columns.
     fn dot_q8<const R: usize, const C: usize>(

@@ -150,6 +150,14 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         }
     }
     #[inline(always)]
+    fn prefetch<T>(self, item: &T, ahead: usize) {
+        let start = std::ptr::from_ref(item).cast::<u8>().wrapping_add(ahead);
+        for line in 0..size_of::<T>().div_ceil(64) {
+            let line = start.wrapping_add(line * 64);
+            unsafe { asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(nostack, readonly)) }
+        }
+    }
+    #[inline(always)]
     fn int_to_float(self, v: I32x16) -> F32x16 {
         quads!(vcvtq_f32_s32(v))
     }
