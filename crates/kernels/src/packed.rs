@@ -140,7 +140,7 @@ impl Matrix {
     pub fn zeroed(format: Format, rows: usize, cols: usize) -> Option<Self> {
         assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
         let bytes = rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))?;
-        Some(Self { format, rows, cols, data: Aligned::zeroed(bytes)? })
+        Some(Self { format, rows, cols, data: Aligned::streamed(bytes)? })
     }
 
     pub fn format(&self) -> Format {

@@ -19,7 +19,7 @@ impl Plain for ActBlock {}
 const ALIGN: usize = 64;
 /// From this size on memory comes from the system page by page as it is used, and goes back at once.
 const MAPPED: usize = 1 << 20;
-/// Memory of several of these starts on such a boundary and asks for huge pages.
+/// Streamed memory of at least this size starts on such a boundary and asks for huge pages.
 const HUGE: usize = 2 << 20;
 
 /// Zeroed memory on a 64-byte boundary, never grown. Untouched pages cost nothing.
@@ -37,8 +37,18 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 impl<T: Plain> Aligned<T> {
     /// None where the machine cannot give that much memory.
     pub fn zeroed(len: usize) -> Option<Self> {
+        Self::starting_on(len, ALIGN)
+    }
+
+    /// The same for memory that is filled once and then read from end to end: in huge pages, where
+    /// there are any.
+    pub fn streamed(len: usize) -> Option<Self> {
+        let large = len.checked_mul(size_of::<T>())? >= HUGE;
+        Self::starting_on(len, if large { HUGE } else { ALIGN })
+    }
+
+    fn starting_on(len: usize, align: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
-        let align = if bytes >= HUGE { HUGE } else { ALIGN };
         let block = Block::zeroed(bytes.checked_add(align)?)?;
         let start = block.start.wrapping_add(block.start.align_offset(align));
         if align == HUGE {
