@@ -1,0 +1,198 @@
+// Makes GGUF files of real models' shapes with random weights: enough to measure speed.
+//
+//   node bench/models.mjs SHAPE TYPE OUT.gguf     after npm run build
+//
+// SHAPE: llama-1b, qwen3-0.6b, mistral-7b or qwen3-moe-small. TYPE: F32, F16, BF16, Q8_0 or Q4_0.
+// Norms are 1, block scales are small, and the vocabulary is made up: every byte as a token of its
+// own, then numbered ones; a prompt's bytes are its tokens.
+
+import { open } from 'node:fs/promises';
+import { StringArray } from '../dist/gguf/string-array.js';
+import { layOutGguf } from '../dist/gguf/writer.js';
+
+const SHAPES = {
+  'llama-1b': {
+    architecture: 'llama',
+    blocks: 16,
+    width: 2048,
+    inner: 8192,
+    heads: 32,
+    kvHeads: 8,
+    headDim: 64,
+    vocab: 128256,
+    tied: true,
+  },
+  'qwen3-0.6b': {
+    architecture: 'qwen3',
+    blocks: 28,
+    width: 1024,
+    inner: 3072,
+    heads: 16,
+    kvHeads: 8,
+    headDim: 128,
+    vocab: 151936,
+    tied: true,
+  },
+  'mistral-7b': {
+    architecture: 'llama',
+    blocks: 32,
+    width: 4096,
+    inner: 14336,
+    heads: 32,
+    kvHeads: 8,
+    headDim: 128,
+    vocab: 32000,
+    tied: false,
+  },
+  'qwen3-moe-small': {
+    architecture: 'qwen3moe',
+    blocks: 12,
+    width: 2048,
+    inner: 768,
+    heads: 32,
+    kvHeads: 4,
+    headDim: 128,
+    vocab: 151936,
+    tied: false,
+    experts: 64,
+    used: 8,
+  },
+};
+
+/** Bytes of a block and how random bytes become a sensible one: its scale is an F16 of about 2^-9. */
+const BLOCKS = {
+  F32: { bytes: 4, fix: (view, at) => view.setFloat32(at, (view.getUint16(at) / 65536 - 0.5) / 16, true) },
+  F16: { bytes: 2, fix: (view, at) => view.setUint16(at, (view.getUint16(at) & 0x83ff) | 0x2400, true) },
+  BF16: { bytes: 2, fix: (view, at) => view.setUint16(at, (view.getUint16(at) & 0x807f) | 0x3c80, true) },
+  Q8_0: { bytes: 34, fix: (view, at) => view.setUint16(at, 0x0c00 | (view.getUint8(at) & 0xff), true) },
+  Q4_0: { bytes: 18, fix: (view, at) => view.setUint16(at, 0x1c00 | (view.getUint8(at) & 0xff), true) },
+};
+
+function tensorsOf(shape, type) {
+  const { width, inner, heads, kvHeads, headDim, vocab, experts } = shape;
+  const tensors = [{ name: 'token_embd.weight', type, shape: [width, vocab] }];
+  for (let i = 0; i < shape.blocks; i++) {
+    const add = (name, dims, of = type) =>
+      tensors.push({ name: `blk.${i}.${name}.weight`, type: of, shape: dims });
+    add('attn_norm', [width], 'F32');
+    add('attn_q', [width, heads * headDim]);
+    add('attn_k', [width, kvHeads * headDim]);
+    add('attn_v', [width, kvHeads * headDim]);
+    if (shape.architecture.startsWith('qwen3')) {
+      add('attn_q_norm', [headDim], 'F32');
+      add('attn_k_norm', [headDim], 'F32');
+    }
+    add('attn_output', [heads * headDim, width]);
+    add('ffn_norm', [width], 'F32');
+    if (experts) add('ffn_gate_inp', [width, experts], 'F32');
+    const stack = experts ? [experts] : [];
+    const suffix = experts ? '_exps' : '';
+    add(`ffn_gate${suffix}`, [width, inner, ...stack]);
+    add(`ffn_up${suffix}`, [width, inner, ...stack]);
+    add(`ffn_down${suffix}`, [inner, width, ...stack]);
+  }
+  tensors.push({ name: 'output_norm.weight', type: 'F32', shape: [width] });
+  if (!shape.tied) tensors.push({ name: 'output.weight', type, shape: [width, vocab] });
+  return tensors;
+}
+
+/** GPT-2's letters for bytes: printable ones stand for themselves, the others come after 255. */
+function byteLetters() {
+  const printable = (b) => (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+  let next = 256;
+  return Array.from({ length: 256 }, (_, b) => String.fromCodePoint(printable(b) ? b : next++));
+}
+
+function strings(values) {
+  const parts = values.map((value) => Buffer.from(value));
+  const offsets = new Uint32Array(values.length + 1);
+  parts.forEach((part, i) => {
+    offsets[i + 1] = offsets[i] + part.length;
+  });
+  return { kind: 'array[string]', value: new StringArray(Buffer.concat(parts), offsets) };
+}
+
+function metadataOf(name, shape) {
+  const { architecture: of, vocab } = shape;
+  const text = (value) => ({ kind: 'string', value: Buffer.from(value) });
+  const count = (value) => ({ kind: 'uint32', value });
+  const letters = byteLetters();
+  const tokens = Array.from(
+    { length: vocab },
+    (_, i) => letters[i] ?? (i === vocab - 1 ? '<|end|>' : `<${i}>`),
+  );
+  const kinds = Int32Array.from(tokens, (_, i) => (i === vocab - 1 ? 3 : 1));
+  return new Map([
+    ['general.architecture', text(of)],
+    ['general.name', text(`${name} shape, random weights`)],
+    [`${of}.block_count`, count(shape.blocks)],
+    [`${of}.context_length`, count(32768)],
+    [`${of}.embedding_length`, count(shape.width)],
+    [`${of}.feed_forward_length`, count(shape.inner)],
+    [`${of}.attention.head_count`, count(shape.heads)],
+    [`${of}.attention.head_count_kv`, count(shape.kvHeads)],
+    [`${of}.attention.key_length`, count(shape.headDim)],
+    [`${of}.attention.value_length`, count(shape.headDim)],
+    [`${of}.rope.dimension_count`, count(shape.headDim)],
+    [`${of}.rope.freq_base`, { kind: 'float32', value: 500000 }],
+    [`${of}.attention.layer_norm_rms_epsilon`, { kind: 'float32', value: 1e-5 }],
+    ...(shape.experts
+      ? [
+          [`${of}.expert_count`, count(shape.experts)],
+          [`${of}.expert_used_count`, count(shape.used)],
+          [`${of}.expert_feed_forward_length`, count(shape.inner)],
+        ]
+      : []),
+    ['tokenizer.ggml.model', text('gpt2')],
+    ['tokenizer.ggml.pre', text('llama-bpe')],
+    ['tokenizer.ggml.tokens', strings(tokens)],
+    ['tokenizer.ggml.token_type', { kind: 'array[int32]', value: kinds }],
+    ['tokenizer.ggml.merges', strings([])],
+    ['tokenizer.ggml.eos_token_id', count(vocab - 1)],
+    ['tokenizer.ggml.add_bos_token', { kind: 'bool', value: false }],
+  ]);
+}
+
+/** A seeded run of random blocks, repeated over a tensor: what the bytes are does not change the speed. */
+function pattern(type) {
+  const { bytes, fix } = BLOCKS[type];
+  const buffer = new Uint8Array(bytes * 65536);
+  let state = 0x9e3779b9;
+  for (let i = 0; i < buffer.length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    buffer[i] = state >>> 24;
+  }
+  const view = new DataView(buffer.buffer);
+  for (let at = 0; at < buffer.length; at += bytes) fix(view, at);
+  return buffer;
+}
+
+async function writeTensor(file, tensor, patterns) {
+  const ones = tensor.shape.length === 1;
+  const bytes = ones ? Buffer.from(new Float32Array(tensor.shape[0]).fill(1).buffer) : patterns[tensor.type];
+  for (let at = 0; at < tensor.bytes; at += bytes.length) {
+    await file.write(bytes, 0, Math.min(bytes.length, tensor.bytes - at), tensor.offset + at);
+  }
+}
+
+const [name, type, out] = process.argv.slice(2);
+const shape = SHAPES[name];
+if (!shape || !BLOCKS[type] || !out) {
+  console.error(
+    `usage: node bench/models.mjs ${Object.keys(SHAPES).join('|')} ${Object.keys(BLOCKS).join('|')} OUT.gguf`,
+  );
+  process.exit(2);
+}
+const layout = layOutGguf(metadataOf(name, shape), tensorsOf(shape, type));
+const file = await open(out, 'w');
+await file.write(layout.header, 0, layout.header.length, 0);
+const patterns = Object.fromEntries([...new Set(['F32', type])].map((each) => [each, pattern(each)]));
+for (const [i, tensor] of layout.tensors.entries()) {
+  await writeTensor(file, tensor, patterns);
+  if (process.stderr.isTTY) process.stderr.write(`\r${i + 1} of ${layout.tensors.length} tensors`);
+}
+await file.truncate(layout.bytes);
+await file.close();
+process.stderr.write(
+  `${process.stderr.isTTY ? '\n' : ''}${out}: ${(layout.bytes / 2 ** 20).toFixed(0)} MiB\n`,
+);
