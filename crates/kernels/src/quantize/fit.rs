@@ -35,6 +35,18 @@ pub fn nearest(x: f32) -> f32 {
     (x + SHIFT) - SHIFT
 }
 
+/// Eight values in a row.
+#[inline(always)]
+fn eight(values: &[f32], at: usize) -> [f32; WAYS] {
+    values[at..at + WAYS].try_into().expect("whole eights")
+}
+
+/// Whatever is done to eight places is done by whole registers.
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; WAYS] {
+    std::array::from_fn(f)
+}
+
 #[inline(always)]
 fn level(x: f32, levels: Levels) -> f32 {
     let x = if x > levels.low { x } else { levels.low };
@@ -58,6 +70,14 @@ impl Sum {
     #[inline(always)]
     pub fn add(&mut self, i: usize, x: f32) {
         self.0[i % WAYS] += x;
+    }
+
+    /// Adds the values of eight places in a row, the first a multiple of eight.
+    #[inline(always)]
+    fn add_all(&mut self, x: [f32; WAYS]) {
+        for (sum, x) in self.0.iter_mut().zip(x) {
+            *sum += x;
+        }
     }
 
     pub fn total(self) -> f32 {
@@ -112,11 +132,12 @@ pub fn fit_scale<const N: usize>(
 #[inline(always)]
 fn refit<const N: usize>(values: &[f32; N], weights: &[f32; N], levels: Levels, inverse: f32) -> Scale {
     let (mut products, mut squares) = (Sum::ZERO, Sum::ZERO);
-    for i in 0..N {
-        let q = level(values[i] * inverse, levels);
-        let weighted = weights[i] * q;
-        products.add(i, weighted * values[i]);
-        squares.add(i, weighted * q);
+    for at in (0..N).step_by(WAYS) {
+        let (x, w) = (eight(values, at), eight(weights, at));
+        let q = each(|i| level(x[i] * inverse, levels));
+        let weighted = each(|i| w[i] * q[i]);
+        products.add_all(each(|i| weighted[i] * x[i]));
+        squares.add_all(each(|i| weighted[i] * q[i]));
     }
     let (products, squares) = (products.total(), squares.total());
     if squares == 0.0 {
@@ -142,14 +163,15 @@ pub fn quantised<const N: usize>(
     let by = inverse(scale);
     let mut out = [0.0; N];
     let (mut products, mut squares, mut errors) = (Sum::ZERO, Sum::ZERO, Sum::ZERO);
-    for i in 0..N {
-        let q = level(values[i] * by, levels);
-        let difference = scale * q - values[i];
-        let weighted = weights[i] * q;
-        out[i] = q;
-        products.add(i, weighted * values[i]);
-        squares.add(i, weighted * q);
-        errors.add(i, weights[i] * (difference * difference));
+    for at in (0..N).step_by(WAYS) {
+        let (x, w) = (eight(values, at), eight(weights, at));
+        let q = each(|i| level(x[i] * by, levels));
+        let difference = each(|i| scale * q[i] - x[i]);
+        let weighted = each(|i| w[i] * q[i]);
+        out[at..at + WAYS].copy_from_slice(&q);
+        products.add_all(each(|i| weighted[i] * x[i]));
+        squares.add_all(each(|i| weighted[i] * q[i]));
+        errors.add_all(each(|i| w[i] * (difference[i] * difference[i])));
     }
     let squares = squares.total();
     let scale = if squares == 0.0 { scale } else { products.total() / squares };
@@ -176,17 +198,14 @@ pub fn fit_range<const N: usize>(values: &[f32; N], weights: &[f32; N], top: f32
     let (mut best, mut most) = (Range { scale: (high - low) / top, min: -low }, f32::NEG_INFINITY);
     for &start in starts {
         let by = Range { scale: (high - low) / (top * start), min: -low };
-        let mut found = refit_range(values, weights, top, by);
-        // From where the fit has moved, once more.
-        let again = refit_range(values, weights, top, found.0);
-        if again.1 > found.1 {
-            found = again;
-        }
+        let found = refit_range(values, weights, top, by);
         if found.1 > most {
             (best, most) = found;
         }
     }
-    best
+    // From where the fit has moved, once more.
+    let again = refit_range(values, weights, top, best);
+    if again.1 > most { again.0 } else { best }
 }
 
 /// The best range for the levels that `range` gives the values, and how much of the squares it explains.
@@ -200,14 +219,15 @@ fn refit_range<const N: usize>(
     let by = inverse(range.scale);
     let levels = Levels { low: 0.0, high: top };
     let [mut w, mut wx, mut wq, mut wqq, mut wxq] = [Sum::ZERO; 5];
-    for i in 0..N {
-        let q = level((values[i] + range.min) * by, levels);
-        let weighted = weights[i] * q;
-        w.add(i, weights[i]);
-        wx.add(i, weights[i] * values[i]);
-        wq.add(i, weighted);
-        wqq.add(i, weighted * q);
-        wxq.add(i, weighted * values[i]);
+    for at in (0..N).step_by(WAYS) {
+        let (x, weight) = (eight(values, at), eight(weights, at));
+        let q = each(|i| level((x[i] + range.min) * by, levels));
+        let weighted = each(|i| weight[i] * q[i]);
+        w.add_all(weight);
+        wx.add_all(each(|i| weight[i] * x[i]));
+        wq.add_all(weighted);
+        wqq.add_all(each(|i| weighted[i] * q[i]));
+        wxq.add_all(each(|i| weighted[i] * x[i]));
     }
     let [w, wx, wq, wqq, wxq] = [w, wx, wq, wqq, wxq].map(Sum::total);
     let determinant = w * wqq - wq * wq;
@@ -236,11 +256,12 @@ pub fn quantised_range<const N: usize>(
     let levels = Levels { low: 0.0, high: top };
     let mut out = [0.0; N];
     let mut errors = Sum::ZERO;
-    for i in 0..N {
-        let q = level((values[i] + range.min) * by, levels);
-        let difference = (range.scale * q - range.min) - values[i];
-        out[i] = q;
-        errors.add(i, weights[i] * (difference * difference));
+    for at in (0..N).step_by(WAYS) {
+        let (x, w) = (eight(values, at), eight(weights, at));
+        let q = each(|i| level((x[i] + range.min) * by, levels));
+        let difference = each(|i| (range.scale * q[i] - range.min) - x[i]);
+        out[at..at + WAYS].copy_from_slice(&q);
+        errors.add_all(each(|i| w[i] * (difference[i] * difference[i])));
     }
     (out, errors.total())
 }
