@@ -18,6 +18,7 @@ impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
 /// From this size on memory comes from the system page by page as it is used, and goes back at once.
+#[cfg(unix)]
 const MAPPED: usize = 1 << 20;
 /// Streamed memory of at least this size starts on such a boundary and asks for huge pages.
 const HUGE: usize = 2 << 20;
