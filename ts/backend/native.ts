@@ -45,7 +45,7 @@ interface NativeModel {
   loadTensor(id: number, path: string, offset: number): Promise<void>;
   pushRows(id: number, rows: Uint8Array): Promise<void>;
   createSequence(settings?: NativeSettings): number;
-  freeSequence(sequence: number): void;
+  freeSequence(sequence: number): Promise<void>;
   step(
     sequences: Uint32Array,
     counts: Uint32Array,
@@ -127,7 +127,7 @@ function compile(addon: Addon, isas: readonly Isa[], plan: Plan, options: Backen
     kvBytes: () => model.kvBytes(),
     loadTensors: (placements, progress) => loadTensors(model, plan, placements, progress),
     createSequence: (sampler) => translate(() => model.createSequence(sampler && toNative(sampler))),
-    freeSequence: (sequence) => model.freeSequence(sequence),
+    freeSequence: (sequence) => void model.freeSequence(sequence),
     step: (batch) => step(model, batch),
     dispose: () => model.dispose(),
   };
@@ -212,9 +212,18 @@ async function pushTensor(
   for (let at = 0; at < bytes; at += chunk) {
     const length = Math.min(chunk, bytes - at);
     const part = await readPart(source, offset + at, length, signal);
+    if (part.length !== length) throw shortRead(source, offset + at, length, part.length);
     await translateAsync(() => model.pushRows(tensor, part));
     advance(length);
   }
+}
+
+function shortRead(source: ByteSource, offset: number, length: number, got: number): FrugalError {
+  return new FrugalError(
+    'SOURCE_READ',
+    `${source.name} gave ${got} bytes at ${offset} where ${length} were asked for`,
+    { cure: 'Check that the source reads as many bytes as it is asked for.', data: { offset, length, got } },
+  );
 }
 
 function readPart(source: ByteSource, offset: number, length: number, signal: AbortSignal | undefined) {

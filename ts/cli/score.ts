@@ -1,4 +1,4 @@
-import { type FileHandle, open, rm } from 'node:fs/promises';
+import { type FileHandle, lstat, open, rm } from 'node:fs/promises';
 import type { Command } from 'commander';
 import type { Model } from '../engine/index.js';
 import { FrugalError } from '../errors.js';
@@ -59,7 +59,8 @@ async function writeLogits(
   } catch (error) {
     await rows.return();
     await file.close();
-    await rm(path, { force: true });
+    // A device or a pipe stays where it is.
+    if ((await lstat(path).catch(() => undefined))?.isFile()) await rm(path, { force: true });
     throw error;
   } finally {
     progress.end();

@@ -58,7 +58,11 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
   let isDisposed = false;
 
   async function begin(message: string, overrides: SendOptions): Promise<Start> {
-    const settings = checkGenerate('send', { seed, ...defaults, ...overrides }, engine.facts.vocabSize);
+    const settings = checkGenerate(
+      'send',
+      { ...defaults, ...overrides, seed: overrides.seed ?? seed },
+      engine.facts.vocabSize,
+    );
     settings.signal?.throwIfAborted();
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);

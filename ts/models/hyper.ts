@@ -32,10 +32,10 @@ const MAX_BLOCKS = 1024;
 const MAX_WIDTH = 1 << 20;
 const MAX_EXPERTS = 4096;
 const MAX_HEADS = 1 << 14;
-const MAX_HEAD_DIM = 1 << 12;
-const MAX_VOCABULARY = 1 << 24;
+const MAX_HEAD_DIM = 512;
+const MAX_VOCABULARY = 1 << 22;
 const MAX_CONTEXT = 1 << 24;
-const MAX_TRAINED_CONTEXT = 2 ** 32 - 1;
+const MAX_TRAINED_CONTEXT = 2 ** 31 - 1;
 
 /**
  * @param tensorCount how many tensors the file has: a bound on its blocks

@@ -9,7 +9,7 @@ use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Uint8Array, Uint32A
 use napi::{Env, Status, Task};
 use napi_derive::napi;
 use runtime::error::Error;
-use runtime::model::{Entry, Model, Output, Want};
+use runtime::model::{Entry, Freed, Model, Output, Want};
 use runtime::plan::Plan;
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
@@ -136,11 +136,10 @@ impl NativeModel {
         guarded(|| model.create_sequence(settings.map(sampler_settings)))
     }
 
-    #[napi]
-    pub fn free_sequence(&self, sequence: u32) {
-        if let Some(model) = &*self.held() {
-            model.free_sequence(sequence);
-        }
+    /// Ends the sequence at once; its memory is given back on another thread.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn free_sequence(&self, sequence: u32) -> AsyncTask<Free> {
+        AsyncTask::new(Free { freed: self.held().as_ref().map(|model| model.free_sequence(sequence)) })
     }
 
     /// Entry i appends `counts[i]` of the tokens to `sequences[i]` and wants `wants[i]`: 0 nothing,
@@ -162,10 +161,8 @@ impl NativeModel {
     #[napi(ts_return_type = "Promise<void>")]
     pub fn dispose(&self) -> AsyncTask<Dispose> {
         let model = self.held().take();
-        if let Some(model) = &model {
-            model.free_all();
-        }
-        AsyncTask::new(Dispose { model })
+        let freed = model.as_ref().map(|model| model.free_all());
+        AsyncTask::new(Dispose { model, freed })
     }
 }
 
@@ -315,8 +312,27 @@ impl Task for Step {
     }
 }
 
+pub struct Free {
+    freed: Option<Freed>,
+}
+
+impl Task for Free {
+    type Output = ();
+    type JsValue = ();
+
+    fn compute(&mut self) -> napi::Result<()> {
+        drop(self.freed.take());
+        Ok(())
+    }
+
+    fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
+        Ok(())
+    }
+}
+
 pub struct Dispose {
     model: Option<Arc<Model>>,
+    freed: Option<Freed>,
 }
 
 impl Task for Dispose {
@@ -328,6 +344,7 @@ impl Task for Dispose {
             // The step in progress holds the executor: once it is free, nothing else keeps the model.
             model.wait_idle();
         }
+        drop(self.freed.take());
         Ok(())
     }
 

@@ -92,8 +92,9 @@ impl<'a> SharedActs<'a> {
     /// # Safety
     /// No other thread uses token `to` of this store, or writes token `from` of the other, meanwhile.
     pub unsafe fn copy_row(&self, kind: ActKind, k: usize, to: usize, other: &Self, from: usize) {
-        // SAFETY: the caller's promise.
-        let (to, from) = unsafe { (self.row(kind, to, k), other.row(kind, from, k)) };
+        // SAFETY: the caller's promise; several threads may read the same token.
+        let (to, from) = unsafe { (self.row(kind, to, k), other.all(kind, from + 1, k)) };
+        let from = from.part(from.count / kind.columns() - 1, 1);
         if kind.quantised() {
             to.blocks.copy_from_slice(from.blocks);
         } else {

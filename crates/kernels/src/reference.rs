@@ -110,7 +110,7 @@ fn lane_sum(values: impl Iterator<Item = f32>) -> f32 {
 pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     for x in x.chunks_exact_mut(weight.len()) {
         let mean = lane_sum(x.iter().map(|x| x * x)) / x.len() as f32;
-        let inverse = 1.0 / (mean + eps).sqrt();
+        let inverse = if mean.is_finite() { 1.0 / (mean + eps).sqrt() } else { f32::NAN };
         for (x, w) in x.iter_mut().zip(weight) {
             *x = (*x * inverse) * w;
         }

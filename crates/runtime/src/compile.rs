@@ -129,6 +129,8 @@ pub struct Compiled {
 /// The largest width, count or length a plan may state: products of two stay far from overflow.
 const LIMIT: usize = 1 << 31;
 
+const MAX_EXPERTS: usize = 1 << 16;
+
 struct Compiler<'a> {
     plan: &'a Plan,
     tensors: HashMap<&'a str, TensorId>,
@@ -389,7 +391,8 @@ impl<'a> Compiler<'a> {
         let (q, k, v, out) = (self.read(q)?, self.read(k)?, self.read(v)?, self.buffer(out)?);
         let (layer, heads) = (*layer, *heads);
         let kv = *self.plan.kv_layers.get(layer).ok_or_else(|| self.fault("names a layer the plan lacks"))?;
-        let fits = heads.is_multiple_of(kv.kv_heads)
+        let fits = heads < LIMIT
+            && heads.is_multiple_of(kv.kv_heads)
             && self.width(q) == heads * kv.head_dim
             && self.width(out) == heads * kv.head_dim
             && self.width(k) == kv.kv_heads * kv.head_dim
@@ -587,6 +590,9 @@ fn check_sizes(plan: &Plan) -> Result<()> {
         check(&format!("{}'s rows", tensor.name), tensor.rows)?;
         check(&format!("{}'s columns", tensor.name), tensor.cols)?;
         check(&format!("{}'s experts", tensor.name), tensor.experts.unwrap_or(1))?;
+        if tensor.experts.is_some_and(|experts| experts > MAX_EXPERTS) {
+            return Err(Error::plan(format!("{} has more than {MAX_EXPERTS} experts", tensor.name)));
+        }
     }
     for buffer in &plan.buffers {
         check(&format!("{}'s width", buffer.name), buffer.width)?;

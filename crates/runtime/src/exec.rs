@@ -330,14 +330,14 @@ impl Run<'_> {
         self.work.tokens.len() * of.router.top_k
     }
 
-    /// The tiles of all experts that this step uses, and how many are worth handing out.
+    /// The tiles of as many experts as this step may use, and how many are worth handing out. Not of
+    /// those it does use: a thread that comes late counts a phase's items when later phases have
+    /// grouped anew.
     fn expert_units(&self, of: &Experts, weight: usize, matrices: usize) -> (usize, usize) {
         let matrix = &self.weights.experts(weight)[0];
         let per_expert = self.slots(of).div_ceil(of.count) * matrices;
         let least = ITEM_WORK / (matrix.format().tile_bytes(matrix.cols()) * per_expert);
-        // SAFETY: grouped in an earlier phase, and by none that runs now.
-        let active = unsafe { self.experts.active() };
-        (active.len() * matrix.tiles(), least)
+        (of.count.min(self.slots(of)) * matrix.tiles(), least)
     }
 
     fn least_tiles(&self, weight: usize, rows: usize) -> usize {

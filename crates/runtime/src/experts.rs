@@ -104,7 +104,7 @@ impl<'a> SharedExperts<'a> {
     ///
     /// # Safety
     /// No thread groups while the result lives.
-    pub unsafe fn active(&self) -> &'a [u32] {
+    unsafe fn active(&self) -> &'a [u32] {
         // SAFETY: the caller's promise.
         unsafe { self.active.read(1..1 + self.active.read(0..1)[0] as usize) }
     }

@@ -53,13 +53,15 @@ impl KvLayout {
 pub struct KvCache {
     pages: Vec<Aligned<u16>>,
     len: usize,
+    /// Bytes of the pages, as far as `total` has them.
+    counted: usize,
     /// Bytes of all caches of the model.
     total: Arc<AtomicUsize>,
 }
 
 impl KvCache {
     pub fn new(total: Arc<AtomicUsize>) -> Self {
-        Self { pages: Vec::new(), len: 0, total }
+        Self { pages: Vec::new(), len: 0, counted: 0, total }
     }
 
     /// Tokens held.
@@ -74,6 +76,7 @@ impl KvCache {
             let page = Aligned::zeroed(layout.page_len)
                 .ok_or_else(|| Error::memory("a page of the key/value cache", Some(bytes)))?;
             self.total.fetch_add(page.bytes(), Ordering::Relaxed);
+            self.counted += page.bytes();
             self.pages.push(page);
         }
         Ok(())
@@ -87,11 +90,15 @@ impl KvCache {
     pub fn shared(&mut self) -> Vec<Shared<'_, u16>> {
         self.pages.iter_mut().map(Aligned::shared).collect()
     }
+
+    /// No longer counts the cache's memory, which is about to be freed.
+    pub fn discount(&mut self) {
+        self.total.fetch_sub(std::mem::take(&mut self.counted), Ordering::Relaxed);
+    }
 }
 
 impl Drop for KvCache {
     fn drop(&mut self) {
-        let bytes: usize = self.pages.iter().map(Aligned::bytes).sum();
-        self.total.fetch_sub(bytes, Ordering::Relaxed);
+        self.discount();
     }
 }

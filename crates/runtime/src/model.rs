@@ -42,15 +42,34 @@ pub enum Output {
     Values(Vec<f32>),
 }
 
-struct Sequence {
+pub(crate) struct Sequence {
     cache: KvCache,
     sampler: Option<Sampler>,
 }
 
 /// A sequence as the map holds it: a step may keep it alive after it was freed.
-struct Held {
+pub(crate) struct Held {
     freed: AtomicBool,
     inner: Mutex<Sequence>,
+}
+
+/// The memory of sequences that have ended, to be dropped where that may take its time: giving back
+/// hundreds of megabytes takes tens of milliseconds.
+pub struct Freed {
+    _held: Vec<Arc<Held>>,
+}
+
+impl Freed {
+    fn new(held: Vec<Arc<Held>>) -> Self {
+        for held in &held {
+            held.freed.store(true, Ordering::Relaxed);
+            // A step that holds it counts the memory until it ends.
+            if let Ok(mut sequence) = held.inner.try_lock() {
+                sequence.cache.discount();
+            }
+        }
+        Self { _held: held }
+    }
 }
 
 #[derive(Default)]
@@ -163,20 +182,17 @@ impl Model {
         Ok(id)
     }
 
-    /// Frees a sequence at once, or when the step that holds it ends. Unknown ones are ignored.
-    pub fn free_sequence(&self, id: u32) {
+    /// Ends a sequence; unknown ones are ignored. Its memory goes with the result or, where a step
+    /// holds the sequence, with that step.
+    pub fn free_sequence(&self, id: u32) -> Freed {
         let held = lock(&self.sequences).held.remove(&id);
-        if let Some(held) = held {
-            held.freed.store(true, Ordering::Relaxed);
-        }
+        Freed::new(held.into_iter().collect())
     }
 
-    /// Frees all sequences, which cuts a running step short.
-    pub fn free_all(&self) {
+    /// Ends all sequences, which cuts a running step short.
+    pub fn free_all(&self) -> Freed {
         let held = std::mem::take(&mut lock(&self.sequences).held);
-        for held in held.values() {
-            held.freed.store(true, Ordering::Relaxed);
-        }
+        Freed::new(held.into_values().collect())
     }
 
     /// Returns when no step runs.

@@ -12,6 +12,9 @@ pub trait Pool: Send + Sync {
     /// Calls `job(thread)` on the caller (thread 0) and on those workers that are free before the
     /// caller's own call returns; returns when all of these calls have returned. A job must not
     /// rely on any other thread taking part.
+    ///
+    /// # Panics
+    /// If the job does, on whichever thread.
     fn run(&self, job: &(dyn Fn(usize) + Sync));
 }
 
@@ -30,6 +33,8 @@ struct State {
     /// Workers inside the current job.
     active: usize,
     stopping: bool,
+    /// A worker's call of the job panicked.
+    panicked: bool,
 }
 
 #[derive(Default)]
@@ -91,10 +96,12 @@ impl Pool for OsPool {
         while state.active > 0 {
             state = self.common.left.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let panicked = std::mem::take(&mut state.panicked);
         drop(state);
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);
         }
+        assert!(!panicked, "a job panicked on a worker");
     }
 }
 
@@ -137,9 +144,9 @@ fn work(common: &Common, thread: usize) {
         drop(state);
         // SAFETY: `run` waits until `active` is zero before the job's lifetime ends.
         let job = unsafe { &*job };
-        // The executor's jobs report panics themselves; a worker only has to survive them.
-        let _ = catch_unwind(AssertUnwindSafe(|| job(thread)));
+        let result = catch_unwind(AssertUnwindSafe(|| job(thread)));
         let mut state = common.lock();
+        state.panicked |= result.is_err();
         state.active -= 1;
         if state.active == 0 {
             common.left.notify_all();

@@ -38,7 +38,8 @@ pub fn rms_norm<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
         let mut lanes = [0.0; LANES];
         s.store(squares, &mut lanes);
         let mean = tree_sum(lanes) / x.len() as f32;
-        let inverse = 1.0 / (mean + eps).sqrt();
+        // Squares that overflow must not turn the row into zeros.
+        let inverse = if mean.is_finite() { 1.0 / (mean + eps).sqrt() } else { f32::NAN };
         for (x, &w) in x.iter_mut().zip(weight) {
             *x = (*x * inverse) * w;
         }
