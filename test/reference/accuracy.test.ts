@@ -164,7 +164,14 @@ const known = await knownNames();
 
 describe.runIf(existsSync(folder))('reference files', () => {
   it('include those that must run', () => {
-    expect(known).toEqual(expect.arrayContaining(['tiny-llama-q4_0', 'tiny-llama-q8_0']));
+    expect(known).toEqual(
+      expect.arrayContaining([
+        'tiny-llama-q4_0',
+        'tiny-llama-q4_k_m',
+        'tiny-llama-q8_0',
+        'tiny-qwen3-q4_k_m',
+      ]),
+    );
   });
 
   it.each(known)('%s: no less accurate than the peer', async (name) => {

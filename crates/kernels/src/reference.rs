@@ -7,8 +7,8 @@ use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
 use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
-use crate::packed::{ActKind, Format, Matrix};
-use crate::simd::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK};
+use crate::packed::{ActKind, Matrix};
+use crate::simd::{ActBlock, LANES, QK, minus_halves};
 
 /// The product of row `row` of the weights with a token: of its one column, or the sum of its two.
 fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f32 {
@@ -20,41 +20,23 @@ fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f
 
 fn dot_column(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usize) -> f32 {
     let k = acts.k;
-    match weight.format() {
-        Format::Q8_0 | Format::Q4_0 => {
-            let mut acc = 0.0f32;
-            for block in 0..k / QK {
-                let at = column * (k / QK) + block;
-                let x = &acts.blocks[at];
-                let (d_w, w) = quantised_block(weight, row, block);
-                let isum: i32 = w.iter().zip(&x.values).map(|(&w, &x)| w * x as i32).sum();
-                let t = d_w * x.scale;
-                acc += t * isum as f32;
-            }
-            acc
-        }
-        Format::F32 | Format::F16 | Format::BF16 => {
-            let mut w = vec![0.0; k];
-            weight.read_row(row, &mut w);
-            w.iter().zip(&acts.floats[column * k..]).fold(0.0, |acc, (w, x)| acc + w * x)
+    if !acts.kind.quantised() {
+        let mut w = vec![0.0; k];
+        weight.read_row(row, &mut w);
+        return w.iter().zip(&acts.floats[column * k..]).fold(0.0, |acc, (w, x)| acc + w * x);
+    }
+    let mut acc = 0.0f32;
+    for (block, x) in acts.blocks[column * (k / QK)..][..k / QK].iter().enumerate() {
+        let w = weight.block(row, block);
+        let half = |h: usize| h * 16..h * 16 + 16;
+        let dot = |h| half(h).map(|i| w.values[i] * x.values[i] as i32).sum::<i32>();
+        let sum = |h| half(h).map(|i| x.values[i] as i32).sum::<i32>();
+        acc += (w.scale * x.scale) * (w.scales[0] * dot(0) + w.scales[1] * dot(1)) as f32;
+        if weight.format().has_minimum() {
+            acc -= (w.minimum * x.scale) * (w.minimums[0] * sum(0) + w.minimums[1] * sum(1)) as f32;
         }
     }
-}
-
-/// A block's scale and its 32 whole-number values.
-fn quantised_block(weight: &Matrix, row: usize, block: usize) -> (f32, [i32; QK]) {
-    let (tile, lane) = (weight.tile(row / LANES), row % LANES);
-    let scales = weight.format().values_bytes(weight.cols());
-    let at = scales + (block * LANES + lane) * 2;
-    let scale = f16_to_f32(u16::from_le_bytes([tile[at], tile[at + 1]]));
-    let values = std::array::from_fn(|i| match weight.format() {
-        Format::Q8_0 => tile[block * Q8_BYTES + i / 4 * 64 + lane * 4 + i % 4] as i32 - 128,
-        _ => {
-            let byte = tile[block * Q4_BYTES + i % 16 / 4 * 64 + lane * 4 + i % 4];
-            (if i < 16 { byte & 15 } else { byte >> 4 }) as i32 - 8
-        }
-    });
-    (scale, values)
+    acc
 }
 
 pub fn linear(job: &LinearJob) {
@@ -161,7 +143,7 @@ fn quantise(x: &[f32], blocks: &mut [ActBlock]) {
             let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
             *q = scaled.round_ties_even() as i8;
         }
-        block.minus_sum = -block.values.iter().map(|&q| q as i32).sum::<i32>();
+        block.minus_halves = minus_halves(&block.values);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every ISA's kernels equal the scalar reference bit for bit, on odd shapes and extreme values.
 
 use kernels::acts::{ActStore, NonFinite};
+use kernels::float16::f32_to_f16;
 use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob, key_len, value_len};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::kernels::rows::Activation;
@@ -51,32 +52,49 @@ impl Random {
 
     /// A matrix as a file has it, scales finite, every quantised value possible.
     fn matrix(&mut self, format: Format, rows: usize, cols: usize) -> Matrix {
-        let mut matrix = Matrix::zeroed(format, rows, cols).unwrap();
-        let tile_bytes = format.tile_bytes(cols);
-        let tiles = matrix.shared_tiles();
-        for tile in 0..rows.div_ceil(LANES) {
-            let count = (rows - tile * LANES).min(LANES);
-            let mut source: Vec<u8> = Vec::new();
-            for _ in 0..count * cols / format.block() {
-                let x = self.float();
-                match format {
-                    Format::F32 => source.extend(x.to_le_bytes()),
-                    Format::BF16 => source.extend(((x.to_bits() >> 16) as u16).to_le_bytes()),
-                    _ => source.extend(kernels::float16::f32_to_f16(x).to_le_bytes()),
-                }
-                if format.block() > 1 {
-                    let extreme = self.next().is_multiple_of(4);
-                    for _ in 2..format.block_bytes() {
-                        source.push(if extreme { 0x80 } else { self.next() as u8 });
-                    }
-                }
-            }
-            // SAFETY: one thread.
-            let to = unsafe { tiles.write(tile * tile_bytes..(tile + 1) * tile_bytes) };
-            pack_tile(format, cols, &source, to);
-        }
-        matrix
+        let source: Vec<u8> =
+            (0..rows * cols / format.block()).flat_map(|_| self.file_block(format)).collect();
+        packed(format, rows, cols, &source)
     }
+
+    /// A block as a file has it: random bytes, or all the same extreme one, around its scales.
+    fn file_block(&mut self, format: Format) -> Vec<u8> {
+        let extreme = [0x80, 0x00, 0xff, 0x7f].get(self.next() as usize % 16).copied();
+        let mut block: Vec<u8> =
+            (0..format.block_bytes()).map(|_| extreme.unwrap_or(self.next() as u8)).collect();
+        if format == Format::MXFP4 {
+            block[0] =
+                [0, 1, 2].get(self.next() as usize % 16).copied().unwrap_or(100 + self.next() as u8 % 50);
+        }
+        let floats: &[usize] = match format {
+            Format::F32 | Format::BF16 | Format::MXFP4 => &[],
+            Format::Q4_1 | Format::Q5_1 | Format::Q4_K | Format::Q5_K => &[0, 2],
+            Format::Q2_K => &[80, 82],
+            Format::Q3_K => &[108],
+            Format::Q6_K => &[208],
+            _ => &[0],
+        };
+        for &at in floats {
+            block[at..at + 2].copy_from_slice(&f32_to_f16(self.float()).to_le_bytes());
+        }
+        match format {
+            Format::F32 => self.float().to_le_bytes().to_vec(),
+            Format::BF16 => ((self.float().to_bits() >> 16) as u16).to_le_bytes().to_vec(),
+            _ => block,
+        }
+    }
+}
+
+/// A matrix of the rows of a file.
+fn packed(format: Format, rows: usize, cols: usize, source: &[u8]) -> Matrix {
+    let mut matrix = Matrix::zeroed(format, rows, cols).unwrap();
+    let tile_bytes = format.tile_bytes(cols);
+    let tiles = matrix.shared_tiles();
+    for (tile, rows) in source.chunks(format.row_bytes(cols) * LANES).enumerate() {
+        // SAFETY: one thread.
+        pack_tile(format, cols, rows, unsafe { tiles.write(tile * tile_bytes..(tile + 1) * tile_bytes) });
+    }
+    matrix
 }
 
 fn fast() -> Vec<&'static KernelTable> {
@@ -248,7 +266,7 @@ proptest! {
         precise: bool,
     ) {
         let mut random = Random(seed);
-        let cols = if format.block() == 1 { blocks * 32 + ragged } else { blocks * 32 };
+        let cols = if format.block() == 1 { blocks * 32 + ragged } else { blocks * format.block() };
         let w = random.matrix(format, rows, cols);
         let x = random.floats(cols * count);
         let bias = random.floats(rows);
@@ -270,8 +288,9 @@ proptest! {
         precise: bool,
     ) {
         let mut random = Random(seed);
-        let (gate, up) = (random.matrix(format, rows, 64), random.matrix(format, rows, 64));
-        let x: Vec<f32> = random.floats(64 * count).iter().map(|x| x * 0.01).collect();
+        let cols = format.block().max(64);
+        let (gate, up) = (random.matrix(format, rows, cols), random.matrix(format, rows, cols));
+        let x: Vec<f32> = random.floats(cols * count).iter().map(|x| x * 0.01).collect();
         let activation = if gelu { Activation::Gelu } else { Activation::Silu };
         let want = run_glu(scalar(), &gate, &up, &x, precise, activation);
         for table in fast() {
@@ -414,16 +433,19 @@ fn non_finite_activations_are_reported() {
 fn rows_read_back_as_the_format_defines() {
     let mut random = Random(5);
     for format in Format::ALL {
-        let w = random.matrix(format, 21, 64);
+        let cols = format.block().max(64);
+        let w = random.matrix(format, 21, cols);
         for row in 0..21 {
-            let mut values = vec![0.0; 64];
+            let mut values = vec![0.0; cols];
             w.read_row(row, &mut values);
             // A product with each unit vector picks the same value (activations of 1 are exact).
-            for k in [0, 1, 15, 16, 31, 32, 47, 63] {
-                let mut x = vec![0.0; 64];
+            for k in [0, 1, 15, 16, 31, 32, 47, 63, cols - 17, cols - 1] {
+                let mut x = vec![0.0; cols];
                 x[k] = 1.0;
                 let product = run_linear(scalar(), &w, &x, false, None, &[0.0; 21])[row];
-                let close = (product - values[k]).abs() <= 1e-6 * values[k].abs();
+                // With a minimum, a difference of larger numbers.
+                let size = values.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+                let close = (product - values[k]).abs() <= 1e-6 * size;
                 assert!(close, "{format:?} row {row} column {k}: {product} {}", values[k]);
             }
         }
@@ -431,9 +453,28 @@ fn rows_read_back_as_the_format_defines() {
 }
 
 #[test]
+fn every_mxfp4_scale() {
+    let mut random = Random(21);
+    let mut source = Vec::new();
+    for e in 0..=255 {
+        source.push(e);
+        source.extend((0..16).map(|_| random.next() as u8));
+    }
+    let w = packed(Format::MXFP4, 256, 32, &source);
+    for size in [1e-5, 1.0, 1e5] {
+        let x: Vec<f32> = random.floats(32 * 7).iter().map(|x| x * size).collect();
+        let want = run_linear(scalar(), &w, &x, false, None, &[0.0; 256 * 7]);
+        for table in fast() {
+            let got = run_linear(table, &w, &x, false, None, &[0.0; 256 * 7]);
+            assert_eq!(bits(&got), bits(&want), "{} {size}", table.isa);
+        }
+    }
+}
+
+#[test]
 fn two_parts_keep_twice_the_bits() {
     let mut random = Random(9);
-    for format in [Format::Q8_0, Format::Q4_0, Format::F16, Format::BF16] {
+    for format in Format::ALL.into_iter().filter(|&format| format != Format::F32) {
         let w = random.matrix(format, 16, 256);
         let x: Vec<f32> = (0..256).map(|_| (random.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect();
         let mut errors = [0.0f64; 2];
@@ -449,3 +490,55 @@ fn two_parts_keep_twice_the_bits() {
         assert!(errors[1].sqrt() * 50.0 < errors[0].sqrt(), "{format:?}: {errors:?}");
     }
 }
+
+#[test]
+fn rows_read_back_as_gguf_py_has_them() {
+    for (format, block, step, want) in VECTORS {
+        let source = bytes(block);
+        let w = packed(format, 1, format.block(), &source);
+        let mut values = vec![0.0; format.block()];
+        w.read_row(0, &mut values);
+        let got: Vec<u8> = values.iter().step_by(step).flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(got, bytes(want), "{format:?}");
+    }
+}
+
+/// The same in another tile's last row, with other rows around it.
+#[test]
+fn rows_keep_apart() {
+    let mut random = Random(31);
+    for (format, block, step, want) in VECTORS {
+        let mut source: Vec<u8> = (0..31 * 2).flat_map(|_| random.file_block(format)).collect();
+        source.extend(random.file_block(format));
+        source.extend(bytes(block));
+        let w = packed(format, 32, 2 * format.block(), &source);
+        let mut values = vec![0.0; 2 * format.block()];
+        w.read_row(31, &mut values);
+        let last = &values[format.block()..];
+        let got: Vec<u8> = last.iter().step_by(step).flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(got, bytes(want), "{format:?}");
+    }
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+}
+
+/// A random block, and what `gguf.quants.dequantize` of the Python package gguf makes of it, as bytes
+/// of every n-th float.
+#[rustfmt::skip]
+const VECTORS: [(Format, &str, usize, &str); 13] = [
+    (Format::Q8_0, "e6b2becf931aed15f5d3ef2d059d9f3c36ec6d2ec75220cd240786de399208950e0f", 1, "00a663410003294180fbbb41005cb3c00012834000de90c000c4174000371b41008c6a4000371bc100f889bf80bcaa418049a74100f44ec100423ac100f8894080fbbbc100aa1ec1009b4441006b8dc100c0dcc000e92f410058f8c00028c1bf0067d241008cea40009b44c100b5bd4100c0dcbf8088b841002841c000f44ec0"),
+    (Format::Q4_0, "ecba1818e2c9089f1a1ba37a2129c94346a6", 1, "00000080000000800020a64000805dbf0000008000d0c1c00080ddbf002026c000708a400080ddbf00d0c14000805dbf00805dbf00708a400080dd3f0080dd3f00d0c14000d0c1400020a6c000805dc00080dd4000805dbf00d0c14000d0c1400080ddbf00805d3f0020a6400020a64000805dc000805d4000805d400080ddbf"),
+    (Format::Q4_1, "80b458b9089c191d9d92be73db872764ed7f48e3", 1, "00c03ac0006081c000c04cc000608ac000608ac000809dbf006093c00080c1bf00c070c000c028c000c028c00080e5bf00608ac000609cc000c03ac00080c1bf00002bbf00c04cc0000073bf000073bf00c04cc000c04cc000c070c000c028c000608ac000c03ac000809dbf00c016c0006093c000c028c00080e5bf006093c0"),
+    (Format::Q5_0, "a2b349844ac13e2ceeefe2bc0ecdb9c149eecdf4a06e", 1, "00b855c00040743f0040f43e00fc64c000b855400040743f00b855c00030373f00b8d53f00fc6440006409c00040f43e0030373f003037400040744000b855c0007446400040f4be0040f43e00b855c00040f43e00a8983f000000800040743f00ec27c00040743f003037400040f43e0040743f0040743e00a818c00030b7bf"),
+    (Format::Q5_1, "2f3e5c3895287ea628363bb20d9987de3bbfef4ac19a52f0", 1, "0096164200201d410023294200c06840008135420054674100dc354100b03b4200668c4100debd4100debd4100f4224200d0054000f4224200c0684000800b3f00c068400056ef410056ef4100232942003cca4100c51c42009616420022a54100d8a5400023294200b03b420050d74000c4984100c51c420064044100df4142"),
+    (Format::Q2_K, "73a7610032f7a623fa62615067c1080b3d2d47e41d5aa4a9093dcd95e712a33e0ec0a7787351ba306b7bf5c5347b777986c1c4077f5621411daafbb427370b85a171ce5f5ee1ee40991f4217376dcd9b0f3ba538", 7, "0060b5bf0060b5bf0020784000c0bd3e00c8b9c0007826c0002056bf00000000000000000000000000d0e43f0000bc3c00201d4100560bc1000003bf00c8b9c000a094bf00a094bf0030be3f00020f4100178e4100c0e73f00003c3d00f05ec0002056bf007826c000c839c000c839c000ba704100ba704100f0dec000b4c2c000e0614100e0e1400000000000efe84100000000"),
+    (Format::Q3_K, "d502b09b61974da19dd8773f936a544cf94bc07c0ac4e3bd5fe6e14af9cadfb85a875da7ebbbfd37ec2b4963587773d43b94b9d731e55ba87d723501c3e8cbae1d1da139ff7bf0d1e7c9e3e92ff4b66d045efcf466853ac2b19f5a53cf13e4e09a0c74626ea3311a2c86ea973432", 7, "007808c100b44cc1007888400050dfc00050df400080463f0080c63f00505f40007c274100505fc000928b410018bac0004821400048214100e014bf000000000000008000e014c000505fc0007ca740007ca740000000800080464100b0adbf004482c000b0adbf002078c00020f84000ec71c1004821410018ba400020f83f0000000000ca304100b8ebc00080c63e00e0143f"),
+    (Format::Q4_K, "a03c51c0cb90cc7a4fcbbc62af2e762586c76b36a611ccb29df095cc4e1cbf4a0e2cf3a0aef902df3b6dfb2567ef7e4687772d8600c3d28f49fef265bfde4f66f2170321efa2e79c4fa27beefff2563242aa1fcc0353272e95b5430b033e32bffe686e2ec5b691c0a5bfb25444762591c342bff0b2e0cbebfb35f9796eacad34451f3240f6a7d4d9bff8bb969fc0422b", 7, "005fd942003e674280275f4380d7124300cff242007b9e42803d3e4300f67242007b9e42007bc342003e1d4300dfa14300cfa84300dfa14300814f4320ea864420ea8644403c29448058cc438052894380528943a07d864400cd494340f21f4440a61244403e2d4440a61244801cf043800b5143e0862144800b5143e0ea1144801ca5438064bd4380d48c4380d48c4380b08043"),
+    (Format::Q5_K, "24b53033d6f97ac93702d6561e0838ca6dd339f9a816d90d930843891f8c895e9f93530deea9bb151144b34409068b31773b7ab7b2fcbf368c9876a029f5cfdb81b7c97eac03732033890e112e51f84ba8b7936938382b7ec92a474ecd3c76d939ac7191096819f7453664efc6f948b58a600207a334b43630949ebf29fc838b3203b3f159bbb9b4b5c9d5d15f2c480da847ab4b87e30cae73801aa2e5b7475ec1d394281699f696944f47167a8866ab", 7, "00ed2ec380db27c3007967c300a712c3806760c3c0e549c360d4d2c3e074f7c3008f5dc2006893c280ec51c3c0ad03c4c067ebc3a0a711c480769ac200f663c200876fc2004341c200187bc2c04fc7c3801cf9c30028a1c18045d1c300e8d7c200e857c200f00fc300e5f2c300f00fc200dd82c20004d7c180ac25c3807e7ac300a340c300a340c3007ebdc34014ecc380bb08c3"),
+    (Format::Q6_K, "5f1ef84dba45038ecb5990ae8bf0b932a5d33d09d499c47e644fb69ecfd51a2071b628ec4a3c127bec2ce2f7f1584789438a99bab5bb2bc6cab5237f4337c764ae6ec5aa74880405401f419e9f9e1a8759665226db1d8a342387a508940dc3bd527e87af64a98163e82fbef474b06661ba567a4eed03d2e8849e0c1505b69964fc0a220643564e59b3d2edb945d21759a1820c7ed173137bf133ec0fdcfde1172997b34c5ca3f78b8f9745128fabe2eb3b48f2da12a91b90e08f2ebb3be670bec14a22027dcf77f273ea570cbfdf94d7d4bb", 7, "b0ff82c40096f6c230a5c0442048e2c420df99440014054380b615c400382c4200382c4200e0bb4100a1744500a1f44280d70fc330d989c4d0545a45b0ff02c500305b4200305bc200cabf4340cb28c588065ac5002a01430046d74200432a438064ffc40043aac200e0bbc100d8ea42a01b0fc4c09cdec32087294400bf41c4a05532c500851e44404f114500000000007aa0c4"),
+    (Format::IQ4_NL, "213977be7063e7f5d9a1f4d1724c6bb1b619", 1, "0028cdc0803c6442c0d7a2c280b026c20028cdc00083b3c1005a0541005a85c20051fbc1005a85c280d954c280ea074200e6c241005a85c200ac61c1005a05410028cdc000e6c2410028cdc000ac61c1803c644240e4904280f230420039804140e4904280f230420028cdc00051fbc100ac61c100e6c24100e6c241005a85c2"),
+    (Format::IQ4_XS, "b337a5def348bc57c8bfd06800f4004363001d7d5d3451920252e675caf86051ac36c48c7f46609e44eabf2aee3f19958fc6ddb424e4b91abd39909e804842718c1566ee6d87cd6355add150232ce7b4cb3c7cdec1df8f16aeba8c1bc1d7402bf96f75573d963983b35b6c91617493677bc4f5e1f72854aa3b15902a8c1836558b05fc32e0ed7c32", 7, "002ec8c0b84ecb4360a522449cb830c450f25a4380bc864180a1bc4180bc8641007b40c1002ec8c0002e484280a13cc3c04eab4300491243407374c380bc86c20049924200fc99c18007cc42a0059943802216c4c01a4ac300fa66c2c867a243d0e62843842053c444281fc4d0e62843c033e143c033e143408ebe42708865c3d0ffbf4368d7b0c3ece40544305e83c45cd76044"),
+    (Format::MXFP4, "7dea776e2600703e6b7daad5a601a625db", 1, "000080be0000c03f000080bf0000803f0000000000000000000080bf0000c0be000040bf000080be0000403f0000803f0000003e0000803f0000403f0000c0be000080bf0000c03f0000803f0000803e000000000000c03f0000c03e0000803f0000c03f000080be000040bf000080be00000000000080be0000803e000040bf"),
+];

@@ -7,6 +7,7 @@
 //!       for each block along K, ascending:         one lane is one output: the order never changes
 //!         exact integer dot products, or products that are exact in f32
 //!         acc += (d_w * d_x) * dot                 two rounded products, one rounded sum
+//!         acc -= (m_w * d_x) * sum(x)              the same, for formats with a minimum
 //!       bias, then residual or gate, then store
 //! ```
 //!
@@ -17,10 +18,13 @@
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
 use super::rows::{Activation, gated};
+use super::scales::{self, HalfScales, Scales};
 use crate::acts::Acts;
 use crate::packed::{Format, Matrix};
-use crate::simd::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, QK, Simd};
+use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two, Values};
+use crate::simd::{ActBlock, LANES, QK, Simd, Work};
 use crate::view::Shared;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// out = x · wᵀ + bias, or out += x · wᵀ + bias, for some tiles of w.
@@ -70,8 +74,13 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
         let columns = start..(start + block).min(job.acts.count);
         let mut tile = job.tiles.start;
         while tile < job.tiles.end {
-            tile += if S::TILES == 2 && tile + 1 < job.tiles.end {
-                linear_tiles::<S, 2>(s, job, tile, columns.clone())
+            let pair = tile + 1 < job.tiles.end;
+            tile += if const { S::TILES == 2 } {
+                if pair {
+                    linear_tiles::<S, 2>(s, job, tile, columns.clone())
+                } else {
+                    linear_tiles::<S, 1>(s, job, tile, columns.clone())
+                }
             } else {
                 linear_tiles::<S, 1>(s, job, tile, columns.clone())
             };
@@ -84,7 +93,7 @@ fn linear_tiles<S: Simd, const R: usize>(s: S, job: &LinearJob, tile: usize, col
     let mut column = columns.start;
     while column < columns.end {
         column += match group::<S>(columns.end - column) {
-            6 => linear_columns::<S, R, 6>(s, job, tile, column),
+            6 if const { S::COLUMNS >= 6 } => linear_columns::<S, R, 6>(s, job, tile, column),
             4 => linear_columns::<S, R, 4>(s, job, tile, column),
             2 => linear_columns::<S, R, 2>(s, job, tile, column),
             _ => linear_columns::<S, R, 1>(s, job, tile, column),
@@ -103,7 +112,7 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
             let mut column = start;
             while column < end {
                 column += match group::<S>(end - column) {
-                    6 => glu_columns::<S, 6>(s, job, tile, column),
+                    6 if const { S::COLUMNS >= 6 } => glu_columns::<S, 6>(s, job, tile, column),
                     4 => glu_columns::<S, 4>(s, job, tile, column),
                     2 => glu_columns::<S, 2>(s, job, tile, column),
                     _ => glu_columns::<S, 1>(s, job, tile, column),
@@ -166,13 +175,7 @@ fn finish_linear<S: Simd, const C: usize>(
 fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column: usize) -> usize {
     let tiles = [job.gate.tile(tile), job.up.tile(tile)];
     let (acts, format) = (&job.acts, job.gate.format());
-    let [gates, ups] = if S::TILES == 2 && job.up.format() == format {
-        multiply::<S, 2, C>(s, format, tiles, acts, column)
-    } else {
-        let [gates] = multiply::<S, 1, C>(s, format, [tiles[0]], acts, column);
-        let [ups] = multiply::<S, 1, C>(s, job.up.format(), [tiles[1]], acts, column);
-        [gates, ups]
-    };
+    let [gates, ups] = multiply_pair::<S, C>(s, [format, job.up.format()], tiles, acts, column);
     let row = tile * LANES;
     let rows = (job.gate.rows() - row).min(LANES);
     let per_token = job.acts.kind.columns();
@@ -191,9 +194,26 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     C
 }
 
+/// Two tiles of matrices that may differ in format.
+#[inline(always)]
+fn multiply_pair<S: Simd, const C: usize>(
+    s: S,
+    formats: [Format; 2],
+    tiles: [&[u8]; 2],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; 2] {
+    if const { S::TILES == 2 } && formats[0] == formats[1] {
+        return multiply::<S, 2, C>(s, formats[0], tiles, acts, column);
+    }
+    let [first] = multiply::<S, 1, C>(s, formats[0], [tiles[0]], acts, column);
+    let [second] = multiply::<S, 1, C>(s, formats[1], [tiles[1]], acts, column);
+    [first, second]
+}
+
 /// R tiles times C columns: lane j of result [r][c] is row j of tile r times column c.
 #[inline(always)]
-fn multiply<S: Simd, const R: usize, const C: usize>(
+pub(crate) fn multiply<S: Simd, const R: usize, const C: usize>(
     s: S,
     format: Format,
     tiles: [&[u8]; R],
@@ -201,12 +221,68 @@ fn multiply<S: Simd, const R: usize, const C: usize>(
     column: usize,
 ) -> [[S::F; C]; R] {
     match format {
-        Format::F32 => multiply_f32::<S, R, C>(s, tiles, acts, column),
-        Format::F16 => multiply_half::<S, R, C, false>(s, tiles, acts, column),
-        Format::BF16 => multiply_half::<S, R, C, true>(s, tiles, acts, column),
-        Format::Q8_0 => multiply_q8::<S, R, C>(s, tiles, acts, column),
-        Format::Q4_0 => multiply_q4::<S, R, C>(s, tiles, acts, column),
+        Format::F32 => call::<S, Singles, R, C>(s, tiles, acts, column),
+        Format::F16 => call::<S, HalfFloats<false>, R, C>(s, tiles, acts, column),
+        Format::BF16 => call::<S, HalfFloats<true>, R, C>(s, tiles, acts, column),
+        Format::Q8_0 => call::<S, Blocks<Bytes, scales::Half>, R, C>(s, tiles, acts, column),
+        Format::Q4_0 => call::<S, Blocks<Four<8>, scales::Half>, R, C>(s, tiles, acts, column),
+        Format::Q4_1 => call::<S, Blocks<Four<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, column),
+        Format::Q5_0 => call::<S, Blocks<Five<16>, scales::Half>, R, C>(s, tiles, acts, column),
+        Format::Q5_1 => call::<S, Blocks<Five<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, column),
+        Format::IQ4_NL => call::<S, Blocks<Iq4, scales::Half>, R, C>(s, tiles, acts, column),
+        Format::IQ4_XS => call::<S, Blocks<Iq4, scales::SixBitsSigned>, R, C>(s, tiles, acts, column),
+        Format::MXFP4 => call::<S, Blocks<E2m1, scales::E8m0>, R, C>(s, tiles, acts, column),
+        Format::Q4_K => call::<S, Blocks<Four<0>, scales::SixBits>, R, C>(s, tiles, acts, column),
+        Format::Q5_K => call::<S, Blocks<Five<0>, scales::SixBits>, R, C>(s, tiles, acts, column),
+        Format::Q6_K => call::<S, Halves<Six, scales::Bytes>, R, C>(s, tiles, acts, column),
+        Format::Q3_K => call::<S, Halves<Three, scales::SixBitPairs>, R, C>(s, tiles, acts, column),
+        Format::Q2_K => call::<S, Halves<Two, scales::FourBitPairs>, R, C>(s, tiles, acts, column),
     }
+}
+
+/// How R tiles of a kind of weights are multiplied with C columns.
+trait Kernel {
+    fn multiply<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        tiles: [&[u8]; R],
+        acts: &Acts,
+        column: usize,
+    ) -> [[S::F; C]; R];
+}
+
+/// F32 weights.
+struct Singles;
+/// F16 or BF16 weights.
+struct HalfFloats<const BF16: bool>;
+/// Blocks of 32 with one scale each.
+struct Blocks<V, K>(PhantomData<(V, K)>);
+/// Blocks of 32 whose halves have whole numbers as scales of their own.
+struct Halves<V, K>(PhantomData<(V, K)>);
+
+struct Multiply<'a, K, const R: usize, const C: usize> {
+    tiles: [&'a [u8]; R],
+    acts: &'a Acts<'a>,
+    column: usize,
+    kernel: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kernel, const R: usize, const C: usize> Work<S> for Multiply<'_, K, R, C> {
+    type Output = [[S::F; C]; R];
+
+    #[inline(always)]
+    fn run(self, s: S) -> Self::Output {
+        K::multiply::<S, R, C>(s, self.tiles, self.acts, self.column)
+    }
+}
+
+#[inline(always)]
+fn call<S: Simd, K: Kernel, const R: usize, const C: usize>(
+    s: S,
+    tiles: [&[u8]; R],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; R] {
+    s.call(Multiply { tiles, acts, column, kernel: PhantomData::<K> })
 }
 
 #[inline(always)]
@@ -214,60 +290,64 @@ fn columns<const C: usize>(floats: &[f32], k: usize, column: usize) -> [&[f32]; 
     std::array::from_fn(|c| &floats[(column + c) * k..(column + c + 1) * k])
 }
 
-#[inline(always)]
-fn multiply_f32<S: Simd, const R: usize, const C: usize>(
-    s: S,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    column: usize,
-) -> [[S::F; C]; R] {
-    let x = columns::<C>(acts.floats, acts.k, column);
-    let rows = tiles.map(|tile| &as_f32(tile)[..acts.k]);
-    let mut sums = [[s.splat(0.0); C]; R];
-    for k in 0..acts.k {
-        if C <= STREAMED {
-            ahead(s, at(rows, k), R * tiles[0].len());
-        }
-        let mut w = [s.splat(0.0); R];
-        for r in 0..R {
-            w[r] = s.load(&rows[r][k]);
-        }
-        for c in 0..C {
-            let x = s.splat(x[c][k]);
+impl Kernel for Singles {
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        tiles: [&[u8]; R],
+        acts: &Acts,
+        column: usize,
+    ) -> [[S::F; C]; R] {
+        let x = columns::<C>(acts.floats, acts.k, column);
+        let rows = tiles.map(|tile| &as_f32(tile)[..acts.k]);
+        let mut sums = [[s.splat(0.0); C]; R];
+        for k in 0..acts.k {
+            if C <= STREAMED {
+                ahead(s, at(rows, k), R * tiles[0].len());
+            }
+            let mut w = [s.splat(0.0); R];
             for r in 0..R {
-                sums[r][c] = s.add(sums[r][c], s.mul(w[r], x));
+                w[r] = s.load(&rows[r][k]);
+            }
+            for c in 0..C {
+                let x = s.splat(x[c][k]);
+                for r in 0..R {
+                    sums[r][c] = s.add(sums[r][c], s.mul(w[r], x));
+                }
             }
         }
+        sums
     }
-    sums
 }
 
-#[inline(always)]
-fn multiply_half<S: Simd, const R: usize, const C: usize, const BF16: bool>(
-    s: S,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    column: usize,
-) -> [[S::F; C]; R] {
-    let x = columns::<C>(acts.floats, acts.k, column);
-    let rows = tiles.map(|tile| &as_u16(tile)[..acts.k]);
-    let mut sums = [[s.splat(0.0); C]; R];
-    for k in 0..acts.k {
-        if C <= STREAMED && k % 2 == 0 {
-            ahead(s, at(rows, k), R * tiles[0].len());
-        }
-        let mut w = [s.splat(0.0); R];
-        for r in 0..R {
-            w[r] = if BF16 { s.load_bf16(&rows[r][k]) } else { s.load_f16(&rows[r][k]) };
-        }
-        for c in 0..C {
-            let x = s.splat(x[c][k]);
+impl<const BF16: bool> Kernel for HalfFloats<BF16> {
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        tiles: [&[u8]; R],
+        acts: &Acts,
+        column: usize,
+    ) -> [[S::F; C]; R] {
+        let x = columns::<C>(acts.floats, acts.k, column);
+        let rows = tiles.map(|tile| &as_u16(tile)[..acts.k]);
+        let mut sums = [[s.splat(0.0); C]; R];
+        for k in 0..acts.k {
+            if C <= STREAMED && k % 2 == 0 {
+                ahead(s, at(rows, k), R * tiles[0].len());
+            }
+            let mut w = [s.splat(0.0); R];
             for r in 0..R {
-                sums[r][c] = s.mul_add_exact(w[r], x, sums[r][c]);
+                w[r] = if BF16 { s.load_bf16(&rows[r][k]) } else { s.load_f16(&rows[r][k]) };
+            }
+            for c in 0..C {
+                let x = s.splat(x[c][k]);
+                for r in 0..R {
+                    sums[r][c] = s.mul_add_exact(w[r], x, sums[r][c]);
+                }
             }
         }
+        sums
     }
-    sums
 }
 
 /// Element b of each slice. (No closures in kernels: they may not inherit the ISA's features.)
@@ -285,7 +365,7 @@ const STREAMED: usize = 2;
 
 /// Asks for what lies `bytes` after each tile's item.
 #[inline(always)]
-fn ahead<S: Simd, T, const R: usize>(s: S, items: [&T; R], bytes: usize) {
+fn ahead<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R], bytes: usize) {
     for r in 0..R {
         s.prefetch(items[r], bytes);
     }
@@ -298,72 +378,111 @@ fn block_columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [Ac
     std::array::from_fn(|c| &acts.blocks[(column + c) * blocks..(column + c + 1) * blocks])
 }
 
+/// Part `index` of each slice, of `len` bytes.
 #[inline(always)]
-fn multiply_q8<S: Simd, const R: usize, const C: usize>(
-    s: S,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    column: usize,
-) -> [[S::F; C]; R] {
-    let x = block_columns::<C>(acts, column);
-    let blocks = acts.k / QK;
-    let values = tiles.map(|tile| &tile.as_chunks::<Q8_BYTES>().0[..blocks]);
-    let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q8_BYTES..])[..blocks]);
-    let mut sums = [[s.splat(0.0); C]; R];
-    for b in 0..blocks {
-        if C <= STREAMED {
-            ahead(s, at(values, b), R * tiles[0].len());
-            if b % 2 == 0 {
-                ahead(s, at(scales, b), R * tiles[0].len());
-            }
-        }
-        let x = at(x, b);
-        let dots = s.dot_q8::<R, C>(at(values, b), x);
-        accumulate(s, &mut sums, at(scales, b), x, dots);
+fn part<const N: usize>(slices: [&[u8]; N], index: usize, len: usize) -> [&[u8]; N] {
+    let mut parts = slices;
+    for n in 0..N {
+        parts[n] = &slices[n][index * len..][..len];
     }
-    sums
+    parts
 }
 
-#[inline(always)]
-fn multiply_q4<S: Simd, const R: usize, const C: usize>(
-    s: S,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    column: usize,
-) -> [[S::F; C]; R] {
-    let x = block_columns::<C>(acts, column);
-    let blocks = acts.k / QK;
-    let values = tiles.map(|tile| &tile.as_chunks::<Q4_BYTES>().0[..blocks]);
-    let scales = tiles.map(|tile| &as_u16(&tile[blocks * Q4_BYTES..])[..blocks]);
-    let mut sums = [[s.splat(0.0); C]; R];
-    for b in 0..blocks {
-        if C <= STREAMED {
-            ahead(s, at(values, b), R * tiles[0].len());
-            if b % 2 == 0 {
-                ahead(s, at(scales, b), R * tiles[0].len());
+impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        tiles: [&[u8]; R],
+        acts: &Acts,
+        column: usize,
+    ) -> [[S::F; C]; R] {
+        let x = block_columns::<C>(acts, column);
+        let blocks = acts.k / QK;
+        let bytes = const { V::LAYOUT.bytes() };
+        let values = part(tiles, 0, blocks * bytes);
+        let scales = tiles.map(|tile| &tile[blocks * bytes..]);
+        let mut sums = [[s.splat(0.0); C]; R];
+        for run in 0..blocks / K::RUN {
+            let scales = part(scales, run, K::BYTES);
+            for i in 0..K::RUN {
+                let b = run * K::RUN + i;
+                if C <= STREAMED {
+                    ahead(s, part(values, b, bytes), R * tiles[0].len());
+                    if K::RUN == 1 && b % 2 == 0 || K::RUN > 1 && i == 0 {
+                        ahead(s, scales, R * tiles[0].len());
+                    }
+                }
+                let x = at(x, b);
+                let dots = s.dot::<V, R, C>(part(values, b, bytes), x);
+                for r in 0..R {
+                    let d = K::scale(s, scales[r], i);
+                    for c in 0..C {
+                        let t = s.mul(d, s.splat(x[c].scale));
+                        sums[r][c] = s.add(sums[r][c], s.mul(t, s.int_to_float(dots[r][c])));
+                    }
+                }
+                if K::MINIMUM {
+                    let mut minimums = [s.splat(0.0); R];
+                    for r in 0..R {
+                        minimums[r] = K::minimum(s, scales[r], i);
+                    }
+                    for c in 0..C {
+                        let sum = s.int_to_float(s.minus_sum(x[c], s.pairs(1)));
+                        for r in 0..R {
+                            let t = s.mul(minimums[r], s.splat(x[c].scale));
+                            sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
+                        }
+                    }
+                }
             }
         }
-        let x = at(x, b);
-        let dots = s.dot_q4::<R, C>(at(values, b), x);
-        accumulate(s, &mut sums, at(scales, b), x, dots);
+        sums
     }
-    sums
 }
 
-#[inline(always)]
-fn accumulate<S: Simd, const R: usize, const C: usize>(
-    s: S,
-    sums: &mut [[S::F; C]; R],
-    scales: [&[u16; LANES]; R],
-    x: [&ActBlock; C],
-    dots: [[S::I; C]; R],
-) {
-    for r in 0..R {
-        let d = s.load_f16(scales[r]);
-        for c in 0..C {
-            let t = s.mul(d, s.splat(x[c].scale));
-            sums[r][c] = s.add(sums[r][c], s.mul(t, s.int_to_float(dots[r][c])));
+impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        tiles: [&[u8]; R],
+        acts: &Acts,
+        column: usize,
+    ) -> [[S::F; C]; R] {
+        const RUN: usize = 8;
+        let x = block_columns::<C>(acts, column);
+        let blocks = acts.k / QK;
+        let bytes = const { V::LAYOUT.bytes() };
+        let values = part(tiles, 0, blocks * bytes);
+        let scales = tiles.map(|tile| &tile[blocks * bytes..]);
+        let mut sums = [[s.splat(0.0); C]; R];
+        for run in 0..blocks / RUN {
+            let scales = part(scales, run, K::BYTES);
+            for i in 0..RUN {
+                let b = run * RUN + i;
+                let x = at(x, b);
+                let mut numbers = [s.pairs(0); R];
+                for r in 0..R {
+                    numbers[r] = K::scales(s, scales[r], i);
+                }
+                let dots = s.dot_halves::<V, R, C>(part(values, b, bytes), numbers, x);
+                for r in 0..R {
+                    let d = K::scale(s, scales[r]);
+                    for c in 0..C {
+                        let t = s.mul(d, s.splat(x[c].scale));
+                        sums[r][c] = s.add(sums[r][c], s.mul(t, dots[r][c]));
+                    }
+                    if K::MINIMUM {
+                        let (m, numbers) = (K::minimum(s, scales[r]), K::minimums(s, scales[r], i));
+                        for c in 0..C {
+                            let sum = s.int_to_float(s.minus_sum(x[c], numbers));
+                            let t = s.mul(m, s.splat(x[c].scale));
+                            sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
+                        }
+                    }
+                }
+            }
         }
+        sums
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod matmul;
 pub mod rows;
+mod scales;
 
 use crate::exp::{LN_2_HIGH, LN_2_LOW, LOG2_E, OVERFLOW, POLYNOMIAL, UNDERFLOW};
 use crate::simd::{LANES, Simd};

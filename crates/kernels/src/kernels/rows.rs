@@ -4,7 +4,7 @@ use super::{exp, padded, tree_sum};
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
-use crate::simd::{ActBlock, LANES, QK, Simd};
+use crate::simd::{ActBlock, LANES, QK, Simd, minus_halves};
 
 /// How RoPE pairs the dimensions of a head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,14 +146,14 @@ fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock]) -> Result<(), Non
         let amax = lanes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
         let inverse = 127.0 / amax;
         if inverse.is_infinite() {
-            *block = ActBlock { scale: 0.0, minus_sum: 0, values: [0; QK] };
+            *block = ActBlock { scale: 0.0, minus_halves: [0; 2], values: [0; QK] };
             continue;
         }
         block.scale = amax / 127.0;
         for (v, out) in [low, high].into_iter().zip(block.values.as_chunks_mut::<LANES>().0) {
             s.store_i8(s.mul(v, s.splat(inverse)), out);
         }
-        block.minus_sum = -block.values.iter().map(|&q| q as i32).sum::<i32>();
+        block.minus_halves = minus_halves(&block.values);
     }
     let mut lanes = [0.0; LANES];
     s.store(check, &mut lanes);

@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: two ymm registers are the 16 lanes.
 
-use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
+use super::values::Values;
+use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX2, FMA and F16C.
@@ -16,15 +17,6 @@ impl Avx2 {
     }
 }
 
-impl Avx2 {
-    #[inline(always)]
-    fn zero(self) -> I32x16 {
-        // SAFETY: the token proves the CPU features.
-        let v = unsafe { _mm256_setzero_si256() };
-        I32x16(v, v)
-    }
-}
-
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 #[derive(Clone, Copy)]
@@ -32,16 +24,92 @@ pub struct F32x16(__m256, __m256);
 #[derive(Clone, Copy)]
 pub struct I32x16(__m256i, __m256i);
 
-// SAFETY (every block below): the token proves the CPU features; every pointer comes from a
-// reference to an array of exactly the bytes that are read or written.
+/// One of the two registers: eight rows.
+#[derive(Clone, Copy)]
+struct Eight {
+    second: bool,
+}
+
+// SAFETY (every block below): the token proves the CPU features, and `Eight` is made only by its methods;
+// every pointer comes from a reference to an array or a slice of exactly the bytes that are read or written.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Words for Eight {
+    type I = __m256i;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> __m256i {
+        unsafe { _mm256_loadu_si256(from[index * 64 + self.second as usize * 32..][..32].as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn and_bits(self, v: __m256i, bits: u32) -> __m256i {
+        unsafe { _mm256_and_si256(v, _mm256_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left(self, v: __m256i, by: usize) -> __m256i {
+        unsafe { _mm256_sll_epi32(v, _mm_cvtsi32_si128(by as i32)) }
+    }
+    #[inline(always)]
+    fn shift_right(self, v: __m256i, by: usize) -> __m256i {
+        unsafe { _mm256_srl_epi32(v, _mm_cvtsi32_si128(by as i32)) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: __m256i) -> __m256i {
+        unsafe { _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), v) }
+    }
+}
+
+const EIGHTS: [Eight; 2] = [Eight { second: false }, Eight { second: true }];
+
+impl Words for Avx2 {
+    type I = I32x16;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> I32x16 {
+        I32x16(EIGHTS[0].load_words(from, index), EIGHTS[1].load_words(from, index))
+    }
+    #[inline(always)]
+    fn and_bits(self, v: I32x16, bits: u32) -> I32x16 {
+        I32x16(EIGHTS[0].and_bits(v.0, bits), EIGHTS[1].and_bits(v.1, bits))
+    }
+    #[inline(always)]
+    fn or(self, a: I32x16, b: I32x16) -> I32x16 {
+        I32x16(EIGHTS[0].or(a.0, b.0), EIGHTS[1].or(a.1, b.1))
+    }
+    #[inline(always)]
+    fn shift_left(self, v: I32x16, by: usize) -> I32x16 {
+        I32x16(EIGHTS[0].shift_left(v.0, by), EIGHTS[1].shift_left(v.1, by))
+    }
+    #[inline(always)]
+    fn shift_right(self, v: I32x16, by: usize) -> I32x16 {
+        I32x16(EIGHTS[0].shift_right(v.0, by), EIGHTS[1].shift_right(v.1, by))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: I32x16) -> I32x16 {
+        I32x16(EIGHTS[0].lookup(table, v.0), EIGHTS[1].lookup(table, v.1))
+    }
+}
+
+// SAFETY (every block below): as above.
 #[allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
 impl Simd for Avx2 {
     type F = F32x16;
-    type I = I32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     const QUERIES: usize = 4;
 
+    #[inline(always)]
+    fn call<W: Work<Self>>(self, work: W) -> W::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn entry<W: Work<Avx2>>(s: Avx2, work: W) -> W::Output {
+            work.run(s)
+        }
+        unsafe { entry(self, work) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> F32x16 {
         let v = unsafe { _mm256_set1_ps(x) };
@@ -139,9 +207,9 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, item: &T, ahead: usize) {
+    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
         let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
-        for line in 0..size_of::<T>().div_ceil(64) {
+        for line in 0..size_of_val(item).div_ceil(64) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
         }
     }
@@ -151,92 +219,158 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_q8<const R: usize, const C: usize>(
-        self,
-        w: [&[u8; Q8_BYTES]; R],
-        x: [&ActBlock; C],
-    ) -> [[I32x16; C]; R] {
-        let zero = self.zero();
-        let mut acc = [[zero; C]; R];
-        for r in 0..R {
-            acc[r] = tile_q8(w[r], x);
+    fn float_bits(self, v: I32x16) -> F32x16 {
+        unsafe { F32x16(_mm256_castsi256_ps(v.0), _mm256_castsi256_ps(v.1)) }
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
+        unsafe {
+            let v = _mm_loadu_si128(from.as_ptr().cast());
+            I32x16(_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v)))
         }
-        acc
+    }
+    #[inline(always)]
+    fn load_u16(self, from: &[u16; LANES]) -> I32x16 {
+        unsafe {
+            let p: *const __m128i = from.as_ptr().cast();
+            let (low, high) = (_mm_loadu_si128(p), _mm_loadu_si128(p.add(1)));
+            I32x16(_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high))
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; LANES * 2]) -> I32x16 {
+        unsafe {
+            let p: *const __m128i = from.as_ptr().cast();
+            let (low, high) = (_mm_loadu_si128(p), _mm_loadu_si128(p.add(1)));
+            I32x16(_mm256_cvtepi8_epi16(low), _mm256_cvtepi8_epi16(high))
+        }
+    }
+    #[inline(always)]
+    fn pairs(self, n: i16) -> I32x16 {
+        let v = unsafe { _mm256_set1_epi16(n) };
+        I32x16(v, v)
+    }
+    #[inline(always)]
+    fn add_to_pairs(self, v: I32x16, n: i16) -> I32x16 {
+        unsafe {
+            let n = _mm256_set1_epi16(n);
+            I32x16(_mm256_add_epi16(v.0, n), _mm256_add_epi16(v.1, n))
+        }
+    }
+    #[inline(always)]
+    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
+        unsafe {
+            let halves = minus_halves(x);
+            I32x16(_mm256_madd_epi16(halves, pairs.0), _mm256_madd_epi16(halves, pairs.1))
+        }
     }
 
     #[inline(always)]
-    fn dot_q4<const R: usize, const C: usize>(
+    fn dot<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q4_BYTES]; R],
+        w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[I32x16; C]; R] {
-        let zero = self.zero();
-        let mut acc = [[zero; C]; R];
+        let ones = unsafe { _mm256_set1_epi16(1) };
+        let mut sums = [[I32x16(ones, ones); C]; R];
         for r in 0..R {
-            acc[r] = tile_q4(w[r], x);
+            let low = dot_eight::<V, 8, C>(EIGHTS[0], w[r], ones, x);
+            let high = dot_eight::<V, 8, C>(EIGHTS[1], w[r], ones, x);
+            for c in 0..C {
+                sums[r][c] = I32x16(low[c], high[c]);
+            }
         }
-        acc
+        sums
+    }
+
+    #[inline(always)]
+    fn dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) -> [[F32x16; C]; R] {
+        let mut sums = [[self.splat(0.0); C]; R];
+        for r in 0..R {
+            let low = dot_eight::<V, 4, C>(EIGHTS[0], w[r], scales[r].0, x);
+            let high = dot_eight::<V, 4, C>(EIGHTS[1], w[r], scales[r].1, x);
+            for c in 0..C {
+                sums[r][c] = self.int_to_float(I32x16(low[c], high[c]));
+            }
+        }
+        sums
     }
 }
 
-/// vpmaddubsw adds two products in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
+/// The dot products of eight rows, of the two halves times the pairs of `scales`. vpmaddubsw adds two
+/// products in 16 bits, in which further groups are added, up to `GROUPS`, while the sums fit; then
+/// vpmaddwd widens them and multiplies by the scale at once. Bytes over 127 do not fit even twice: with
+/// their offset of 128 taken out they do, |w| <= 128 times |x| <= 127.
 #[inline(always)]
-fn tile_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C]) -> [I32x16; C] {
-    // SAFETY: called only from methods of the token; the pointer stays within the block.
+fn dot_eight<V: Values, const GROUPS: usize, const C: usize>(
+    eight: Eight,
+    w: &[u8],
+    scales: __m256i,
+    x: [&ActBlock; C],
+) -> [__m256i; C] {
+    let wide = V::MAX > 127;
+    let span = const { if V::MAX > 127 { 1 } else { span(i16::MAX as i32 / (2 * 127 * V::MAX), GROUPS) } };
+    // SAFETY: called only from methods of the token.
     unsafe {
-        let ones = _mm256_set1_epi16(1);
-        let flip = _mm256_set1_epi8(-128);
-        let p: *const __m256i = w.as_ptr().cast();
-        let mut acc = [I32x16(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
-        for group in 0..8 {
-            let a = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2)), flip);
-            let b = _mm256_xor_si256(_mm256_loadu_si256(p.add(group * 2 + 1)), flip);
-            let (abs_a, abs_b) = (_mm256_abs_epi8(a), _mm256_abs_epi8(b));
+        let zero = _mm256_setzero_si256();
+        let (mut sums, mut pairs) = ([zero; C], [zero; C]);
+        if !wide && V::OFFSET != 0 {
+            let offsets = _mm256_mullo_epi16(scales, _mm256_set1_epi16(V::OFFSET as i16));
+            for c in 0..C {
+                sums[c] = _mm256_madd_epi16(minus_halves(x[c]), offsets);
+            }
+        }
+        let halves = if GROUPS == 8 { [scales; 2] } else { [halve::<0>(scales), halve::<2>(scales)] };
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            let bytes = V::group(eight, w, group);
+            let signed = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+            let bytes = if wide { _mm256_abs_epi8(signed) } else { bytes };
             for c in 0..C {
                 let v = broadcast(x[c], group);
-                let pairs_a = _mm256_maddubs_epi16(abs_a, _mm256_sign_epi8(v, a));
-                let pairs_b = _mm256_maddubs_epi16(abs_b, _mm256_sign_epi8(v, b));
-                acc[c].0 = _mm256_add_epi32(acc[c].0, _mm256_madd_epi16(pairs_a, ones));
-                acc[c].1 = _mm256_add_epi32(acc[c].1, _mm256_madd_epi16(pairs_b, ones));
+                let v = if wide { _mm256_sign_epi8(v, signed) } else { v };
+                let products = _mm256_maddubs_epi16(bytes, v);
+                pairs[c] = if group.is_multiple_of(span) { products } else { _mm256_add_epi16(pairs[c], products) };
+                if group % span == span - 1 {
+                    sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs[c], halves[group / 4]));
+                }
             }
-        }
-        acc
+        });
+        sums
     }
 }
 
-/// Eight groups of two products of 15 * 127 are 30,480: the 16-bit sums hold a whole block.
-#[inline(always)]
-fn tile_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C]) -> [I32x16; C] {
-    // SAFETY: called only from methods of the token; the pointer stays within the block.
-    unsafe {
-        let low = _mm256_set1_epi8(15);
-        let p: *const __m256i = w.as_ptr().cast();
-        let mut pairs = [(_mm256_setzero_si256(), _mm256_setzero_si256()); C];
-        for group in 0..4 {
-            let a = _mm256_loadu_si256(p.add(group * 2));
-            let b = _mm256_loadu_si256(p.add(group * 2 + 1));
-            let first = (_mm256_and_si256(a, low), _mm256_and_si256(b, low));
-            let second = (
-                _mm256_and_si256(_mm256_srli_epi16::<4>(a), low),
-                _mm256_and_si256(_mm256_srli_epi16::<4>(b), low),
-            );
-            for c in 0..C {
-                let (u, v) = (broadcast(x[c], group), broadcast(x[c], group + 4));
-                pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(first.0, u));
-                pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(first.1, u));
-                pairs[c].0 = _mm256_add_epi16(pairs[c].0, _mm256_maddubs_epi16(second.0, v));
-                pairs[c].1 = _mm256_add_epi16(pairs[c].1, _mm256_maddubs_epi16(second.1, v));
-            }
-        }
-        let ones = _mm256_set1_epi16(1);
-        let mut acc = [I32x16(ones, ones); C];
-        for c in 0..C {
-            let offset = _mm256_set1_epi32(8 * x[c].minus_sum);
-            acc[c].0 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].0, ones), offset);
-            acc[c].1 = _mm256_add_epi32(_mm256_madd_epi16(pairs[c].1, ones), offset);
-        }
-        acc
+/// The largest power of two of groups that fit.
+const fn span(fit: i32, most: usize) -> usize {
+    let mut span = most;
+    while span as i32 > fit {
+        span /= 2;
     }
+    span
+}
+
+/// The 16 bits of every word that start at byte FIRST, twice.
+#[inline(always)]
+fn halve<const FIRST: u8>(pairs: __m256i) -> __m256i {
+    let mut bytes = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        bytes[i as usize] = i % 16 / 4 * 4 + FIRST + i % 2;
+        i += 1;
+    }
+    // SAFETY: called only from methods of the token; the load covers the array.
+    unsafe { _mm256_shuffle_epi8(pairs, _mm256_loadu_si256(bytes.as_ptr().cast())) }
+}
+
+#[inline(always)]
+fn minus_halves(x: &ActBlock) -> __m256i {
+    let [first, second] = x.minus_halves;
+    // SAFETY: called only from methods of the token.
+    unsafe { _mm256_set1_epi32(first as u16 as i32 | (second as i32) << 16) }
 }
 
 /// Values 4 * group .. 4 * group + 4 in every lane.

@@ -1,6 +1,8 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
-use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
+use super::values::Values;
+use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
@@ -24,15 +26,54 @@ impl Avx512 {
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
-// reference to an array of exactly the bytes that are read or written.
+// reference to an array or a slice of exactly the bytes that are read or written.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Words for Avx512 {
+    type I = __m512i;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> __m512i {
+        unsafe { _mm512_loadu_si512(from[index * 64..][..64].as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn and_bits(self, v: __m512i, bits: u32) -> __m512i {
+        unsafe { _mm512_and_si512(v, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left(self, v: __m512i, by: usize) -> __m512i {
+        unsafe { _mm512_sll_epi32(v, _mm_cvtsi32_si128(by as i32)) }
+    }
+    #[inline(always)]
+    fn shift_right(self, v: __m512i, by: usize) -> __m512i {
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(by as i32)) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v) }
+    }
+}
+
+// SAFETY (every block below): as above.
 #[allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
 impl Simd for Avx512 {
     type F = __m512;
-    type I = __m512i;
     const COLUMNS: usize = 6;
     const TILES: usize = 2;
     const QUERIES: usize = 8;
 
+    #[inline(always)]
+    fn call<W: Work<Self>>(self, work: W) -> W::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        #[inline(never)]
+        fn entry<W: Work<Avx512>>(s: Avx512, work: W) -> W::Output {
+            work.run(s)
+        }
+        unsafe { entry(self, work) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -108,9 +149,9 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
-    fn prefetch<T>(self, item: &T, ahead: usize) {
+    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
         let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
-        for line in 0..size_of::<T>().div_ceil(64) {
+        for line in 0..size_of_val(item).div_ceil(64) {
             unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
         }
     }
@@ -119,68 +160,138 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
 
+    #[inline(always)]
+    fn float_bits(self, v: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(v) }
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> __m512i {
+        unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_u16(self, from: &[u16; LANES]) -> __m512i {
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; LANES * 2]) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn pairs(self, n: i16) -> __m512i {
+        unsafe { _mm512_set1_epi16(n) }
+    }
+    #[inline(always)]
+    fn add_to_pairs(self, v: __m512i, n: i16) -> __m512i {
+        unsafe { _mm512_add_epi16(v, _mm512_set1_epi16(n)) }
+    }
+    #[inline(always)]
+    fn minus_sum(self, x: &ActBlock, pairs: __m512i) -> __m512i {
+        let [first, second] = x.minus_halves;
+        unsafe {
+            let halves = _mm512_set1_epi32(first as u16 as i32 | (second as i32) << 16);
+            _mm512_madd_epi16(halves, pairs)
+        }
+    }
+
     // vpdpbusd multiplies unsigned by signed bytes: the stored offset makes weights unsigned, and
     // starting from -offset * sum(x) takes it out again.
     #[inline(always)]
-    fn dot_q8<const R: usize, const C: usize>(
+    fn dot<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q8_BYTES]; R],
+        w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[__m512i; C]; R] {
         unsafe {
             let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                let start = _mm512_slli_epi32::<7>(_mm512_set1_epi32(x[c].minus_sum));
+                let start = self.minus_sum(x[c], _mm512_set1_epi16(V::OFFSET as i16));
                 for r in 0..R {
                     acc[r][c] = start;
                 }
             }
-            for group in 0..8 {
-                let mut rows = [_mm512_setzero_si512(); R];
-                for r in 0..R {
-                    rows[r] = _mm512_loadu_si512(w[r].as_ptr().add(group * 64).cast());
-                }
-                for c in 0..C {
-                    let v = broadcast(x[c], group);
-                    for r in 0..R {
-                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], rows[r], v);
-                    }
-                }
-            }
+            each_group!(group in [0 4 1 5 2 6 3 7] {
+                add_group::<V, R, C>(self, &mut acc, w, x, group);
+            });
             acc
         }
     }
     #[inline(always)]
-    fn dot_q4<const R: usize, const C: usize>(
+    fn dot_halves<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q4_BYTES]; R],
+        w: [&[u8]; R],
+        scales: [__m512i; R],
         x: [&ActBlock; C],
-    ) -> [[__m512i; C]; R] {
+    ) -> [[__m512; C]; R] {
         unsafe {
-            let low = _mm512_set1_epi8(15);
+            let mut sums = [[_mm512_setzero_ps(); C]; R];
             let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                let start = _mm512_slli_epi32::<3>(_mm512_set1_epi32(x[c].minus_sum));
+                let start = self.minus_sum(x[c], _mm512_set1_epi32(V::OFFSET));
                 for r in 0..R {
                     acc[r][c] = start;
                 }
             }
-            for group in 0..4 {
-                let (mut first, mut second) = ([low; R], [low; R]);
-                for r in 0..R {
-                    let both = _mm512_loadu_si512(w[r].as_ptr().add(group * 64).cast());
-                    first[r] = _mm512_and_si512(both, low);
-                    second[r] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
-                }
+            each_group!(group in [0 1 2 3] {
+                add_group::<V, R, C>(self, &mut acc, w, x, group);
+            });
+            for r in 0..R {
+                let scale = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales[r]));
+                let scale = _mm512_cvtepi32_ps(scale);
                 for c in 0..C {
-                    let (u, v) = (broadcast(x[c], group), broadcast(x[c], group + 4));
-                    for r in 0..R {
-                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], first[r], u);
-                        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], second[r], v);
-                    }
+                    sums[r][c] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][c]), scale);
                 }
             }
-            acc
+            for c in 0..C {
+                let start = self.minus_sum(x[c], _mm512_set1_epi32(V::OFFSET << 16));
+                for r in 0..R {
+                    acc[r][c] = start;
+                }
+            }
+            each_group!(group in [4 5 6 7] {
+                add_group::<V, R, C>(self, &mut acc, w, x, group);
+            });
+            for r in 0..R {
+                let scale = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scales[r]));
+                for c in 0..C {
+                    // Whole numbers under 2^24: exact, fused or not.
+                    sums[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), scale, sums[r][c]);
+                }
+            }
+            sums
+        }
+    }
+}
+
+/// The empty asm makes the sums a fence: else compilers put off one tile's products until the other's
+/// are done, and keep every broadcast activation meanwhile, which no CPU has registers for.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+#[inline]
+#[allow(clippy::needless_range_loop)]
+fn add_group<V: Values, const R: usize, const C: usize>(
+    s: Avx512,
+    acc: &mut [[__m512i; C]; R],
+    w: [&[u8]; R],
+    x: [&ActBlock; C],
+    group: usize,
+) {
+    // SAFETY: the token proves the CPU features.
+    unsafe {
+        let mut rows = [_mm512_setzero_si512(); R];
+        for r in 0..R {
+            rows[r] = V::group(s, w[r], group);
+        }
+        for c in 0..C {
+            let v = broadcast(x[c], group);
+            for r in 0..R {
+                acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], rows[r], v);
+            }
+        }
+        if R > 1 {
+            for r in 0..R {
+                for c in 0..C {
+                    asm!("/* {0} */", inout(zmm_reg) acc[r][c], options(nomem, nostack, preserves_flags));
+                }
+            }
         }
     }
 }

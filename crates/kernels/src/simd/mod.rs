@@ -10,40 +10,81 @@ pub mod avx2;
 pub mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub mod values;
+
+use values::Values;
 
 /// Lanes of a vector: outputs of a weight tile, keys of a cache sub-block.
 pub const LANES: usize = 16;
 /// Elements of one quantisation block along the reduction.
 pub const QK: usize = 32;
-/// Bytes of one packed 8-bit block of 16 rows: K groups of 4, each 16 rows by 4 values.
-pub const Q8_BYTES: usize = LANES * QK;
-/// Bytes of one packed 4-bit block of 16 rows.
-pub const Q4_BYTES: usize = LANES * QK / 2;
+/// Every group of four values of a block, with `$group` a constant: loops are not sure to be unrolled.
+#[allow(unused_macros)]
+macro_rules! each_group {
+    ($group:ident in [$($at:literal)*] $body:block) => {
+        $({ let $group: usize = $at; $body })*
+    };
+}
+#[allow(unused_imports)]
+use each_group;
 
 /// One column's quantised activations for one block, all that a dot product needs in one place.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[repr(C)]
 pub struct ActBlock {
     pub scale: f32,
-    /// Minus the sum of the values: takes out the offset that packed weights have.
-    pub minus_sum: i32,
+    /// Minus the sums of the values' two halves: they take out the offset that packed weights have, and
+    /// are what minimums are multiplied by.
+    pub minus_halves: [i16; 2],
     /// Within -127..=127.
     pub values: [i8; QK],
 }
 
 const _: () = assert!(size_of::<ActBlock>() == 40);
 
-pub trait Simd: Copy {
-    /// 16 f32 lanes.
-    type F: Copy;
-    /// 16 i32 lanes.
+/// See [`ActBlock::minus_halves`].
+#[inline(always)]
+pub fn minus_halves(values: &[i8; QK]) -> [i16; 2] {
+    let [first, second] = [&values[..QK / 2], &values[QK / 2..]];
+    [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>())
+}
+
+/// Bits of rows' words: all 16 rows' with the token of an ISA, those of one register within a dot product.
+pub trait Words: Copy {
+    /// One 32-bit word of each row.
     type I: Copy;
+
+    /// The rows' words of vector `index`, 64 bytes of 16 rows.
+    fn load_words(self, from: &[u8], index: usize) -> Self::I;
+    /// Every word with the bits of `bits` alone.
+    fn and_bits(self, v: Self::I, bits: u32) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Words shifted by less than 32.
+    fn shift_left(self, v: Self::I, by: usize) -> Self::I;
+    fn shift_right(self, v: Self::I, by: usize) -> Self::I;
+    /// Every byte, 0..=15, replaced by that entry of the table.
+    fn lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
+}
+
+/// Work for the vectors of one ISA.
+pub trait Work<S> {
+    type Output;
+    fn run(self, s: S) -> Self::Output;
+}
+
+pub trait Simd: Words {
+    /// 16 f32 lanes. (`I` of [`Words`] is 16 i32 lanes.)
+    type F: Copy;
     /// How many columns the registers hold accumulators for, with `TILES` tiles: 6, 4, 2 or 1.
     const COLUMNS: usize;
     /// How many weight tiles are multiplied at once: 2 or 1.
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
+
+    /// Does the work in a function of its own, compiled for the ISA. Otherwise everything that is generic
+    /// inlines into one function per kernel, which takes compilers minutes where formats multiply shapes.
+    fn call<W: Work<Self>>(self, work: W) -> W::Output;
 
     fn splat(self, x: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
@@ -72,20 +113,34 @@ pub trait Simd: Copy {
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     fn int_to_float(self, v: Self::I) -> Self::F;
 
-    /// Asks for the cache lines `ahead` bytes after those of `item`; what is there is not read.
-    fn prefetch<T>(self, item: &T, ahead: usize);
+    /// Floats of these bits.
+    fn float_bits(self, v: Self::I) -> Self::F;
+    fn load_u8(self, from: &[u8; LANES]) -> Self::I;
+    fn load_u16(self, from: &[u16; LANES]) -> Self::I;
+    /// Two signed bytes of each row to two 16-bit numbers in its word.
+    fn load_pairs(self, from: &[u8; LANES * 2]) -> Self::I;
+    /// `n` as both 16-bit numbers of each word.
+    fn pairs(self, n: i16) -> Self::I;
+    /// Adds `n` to both 16-bit numbers of each word.
+    fn add_to_pairs(self, v: Self::I, n: i16) -> Self::I;
+    /// Each lane's pair of 16-bit numbers times the column's minus_halves, the products added.
+    fn minus_sum(self, x: &ActBlock, pairs: Self::I) -> Self::I;
 
-    /// Exact dot products of packed 8-bit blocks (16 rows each, values stored as w + 128), one of each
-    /// of R tiles, with each of C columns.
-    fn dot_q8<const R: usize, const C: usize>(
+    /// Asks for the cache lines `ahead` bytes after those of `item`; what is there is not read.
+    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize);
+
+    /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
+    fn dot<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q8_BYTES]; R],
+        w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[Self::I; C]; R];
-    /// The same for packed 4-bit blocks, values stored as w + 8.
-    fn dot_q4<const R: usize, const C: usize>(
+    /// The same with the dot products of a block's two halves times the row's pair of 16-bit `scales`,
+    /// added. They are exact also as floats: under 2^24.
+    fn dot_halves<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q4_BYTES]; R],
+        w: [&[u8]; R],
+        scales: [Self::I; R],
         x: [&ActBlock; C],
-    ) -> [[Self::I; C]; R];
+    ) -> [[Self::F; C]; R];
 }

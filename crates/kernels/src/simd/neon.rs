@@ -1,7 +1,8 @@
 //! NEON: four q registers are the 16 lanes. Integer dot products have two forms, with and without
 //! the dot product instructions that ARMv8.2 added.
 
-use super::{ActBlock, LANES, Q4_BYTES, Q8_BYTES, Simd};
+use super::values::Values;
+use super::{ActBlock, LANES, Simd, Words, Work};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -29,23 +30,79 @@ macro_rules! quads {
     };
 }
 
-/// The dot products of each tile's block, its four quads of rows one after another. (No closures:
-/// they may not inherit the dot product feature.)
-macro_rules! by_tiles {
-    ($dot:ident($w:ident, $x:ident)) => {
-        // SAFETY: used only in methods of the token, which proves the features.
-        unsafe {
-            let mut sums = [[[vdupq_n_s32(0); 4]; C]; R];
-            for r in 0..R {
-                let w = $w[r];
-                let quads = [$dot(w, $x, 0), $dot(w, $x, 1), $dot(w, $x, 2), $dot(w, $x, 3)];
-                for c in 0..C {
-                    sums[r][c] = [quads[0][c], quads[1][c], quads[2][c], quads[3][c]];
-                }
-            }
-            sums
-        }
-    };
+/// One of the four registers: four rows.
+#[derive(Clone, Copy)]
+struct Quad(usize);
+
+#[allow(clippy::undocumented_unsafe_blocks)]
+// SAFETY (every block below): `Quad` is used only by methods of the token; loads stay within a slice.
+impl Words for Quad {
+    type I = int32x4_t;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> int32x4_t {
+        unsafe { vreinterpretq_s32_u8(vld1q_u8(from[index * 64 + self.0 * 16..][..16].as_ptr())) }
+    }
+    #[inline(always)]
+    fn and_bits(self, v: int32x4_t, bits: u32) -> int32x4_t {
+        unsafe { vandq_s32(v, vdupq_n_s32(bits as i32)) }
+    }
+    #[inline(always)]
+    fn or(self, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        unsafe { vorrq_s32(a, b) }
+    }
+    #[inline(always)]
+    fn shift_left(self, v: int32x4_t, by: usize) -> int32x4_t {
+        unsafe { vshlq_s32(v, vdupq_n_s32(by as i32)) }
+    }
+    #[inline(always)]
+    fn shift_right(self, v: int32x4_t, by: usize) -> int32x4_t {
+        unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(v), vdupq_n_s32(-(by as i32)))) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: int32x4_t) -> int32x4_t {
+        unsafe { vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table.as_ptr()), vreinterpretq_u8_s32(v))) }
+    }
+}
+
+/// The same for all rows, a quad and its index at a time.
+macro_rules! each_quad {
+    ($quad:ident => $value:expr) => {{
+        let of = |at: usize| {
+            let $quad = (Quad(at), at);
+            $value
+        };
+        [of(0), of(1), of(2), of(3)]
+    }};
+}
+
+impl<const DOT: bool> Words for Neon<DOT> {
+    type I = I32x16;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> I32x16 {
+        each_quad!(quad => quad.0.load_words(from, index))
+    }
+    #[inline(always)]
+    fn and_bits(self, v: I32x16, bits: u32) -> I32x16 {
+        each_quad!(quad => quad.0.and_bits(v[quad.1], bits))
+    }
+    #[inline(always)]
+    fn or(self, a: I32x16, b: I32x16) -> I32x16 {
+        each_quad!(quad => quad.0.or(a[quad.1], b[quad.1]))
+    }
+    #[inline(always)]
+    fn shift_left(self, v: I32x16, by: usize) -> I32x16 {
+        each_quad!(quad => quad.0.shift_left(v[quad.1], by))
+    }
+    #[inline(always)]
+    fn shift_right(self, v: I32x16, by: usize) -> I32x16 {
+        each_quad!(quad => quad.0.shift_right(v[quad.1], by))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: I32x16) -> I32x16 {
+        each_quad!(quad => quad.0.lookup(table, v[quad.1]))
+    }
 }
 
 // SAFETY (every block below): the token proves the CPU features; every pointer comes from a
@@ -53,11 +110,24 @@ macro_rules! by_tiles {
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const DOT: bool> Simd for Neon<DOT> {
     type F = F32x16;
-    type I = I32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     const QUERIES: usize = 4;
 
+    #[inline(always)]
+    fn call<W: Work<Self>>(self, work: W) -> W::Output {
+        #[target_feature(enable = "neon,dotprod")]
+        #[inline(never)]
+        fn entry_dot<S, W: Work<S>>(s: S, work: W) -> W::Output {
+            work.run(s)
+        }
+        #[target_feature(enable = "neon")]
+        #[inline(never)]
+        fn entry<S, W: Work<S>>(s: S, work: W) -> W::Output {
+            work.run(s)
+        }
+        if const { DOT } { unsafe { entry_dot(self, work) } } else { unsafe { entry(self, work) } }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> F32x16 {
         unsafe { [vdupq_n_f32(x); 4] }
@@ -150,9 +220,9 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, item: &T, ahead: usize) {
+    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
         let start = std::ptr::from_ref(item).cast::<u8>().wrapping_add(ahead);
-        for line in 0..size_of::<T>().div_ceil(64) {
+        for line in 0..size_of_val(item).div_ceil(64) {
             let line = start.wrapping_add(line * 64);
             unsafe { asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(nostack, readonly)) }
         }
@@ -163,21 +233,117 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn dot_q8<const R: usize, const C: usize>(
-        self,
-        w: [&[u8; Q8_BYTES]; R],
-        x: [&ActBlock; C],
-    ) -> [[I32x16; C]; R] {
-        if DOT { by_tiles!(sdot_q8(w, x)) } else { by_tiles!(mull_q8(w, x)) }
+    fn float_bits(self, v: I32x16) -> F32x16 {
+        quads!(vreinterpretq_f32_s32(v))
     }
     #[inline(always)]
-    fn dot_q4<const R: usize, const C: usize>(
+    fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
+        let words = unsafe {
+            let v = vld1q_u8(from.as_ptr());
+            let (low, high) = (vmovl_u8(vget_low_u8(v)), vmovl_u8(vget_high_u8(v)));
+            [vget_low_u16(low), vget_high_u16(low), vget_low_u16(high), vget_high_u16(high)]
+        };
+        let words = quads!(vmovl_u16(words));
+        quads!(vreinterpretq_s32_u32(words))
+    }
+    #[inline(always)]
+    fn load_u16(self, from: &[u16; LANES]) -> I32x16 {
+        let halves = load_u16(from);
+        let words = quads!(vmovl_u16(halves));
+        quads!(vreinterpretq_s32_u32(words))
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; LANES * 2]) -> I32x16 {
+        let p = from.as_ptr().cast::<i8>();
+        let bytes = unsafe { [vld1_s8(p), vld1_s8(p.add(8)), vld1_s8(p.add(16)), vld1_s8(p.add(24))] };
+        let pairs = quads!(vmovl_s8(bytes));
+        quads!(vreinterpretq_s32_s16(pairs))
+    }
+    #[inline(always)]
+    fn pairs(self, n: i16) -> I32x16 {
+        unsafe { [vreinterpretq_s32_s16(vdupq_n_s16(n)); 4] }
+    }
+    #[inline(always)]
+    fn add_to_pairs(self, v: I32x16, n: i16) -> I32x16 {
+        let n = unsafe { [vdupq_n_s16(n); 4] };
+        let v = quads!(vreinterpretq_s16_s32(v));
+        let sums = quads!(vaddq_s16(v, n));
+        quads!(vreinterpretq_s32_s16(sums))
+    }
+    #[inline(always)]
+    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
+        let [first, second] = x.minus_halves.map(i32::from);
+        let (low, high) = (quads!(low_half(pairs)), quads!(high_half(pairs)));
+        let [first, second] = unsafe { [[vdupq_n_s32(first); 4], [vdupq_n_s32(second); 4]] };
+        let sums = quads!(vmulq_s32(low, first));
+        quads!(vmlaq_s32(sums, high, second))
+    }
+
+    #[inline(always)]
+    fn dot<V: Values, const R: usize, const C: usize>(
         self,
-        w: [&[u8; Q4_BYTES]; R],
+        w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[I32x16; C]; R] {
-        if DOT { by_tiles!(sdot_q4(w, x)) } else { by_tiles!(mull_q4(w, x)) }
+        unsafe {
+            let mut sums = [[[vdupq_n_s32(0); 4]; C]; R];
+            for r in 0..R {
+                let quads = [
+                    dot_quad::<V, DOT, C>(Quad(0), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(1), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(2), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(3), w[r], x),
+                ];
+                for c in 0..C {
+                    for (quad, [first, second]) in quads.into_iter().map(|quad| quad[c]).enumerate() {
+                        sums[r][c][quad] = vaddq_s32(first, second);
+                    }
+                }
+            }
+            sums
+        }
     }
+    #[inline(always)]
+    fn dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) -> [[F32x16; C]; R] {
+        let mut sums = [[self.splat(0.0); C]; R];
+        for r in 0..R {
+            let scales = scales[r];
+            let (low, high) = (quads!(low_half(scales)), quads!(high_half(scales)));
+            unsafe {
+                let quads = [
+                    dot_quad::<V, DOT, C>(Quad(0), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(1), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(2), w[r], x),
+                    dot_quad::<V, DOT, C>(Quad(3), w[r], x),
+                ];
+                for c in 0..C {
+                    for (quad, [first, second]) in quads.into_iter().map(|quad| quad[c]).enumerate() {
+                        let sum = vmlaq_s32(vmulq_s32(first, low[quad]), second, high[quad]);
+                        sums[r][c][quad] = vcvtq_f32_s32(sum);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The two signed 16-bit numbers of every word.
+#[inline(always)]
+unsafe fn low_half(pairs: int32x4_t) -> int32x4_t {
+    // SAFETY: called only from methods of the token.
+    unsafe { vshrq_n_s32::<16>(vshlq_n_s32::<16>(pairs)) }
+}
+
+#[inline(always)]
+unsafe fn high_half(pairs: int32x4_t) -> int32x4_t {
+    // SAFETY: called only from methods of the token.
+    unsafe { vshrq_n_s32::<16>(pairs) }
 }
 
 #[inline(always)]
@@ -227,31 +393,6 @@ unsafe fn pow2(n: float32x4_t) -> float32x4_t {
     }
 }
 
-/// Bytes 16 * index .. 16 * index + 16 of a packed block: four values of each of four rows.
-#[inline(always)]
-fn load_rows<const N: usize>(w: &[u8; N], index: usize) -> uint8x16_t {
-    let rows = &w.as_chunks::<16>().0[index];
-    // SAFETY: called only from methods of the token; the load covers the array.
-    unsafe { vld1q_u8(rows.as_ptr()) }
-}
-
-/// The same of an 8-bit block, whose stored offset of 128 is the sign bit flipped.
-#[inline(always)]
-fn load_signed(w: &[u8; Q8_BYTES], index: usize) -> int8x16_t {
-    // SAFETY: called only from methods of the token.
-    unsafe { vreinterpretq_s8_u8(veorq_u8(load_rows(w, index), vdupq_n_u8(0x80))) }
-}
-
-/// The low and the high nibbles of the same of a 4-bit block: values 0..=15.
-#[inline(always)]
-fn load_nibbles(w: &[u8; Q4_BYTES], index: usize) -> [int8x16_t; 2] {
-    let both = load_rows(w, index);
-    // SAFETY: called only from methods of the token.
-    unsafe {
-        [vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), vreinterpretq_s8_u8(vshrq_n_u8::<4>(both))]
-    }
-}
-
 /// A column's values 16 * half .. 16 * half + 16.
 #[inline(always)]
 fn load_values(x: &ActBlock, half: usize) -> int8x16_t {
@@ -293,88 +434,64 @@ fn sdot_16(sums: int32x4_t, rows: [int8x16_t; 4], x: int8x16_t) -> int32x4_t {
     sdot::<3>(sums, rows[3], x)
 }
 
-// What follows gives each column's dot products with rows 4 * quad .. 4 * quad + 4 of a block.
-
+/// Four rows' values of a group as signed bytes, with the offset that is left in them.
 #[inline(always)]
-unsafe fn sdot_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
-    // SAFETY: called only where the token proves the dot product instructions.
+fn signed_group<V: Values>(quad: Quad, w: &[u8], group: usize) -> int8x16_t {
+    let bytes = V::group(quad, w, group);
+    // SAFETY: called only from methods of the token.
     unsafe {
-        let mut sums = [vdupq_n_s32(0); C];
+        let wide = veorq_s8(vreinterpretq_s8_s32(bytes), vdupq_n_s8(-128));
+        if V::MAX > 127 { wide } else { vreinterpretq_s8_s32(bytes) }
+    }
+}
+
+/// Each column's dot products of the two halves of a block with the quad's rows. What bytes are larger
+/// by than their values is taken out by starting from -offset * sum(x).
+#[inline(always)]
+unsafe fn dot_quad<V: Values, const DOT: bool, const C: usize>(
+    quad: Quad,
+    w: &[u8],
+    x: [&ActBlock; C],
+) -> [[int32x4_t; 2]; C] {
+    let offset = if V::MAX > 127 { 0 } else { V::OFFSET };
+    // SAFETY: called only from methods of the token, which proves the features.
+    unsafe {
+        let mut sums = [[vdupq_n_s32(0); 2]; C];
         for half in 0..2 {
-            let rows = [0, 1, 2, 3].map(|group| load_signed(w, (half * 4 + group) * 4 + quad));
+            let rows = [
+                signed_group::<V>(quad, w, half * 4),
+                signed_group::<V>(quad, w, half * 4 + 1),
+                signed_group::<V>(quad, w, half * 4 + 2),
+                signed_group::<V>(quad, w, half * 4 + 3),
+            ];
             for c in 0..C {
-                sums[c] = sdot_16(sums[c], rows, load_values(x[c], half));
+                let start = vdupq_n_s32(offset * x[c].minus_halves[half] as i32);
+                sums[c][half] = if DOT {
+                    sdot_16(start, rows, load_values(x[c], half))
+                } else {
+                    mull_16(start, rows, x[c], half * 4)
+                };
             }
         }
         sums
     }
 }
 
+/// As [`sdot_16`], without dot product instructions. Two products are added in 16 bits: |w| <= 128 times
+/// |x| <= 127, twice, is 32,512, and fits.
 #[inline(always)]
-unsafe fn sdot_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
-    // SAFETY: called only where the token proves the dot product instructions.
-    unsafe {
-        let both = [0, 1, 2, 3].map(|group| load_nibbles(w, group * 4 + quad));
-        let (first, second) = (both.map(|nibbles| nibbles[0]), both.map(|nibbles| nibbles[1]));
-        let mut sums = [vdupq_n_s32(0); C];
-        for c in 0..C {
-            // Starting from 8 * -sum(x) takes the stored offset out.
-            let offset = vdupq_n_s32(8 * x[c].minus_sum);
-            let sum = sdot_16(offset, first, load_values(x[c], 0));
-            sums[c] = sdot_16(sum, second, load_values(x[c], 1));
-        }
-        sums
-    }
-}
-
-// Two products are added in 16 bits. |w| <= 128 times |x| <= 127, twice, is 32,512: it fits.
-#[inline(always)]
-unsafe fn mull_q8<const C: usize>(w: &[u8; Q8_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
+unsafe fn mull_16(sums: int32x4_t, rows: [int8x16_t; 4], x: &ActBlock, group: usize) -> int32x4_t {
     // SAFETY: called only from methods of the token.
     unsafe {
-        let mut pairs = [[vdupq_n_s32(0); 2]; C];
-        for pair in 0..4 {
-            let group = pair * 2;
-            let a = load_signed(w, group * 4 + quad);
-            let b = load_signed(w, (group + 1) * 4 + quad);
-            for c in 0..C {
-                let (v, u) = (broadcast(x[c], group), broadcast(x[c], group + 1));
-                let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
-                let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
-                pairs[c] = [vpadalq_s16(pairs[c][0], low), vpadalq_s16(pairs[c][1], high)];
-            }
+        let mut pairs = [vdupq_n_s32(0); 2];
+        for i in [0, 2] {
+            let (a, b) = (rows[i], rows[i + 1]);
+            let (v, u) = (broadcast(x, group + i), broadcast(x, group + i + 1));
+            let low = vmlal_s8(vmull_s8(vget_low_s8(a), v), vget_low_s8(b), u);
+            let high = vmlal_s8(vmull_s8(vget_high_s8(a), v), vget_high_s8(b), u);
+            pairs = [vpadalq_s16(pairs[0], low), vpadalq_s16(pairs[1], high)];
         }
-        let mut sums = [vdupq_n_s32(0); C];
-        for c in 0..C {
-            sums[c] = vpaddq_s32(pairs[c][0], pairs[c][1]);
-        }
-        sums
-    }
-}
-
-// Eight groups of products of 15 * 127, then two such sums, are 30,480: 16 bits hold a whole block.
-#[inline(always)]
-unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: usize) -> [int32x4_t; C] {
-    // SAFETY: called only from methods of the token.
-    unsafe {
-        let mut products = [[vdupq_n_s16(0); 2]; C];
-        for group in 0..4 {
-            let [a, b] = load_nibbles(w, group * 4 + quad);
-            for c in 0..C {
-                let (v, u) = (broadcast(x[c], group), broadcast(x[c], group + 4));
-                let [low, high] = products[c];
-                products[c] = [
-                    vmlal_s8(vmlal_s8(low, vget_low_s8(a), v), vget_low_s8(b), u),
-                    vmlal_s8(vmlal_s8(high, vget_high_s8(a), v), vget_high_s8(b), u),
-                ];
-            }
-        }
-        let mut sums = [vdupq_n_s32(0); C];
-        for c in 0..C {
-            let pairs = vpaddq_s16(products[c][0], products[c][1]);
-            sums[c] = vpadalq_s16(vdupq_n_s32(8 * x[c].minus_sum), pairs);
-        }
-        sums
+        vaddq_s32(sums, vpaddq_s32(pairs[0], pairs[1]))
     }
 }
 
@@ -382,60 +499,62 @@ unsafe fn mull_q4<const C: usize>(w: &[u8; Q4_BYTES], x: [&ActBlock; C], quad: u
 mod tests {
     use super::*;
     use crate::float16::{f16_to_f32, f32_to_f16};
-    use crate::simd::QK;
+    use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two};
+    use crate::simd::{QK, minus_halves};
 
     /// Both forms where the CPU has both.
-    fn check_dots<const DOT: bool, const C: usize>(
-        w8: &[u8; Q8_BYTES],
-        w4: &[u8; Q4_BYTES],
-        x: &[[i8; QK]; C],
-    ) {
+    fn check_dots<V: Values, const DOT: bool, const C: usize>(w: &[u8], x: &[[i8; QK]; C]) {
         let Some(token) = Neon::<DOT>::detect() else {
             println!("no dot product instructions: their form was not run");
             return;
         };
-        let blocks = x.map(|values| ActBlock {
-            scale: 1.0,
-            minus_sum: -values.iter().map(|&x| x as i32).sum::<i32>(),
-            values,
-        });
-        let columns = blocks.each_ref();
-        let ([got8], [got4]) = (token.dot_q8([w8], columns), token.dot_q4([w4], columns));
+        let blocks = x.map(|values| ActBlock { scale: 1.0, minus_halves: minus_halves(&values), values });
+        let [got] = token.dot::<V, 1, C>([w], blocks.each_ref());
         for c in 0..C {
             for lane in 0..LANES {
-                let (mut want8, mut want4) = (0, 0);
+                let mut want = 0;
                 for (k, &x) in x[c].iter().enumerate() {
-                    want8 += (w8[k / 4 * 64 + lane * 4 + k % 4] as i32 - 128) * x as i32;
-                    let byte = w4[k % 16 / 4 * 64 + lane * 4 + k % 4];
-                    want4 += ((if k < 16 { byte & 15 } else { byte >> 4 }) as i32 - 8) * x as i32;
+                    let group = token_bytes(V::group(Quad(lane / 4), w, k / 4));
+                    want += (group[lane % 4 * 4 + k % 4] as i32 - V::OFFSET) * x as i32;
                 }
-                let sum = |sums: I32x16| {
-                    // SAFETY: four i32 fill the register exactly.
-                    let quad: [i32; 4] = unsafe { std::mem::transmute(sums[lane / 4]) };
-                    quad[lane % 4]
-                };
-                assert_eq!(sum(got8[c]), want8, "8-bit, dot {DOT}, column {c} of {C}, lane {lane}");
-                assert_eq!(sum(got4[c]), want4, "4-bit, dot {DOT}, column {c} of {C}, lane {lane}");
+                // SAFETY: four i32 fill the register exactly.
+                let quad: [i32; 4] = unsafe { std::mem::transmute(got[c][lane / 4]) };
+                assert_eq!(quad[lane % 4], want, "dot {DOT}, column {c} of {C}, lane {lane}");
+            }
+        }
+    }
+
+    fn token_bytes(words: int32x4_t) -> [u8; 16] {
+        // SAFETY: 16 bytes fill the register exactly.
+        unsafe { std::mem::transmute(words) }
+    }
+
+    fn check_values<V: Values>() {
+        let mixed = |i: usize| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
+        for byte in [None, Some(0x00), Some(0xff), Some(0x80), Some(0x0f), Some(0xf0)] {
+            let w: Vec<u8> = (0..V::LAYOUT.bytes()).map(|i| byte.unwrap_or(mixed(i))).collect();
+            let any = std::array::from_fn(|k| (mixed(k + 2000) as i8).max(-127));
+            let turns = std::array::from_fn(|k| if mixed(k + 3000) & 1 == 0 { 127 } else { -127 });
+            let x = [[-127; QK], [127; QK], any, turns];
+            check_dots::<V, false, 4>(&w, &x);
+            check_dots::<V, true, 4>(&w, &x);
+            for x in x {
+                check_dots::<V, false, 1>(&w, &[x]);
+                check_dots::<V, true, 1>(&w, &[x]);
             }
         }
     }
 
     #[test]
     fn both_forms_of_the_dot_products_are_exact() {
-        let mixed = |i: usize| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8;
-        for byte in [None, Some(0x00), Some(0xff), Some(0x80), Some(0x0f), Some(0xf0)] {
-            let w8 = std::array::from_fn(|i| byte.unwrap_or(mixed(i)));
-            let w4 = std::array::from_fn(|i| byte.unwrap_or(mixed(i + 1000)));
-            let any = std::array::from_fn(|k| (mixed(k + 2000) as i8).max(-127));
-            let turns = std::array::from_fn(|k| if mixed(k + 3000) & 1 == 0 { 127 } else { -127 });
-            let x = [[-127; QK], [127; QK], any, turns];
-            check_dots::<false, 4>(&w8, &w4, &x);
-            check_dots::<true, 4>(&w8, &w4, &x);
-            for x in x {
-                check_dots::<false, 1>(&w8, &w4, &[x]);
-                check_dots::<true, 1>(&w8, &w4, &[x]);
-            }
-        }
+        check_values::<Bytes>();
+        check_values::<Four<8>>();
+        check_values::<Five<16>>();
+        check_values::<Six>();
+        check_values::<Three>();
+        check_values::<Two>();
+        check_values::<Iq4>();
+        check_values::<E2m1>();
     }
 
     #[test]

@@ -1,0 +1,307 @@
+//! Weights as the kernels read them: tiles of 16 rows side by side, without loss and in as many bytes.
+//!
+//! A tile of floats is K times 16 values (BF16: magnitudes under 2^-60 set to zero). A quantised tile
+//! has the values of K/32 blocks, as [`layout`] says, then the scales that 32 or 256 columns share:
+//!
+//! | format         | values                     | scales: [16 rows] each                              |
+//! |----------------|----------------------------|-----------------------------------------------------|
+//! | Q8_0           | bytes, + 128               | F16                                                 |
+//! | Q4_0, Q5_0     | nibbles + 8, five bits + 16 | F16                                                |
+//! | Q4_1, Q5_1     | nibbles, five bits         | F16, F16 minimum                                    |
+//! | IQ4_NL         | nibbles into a table       | F16                                                 |
+//! | MXFP4          | nibbles into a table       | E8M0                                                |
+//! | Q4_K, Q5_K     | nibbles, five bits         | three words (below), F16, F16 of the minimums       |
+//! | IQ4_XS         | nibbles into a table       | word: nibble b of block b; 16 bits: pair b; F16     |
+//! | Q6_K           | six bits, + 32             | 8 times [16 rows][2 halves] 8 bits; F16             |
+//! | Q3_K           | three bits, + 4            | three words (below), F16                            |
+//! | Q2_K           | two bits                   | 8 times [16 rows][2 halves] 4 + 4 bits; F16, F16    |
+//!
+//! The words of Q4_K and Q5_K hold in nibble b, for block b of eight, the low nibble of the scale, that
+//! of the minimum, and the high pair of the scale with that of the minimum above it. The words of Q3_K
+//! hold in their low 16 bits the scales (+ 32) of the blocks' first halves, in their high 16 bits those
+//! of the second halves: the low nibbles of blocks 0..4, those of blocks 4..8, and the high pairs.
+//!
+//! Scales stand apart so that every load of values is aligned. Tiles start on 64-byte boundaries; rows
+//! past the last are zero.
+
+mod layout;
+mod pack;
+
+pub(crate) use layout::{Block, E2M1_VALUES, IQ4_VALUES, Layout, read_block};
+pub use pack::pack_tile;
+
+use crate::float16::{bf16_to_f32, f16_to_f32};
+use crate::simd::{LANES, QK};
+use crate::view::{Aligned, Shared};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(non_camel_case_types)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+}
+
+/// What activations must be turned into before they meet a weight format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ActKind {
+    F32,
+    F16,
+    BF16,
+    Q8,
+    /// Twice: the values, then what rounding left of them, as two columns whose products are added.
+    F16Pair,
+    BF16Pair,
+    Q8Pair,
+}
+
+impl ActKind {
+    /// Whether the values are whole numbers with scales.
+    pub fn quantised(self) -> bool {
+        matches!(self, Self::Q8 | Self::Q8Pair)
+    }
+
+    /// Columns that one token takes.
+    pub fn columns(self) -> usize {
+        if matches!(self, Self::F16Pair | Self::BF16Pair | Self::Q8Pair) { 2 } else { 1 }
+    }
+
+    /// The kind that also keeps what rounding leaves; F32 leaves nothing.
+    pub fn precise(self) -> Self {
+        match self {
+            Self::F16 => Self::F16Pair,
+            Self::BF16 => Self::BF16Pair,
+            Self::Q8 => Self::Q8Pair,
+            kind => kind,
+        }
+    }
+}
+
+impl Format {
+    pub const ALL: [Self; 16] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q2_K,
+        Self::Q3_K,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+        Self::IQ4_NL,
+        Self::IQ4_XS,
+        Self::MXFP4,
+    ];
+
+    /// The GGML type name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q2_K => "Q2_K",
+            Self::Q3_K => "Q3_K",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
+            Self::IQ4_NL => "IQ4_NL",
+            Self::IQ4_XS => "IQ4_XS",
+            Self::MXFP4 => "MXFP4",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// Elements of a row that are stored together.
+    pub fn block(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS => 8 * QK,
+            _ => QK,
+        }
+    }
+
+    /// Bytes of a block in a file.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q4_0 | Self::IQ4_NL => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::MXFP4 => 17,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+            Self::IQ4_XS => 136,
+        }
+    }
+
+    /// Bytes of a row of `cols` values in a file.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        cols / self.block() * self.block_bytes()
+    }
+
+    pub fn activations(self) -> ActKind {
+        match self {
+            Self::F32 => ActKind::F32,
+            Self::F16 => ActKind::F16,
+            Self::BF16 => ActKind::BF16,
+            _ => ActKind::Q8,
+        }
+    }
+
+    /// Bytes of a packed tile of 16 rows.
+    pub fn tile_bytes(self, cols: usize) -> usize {
+        (cols / self.block() * self.block_bytes() * LANES).next_multiple_of(64)
+    }
+
+    /// How the values of a quantised format are packed; None for floats.
+    pub(crate) fn layout(self) -> Option<Layout> {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => None,
+            Self::Q8_0 => Some(Layout::Bytes),
+            Self::Q4_0 | Self::Q4_1 | Self::Q4_K | Self::IQ4_NL | Self::IQ4_XS | Self::MXFP4 => {
+                Some(Layout::Four)
+            }
+            Self::Q5_0 | Self::Q5_1 | Self::Q5_K => Some(Layout::Five),
+            Self::Q6_K => Some(Layout::Six),
+            Self::Q3_K => Some(Layout::Three),
+            Self::Q2_K => Some(Layout::Two),
+        }
+    }
+
+    /// Whether a product of scales and values is taken off again: see the numerics contract.
+    pub(crate) fn has_minimum(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2_K | Self::Q4_K | Self::Q5_K)
+    }
+
+    /// Bytes of the values that come before a quantised tile's scales.
+    pub(crate) fn values_bytes(self, cols: usize) -> usize {
+        self.layout().map_or(self.tile_bytes(cols), |layout| cols / QK * layout.bytes())
+    }
+
+    /// Bytes of the scales that a block of a file becomes, of 16 rows.
+    pub(crate) fn scale_bytes(self) -> usize {
+        self.block_bytes() * LANES - self.values_bytes(self.block())
+    }
+}
+
+/// A packed weight matrix of `rows` outputs by `cols` inputs.
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    data: Aligned<u8>,
+}
+
+impl Matrix {
+    /// An all-zero matrix to be filled with [`pack_tile`]; None where memory is short.
+    ///
+    /// # Panics
+    /// If `cols` is not a multiple of the format's block.
+    pub fn zeroed(format: Format, rows: usize, cols: usize) -> Option<Self> {
+        assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
+        let bytes = rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))?;
+        Some(Self { format, rows, cols, data: Aligned::streamed(bytes)? })
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn tiles(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.data.bytes()
+    }
+
+    pub fn tile(&self, tile: usize) -> &[u8] {
+        let bytes = self.format.tile_bytes(self.cols);
+        &self.data.as_slice()[tile * bytes..(tile + 1) * bytes]
+    }
+
+    /// Bytes of tile t at t * tile_bytes, for threads that pack different tiles at once.
+    pub fn shared_tiles(&mut self) -> Shared<'_, u8> {
+        self.data.shared()
+    }
+
+    /// Writes row `row`, dequantised, to `out` (length `cols`).
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols);
+        let tile = self.tile(row / LANES);
+        let lane = row % LANES;
+        let half = |index: usize| u16::from_le_bytes([tile[index * 2], tile[index * 2 + 1]]);
+        match self.format {
+            Format::F32 => {
+                for (k, x) in out.iter_mut().enumerate() {
+                    let at = (k * LANES + lane) * 4;
+                    *x = f32::from_le_bytes([tile[at], tile[at + 1], tile[at + 2], tile[at + 3]]);
+                }
+            }
+            Format::F16 => {
+                for (k, x) in out.iter_mut().enumerate() {
+                    *x = f16_to_f32(half(k * LANES + lane));
+                }
+            }
+            Format::BF16 => {
+                for (k, x) in out.iter_mut().enumerate() {
+                    *x = bf16_to_f32(half(k * LANES + lane));
+                }
+            }
+            _ => {
+                for (block, out) in out.chunks_exact_mut(QK).enumerate() {
+                    let Block { scale, scales, minimum, minimums, values } = self.block(row, block);
+                    for (i, (x, value)) in out.iter_mut().zip(values).enumerate() {
+                        let scaled = scale * scales[i / 16] as f32 * value as f32;
+                        let less = minimum * minimums[i / 16] as f32;
+                        *x = if self.format.has_minimum() { scaled - less } else { scaled };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Block `block` of 32 of row `row`.
+    pub(crate) fn block(&self, row: usize, block: usize) -> Block {
+        read_block(self.format, self.cols, self.tile(row / LANES), row % LANES, block)
+    }
+}
