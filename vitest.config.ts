@@ -6,5 +6,7 @@ export default defineConfig({
     include: ['test/**/*.test.ts'],
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    // Tests of memory, threads and the event loop measure, so nothing else may run beside them.
+    fileParallelism: false,
   },
 });

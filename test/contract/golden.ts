@@ -126,6 +126,9 @@ function files(): GoldenModel[] {
     },
     large('tiny-llama-q8_0'),
     large('tiny-llama-q4_0'),
+    large('tiny-moe-q4_0'),
+    large('tiny-llama-q4_k_m'),
+    large('tiny-qwen3-q4_k_m'),
   ];
 }
 
