@@ -124,6 +124,12 @@ function files(): GoldenModel[] {
       contextLength: 512,
       prompts: { long: tokens(6, 200, 512), short: tokens(7, 64, 512) },
     },
+    {
+      name: 'stories-moe',
+      path: resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf'),
+      contextLength: 512,
+      prompts: { long: tokens(8, 200, 2048), short: tokens(9, 12, 2048) },
+    },
     large('tiny-llama-q8_0'),
     large('tiny-llama-q4_0'),
     large('tiny-moe-q4_0'),
