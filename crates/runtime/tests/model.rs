@@ -419,7 +419,8 @@ fn threads_that_come_late_do_no_harm() {
 
 #[test]
 fn hostile_mixtures_are_refused() {
-    for (field, value) in [("topK", json!(0)), ("topK", json!(33)), ("scale", json!(1e300)), ("x", json!("x"))]
+    for (field, value) in
+        [("topK", json!(0)), ("topK", json!(33)), ("scale", json!(1e300)), ("x", json!("x"))]
     {
         let mut plan = mixture();
         let op = plan["ops"].as_array_mut().unwrap().iter_mut().find(|op| op["op"] == "experts").unwrap();
