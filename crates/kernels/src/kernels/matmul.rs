@@ -221,9 +221,9 @@ pub(crate) fn multiply<S: Simd, const R: usize, const C: usize>(
     column: usize,
 ) -> [[S::F; C]; R] {
     match format {
-        Format::F32 => call::<S, Singles, R, C>(s, tiles, acts, column),
-        Format::F16 => call::<S, HalfFloats<false>, R, C>(s, tiles, acts, column),
-        Format::BF16 => call::<S, HalfFloats<true>, R, C>(s, tiles, acts, column),
+        Format::F32 => call::<S, Floats<Single>, R, C>(s, tiles, acts, column),
+        Format::F16 => call::<S, Floats<Half<false>>, R, C>(s, tiles, acts, column),
+        Format::BF16 => call::<S, Floats<Half<true>>, R, C>(s, tiles, acts, column),
         Format::Q8_0 => call::<S, Blocks<Bytes, scales::Half>, R, C>(s, tiles, acts, column),
         Format::Q4_0 => call::<S, Blocks<Four<8>, scales::Half>, R, C>(s, tiles, acts, column),
         Format::Q4_1 => call::<S, Blocks<Four<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, column),
@@ -250,10 +250,12 @@ trait Kernel {
     ) -> [[S::F; C]; R];
 }
 
-/// F32 weights.
-struct Singles;
-/// F16 or BF16 weights.
-struct HalfFloats<const BF16: bool>;
+/// F32.
+struct Single;
+/// F16 or BF16.
+struct Half<const BF16: bool>;
+/// Floating-point weights.
+struct Floats<F>(PhantomData<F>);
 /// Blocks of 32 with one scale each.
 struct Blocks<V, K>(PhantomData<(V, K)>);
 /// Blocks of 32 whose halves have whole numbers as scales of their own.
@@ -290,37 +292,50 @@ fn columns<const C: usize>(floats: &[f32], k: usize, column: usize) -> [&[f32]; 
     std::array::from_fn(|c| &floats[(column + c) * k..(column + c + 1) * k])
 }
 
-impl Kernel for Singles {
+/// A floating-point type that weights are kept in.
+trait Float {
+    type Bits;
+    fn rows(tile: &[u8]) -> &[[Self::Bits; LANES]];
+    fn load<S: Simd>(s: S, row: &[Self::Bits; LANES]) -> S::F;
+    /// sum + w * x, fused only where the product is exact.
+    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F;
+}
+
+impl Float for Single {
+    type Bits = f32;
+
     #[inline(always)]
-    fn multiply<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        tiles: [&[u8]; R],
-        acts: &Acts,
-        column: usize,
-    ) -> [[S::F; C]; R] {
-        let x = columns::<C>(acts.floats, acts.k, column);
-        let rows = tiles.map(|tile| &as_f32(tile)[..acts.k]);
-        let mut sums = [[s.splat(0.0); C]; R];
-        for k in 0..acts.k {
-            if C <= STREAMED {
-                ahead(s, at(rows, k), R * tiles[0].len());
-            }
-            let mut w = [s.splat(0.0); R];
-            for r in 0..R {
-                w[r] = s.load(&rows[r][k]);
-            }
-            for c in 0..C {
-                let x = s.splat(x[c][k]);
-                for r in 0..R {
-                    sums[r][c] = s.add(sums[r][c], s.mul(w[r], x));
-                }
-            }
-        }
-        sums
+    fn rows(tile: &[u8]) -> &[[f32; LANES]] {
+        as_f32(tile)
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, row: &[f32; LANES]) -> S::F {
+        s.load(row)
+    }
+    #[inline(always)]
+    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F {
+        s.add(sum, s.mul(w, x))
     }
 }
 
-impl<const BF16: bool> Kernel for HalfFloats<BF16> {
+impl<const BF16: bool> Float for Half<BF16> {
+    type Bits = u16;
+
+    #[inline(always)]
+    fn rows(tile: &[u8]) -> &[[u16; LANES]] {
+        as_u16(tile)
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, row: &[u16; LANES]) -> S::F {
+        if BF16 { s.load_bf16(row) } else { s.load_f16(row) }
+    }
+    #[inline(always)]
+    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F {
+        s.mul_add_exact(w, x, sum)
+    }
+}
+
+impl<F: Float> Kernel for Floats<F> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,
@@ -329,20 +344,21 @@ impl<const BF16: bool> Kernel for HalfFloats<BF16> {
         column: usize,
     ) -> [[S::F; C]; R] {
         let x = columns::<C>(acts.floats, acts.k, column);
-        let rows = tiles.map(|tile| &as_u16(tile)[..acts.k]);
+        let rows = tiles.map(|tile| &F::rows(tile)[..acts.k]);
+        let per_line = const { 64 / size_of::<[F::Bits; LANES]>() };
         let mut sums = [[s.splat(0.0); C]; R];
         for k in 0..acts.k {
-            if C <= STREAMED && k % 2 == 0 {
+            if C <= STREAMED && k % per_line == 0 {
                 ahead(s, at(rows, k), R * tiles[0].len());
             }
             let mut w = [s.splat(0.0); R];
             for r in 0..R {
-                w[r] = if BF16 { s.load_bf16(&rows[r][k]) } else { s.load_f16(&rows[r][k]) };
+                w[r] = F::load(s, &rows[r][k]);
             }
             for c in 0..C {
                 let x = s.splat(x[c][k]);
                 for r in 0..R {
-                    sums[r][c] = s.mul_add_exact(w[r], x, sums[r][c]);
+                    sums[r][c] = F::accumulate(s, w[r], x, sums[r][c]);
                 }
             }
         }
