@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { frugal, hasShared, SHARED } from './program.js';
 
+const EMBEDDED = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
 const STORIES = resolve(SHARED, 'models/stories260K.gguf');
 const PROMPT = 'Once upon a time';
 const SUMMARY =
@@ -311,6 +312,19 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal score, digest and p
     const windows = await measure([story, '--ctx', '16']);
     expect(windows.tokens).toBe(good.tokens);
     expect(windows.perplexity).toBeGreaterThan(good.perplexity);
+  });
+
+  it('perplexity measures each document of a file by itself, its end token included', async () => {
+    const measure = async (input: string) =>
+      JSON.parse((await frugal(['perplexity', EMBEDDED, '-', '--json'], { input })).stdout);
+    const [first, second] = ['Once upon a time, there was a cat.', 'One day, Tom saw a big red ball.'];
+    const bits = (of: { bitsPerByte: number; bytes: number }) => of.bitsPerByte * of.bytes;
+    const a = await measure(`${first}<|endoftext|>`);
+    const b = await measure(`${second}\n<|endoftext|>\n`);
+    const both = await measure(`${first}\n<|endoftext|>\n\n${second}\n<|endoftext|>\n`);
+    expect(both).toMatchObject({ tokens: a.tokens + b.tokens, bytes: first.length + second.length });
+    expect(bits(both)).toBeCloseTo(bits(a) + bits(b), 6);
+    expect(a.tokens).toBe((await measure(first)).tokens + 1);
   });
 
   it('a text without tokens has no perplexity', async () => {

@@ -17,7 +17,8 @@ export function addPerplexity(program: Command): void {
     .command('perplexity')
     .description(
       'Measure how well a model predicts a text. The text is cut into windows of the context length; each begins with ' +
-        'the beginning-of-text token, or with the last token of the window before, and every token of the text counts.',
+        'the beginning-of-text token, or with the last token of the window before, and every token of the text counts. ' +
+        'Where the text names a token that ends texts, such as <|endoftext|>, a document ends: each is measured by itself.',
     )
     .argument('<model>', 'a GGUF file or its http(s) address')
     .argument('<file>', 'a text file; - reads standard input');
@@ -51,28 +52,47 @@ export interface Perplexity {
   readonly window: number;
 }
 
+/** A stretch of text that is predicted by itself. */
+interface Document {
+  readonly text: string;
+  /** The token that ends it, predicted too; undefined at the end of the file. */
+  readonly end: number | undefined;
+}
+
 /** @throws FrugalError `INVALID_ARGUMENT` when the text has no token to predict */
 export async function measure(model: Model, text: string, signal: AbortSignal): Promise<Perplexity> {
-  const plain = await model.tokenize(text, { addSpecial: false, signal });
-  // Without a beginning-of-text token nothing predicts the first token, and it does not count.
-  const bos = model.info.beginToken;
-  const tokens = bos === undefined ? plain : Uint32Array.from([bos, ...plain]);
   const window = model.info.contextLength;
-  const count = tokens.length - 1;
-  if (count < 1 || window < 2) throw tooShort(count, window);
+  const bos = model.info.beginToken;
   const progress = createProgress();
   let total = 0;
-  let done = 0;
-  for (let start = 0; start < count; start += window - 1) {
-    const part = tokens.slice(start, start + window);
-    if (bos !== undefined) part[0] = bos;
-    total += await negativeLog(model, part, signal, () => {
-      done += 1;
-      progress.update('measuring', done / count);
-    });
+  let count = 0;
+  let bytes = 0;
+  let read = 0;
+  let previous = bos;
+  for (const { text: part, end } of documents(model, text)) {
+    const plain = await model.tokenize(part, { addSpecial: false, signal });
+    // Nothing predicts the first token of a text without a token before it, so it does not count.
+    const first = bos ?? previous;
+    const tokens = Uint32Array.from([
+      ...(first === undefined ? [] : [first]),
+      ...plain,
+      ...(end === undefined ? [] : [end]),
+    ]);
+    bytes += Buffer.byteLength(part) - (first === undefined ? firstBytes(model, plain) : 0);
+    if (window < 2) throw tooShort(tokens.length - 1, window);
+    for (let start = 0; start < tokens.length - 1; start += window - 1) {
+      const piece = tokens.slice(start, start + window);
+      if (first !== undefined) piece[0] = first;
+      total += await negativeLog(model, piece, signal, (done) => {
+        progress.update('measuring', (read + ((start + done) / tokens.length) * part.length) / text.length);
+      });
+    }
+    count += Math.max(0, tokens.length - 1);
+    read += part.length;
+    previous = end ?? previous;
   }
   progress.end();
-  const bytes = Buffer.byteLength(text) - (bos === undefined ? firstBytes(model, plain) : 0);
+  if (count < 1) throw tooShort(count, window);
   return {
     perplexity: Math.exp(total / count),
     bitsPerByte: total / Math.LN2 / bytes,
@@ -82,12 +102,30 @@ export async function measure(model: Model, text: string, signal: AbortSignal): 
   };
 }
 
+/**
+ * The text cut where it names an end token, such as `<|endoftext|>`. White space around such a name lays out the file
+ * and is no part of a document.
+ */
+function documents(model: Model, text: string): readonly Document[] {
+  let parts: readonly Document[] = [{ text, end: undefined }];
+  for (const id of model.info.endTokens) {
+    const name = model.detokenize([id], { special: true });
+    if (name === '') continue;
+    parts = parts.flatMap((part) => {
+      const pieces = part.text.split(name);
+      return pieces.map((piece, i) => ({ text: piece, end: i < pieces.length - 1 ? id : part.end }));
+    });
+  }
+  if (parts.length === 1) return parts;
+  return parts.map(({ text, end }) => ({ text: text.trim(), end })).filter((part) => part.text !== '');
+}
+
 /** The sum of -ln p of every token of a window but the first. */
 async function negativeLog(
   model: Model,
   tokens: Uint32Array,
   signal: AbortSignal,
-  onToken: () => void,
+  onToken: (done: number) => void,
 ): Promise<number> {
   const pace = createPace();
   let sum = 0;
@@ -96,8 +134,8 @@ async function negativeLog(
   for await (const row of model.score(tokens.subarray(0, -1), { signal })) {
     const token = tokens[next];
     if (token !== undefined) sum -= await logProbability(row, token, pace);
+    onToken(next);
     next += 1;
-    onToken();
   }
   return sum;
 }

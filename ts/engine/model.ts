@@ -35,6 +35,8 @@ export interface ModelInfo extends ModelFacts {
   readonly hasChatTemplate: boolean;
   /** The token that text prompts begin with, where the model wants one. */
   readonly beginToken: number | undefined;
+  /** The tokens that end a generation, ascending. */
+  readonly endTokens: readonly number[];
 }
 
 /**
@@ -101,6 +103,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
       chunk: scheduler.limits.chunk,
       hasChatTemplate: engine.chatTemplate !== undefined,
       beginToken: tokenizer.addBos ? tokenizer.bos : undefined,
+      endTokens: [...tokenizer.endTokens],
     },
     generate,
     complete: (prompt, options) => drain(generate(prompt, options)),
