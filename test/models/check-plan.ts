@@ -86,9 +86,11 @@ export function checkPlan(plan: Plan): void {
         const kv = plan.kvLayers[op.layer] ?? expect.fail(`no cache ${op.layer}`);
         expect(read(op.q).width).toBe(op.heads * kv.headDim);
         expect(read(op.k).width).toBe(kv.kvHeads * kv.headDim);
-        expect(read(op.v).width).toBe(kv.kvHeads * kv.headDim);
+        const valueDim = kv.valueDim ?? kv.headDim;
+        expect(read(op.v).width).toBe(kv.kvHeads * valueDim);
         expect(op.heads % kv.kvHeads).toBe(0);
-        write(op.out, op.heads * kv.headDim, 'tokens');
+        if (op.sinks !== undefined) expect(tensor(op.sinks)).toMatchObject({ rows: 1, cols: op.heads });
+        write(op.out, op.heads * valueDim, 'tokens');
         return;
       }
       case 'select_outputs': {

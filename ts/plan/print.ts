@@ -23,9 +23,12 @@ function printKvLayers(plan: Plan): string[] {
   let first = 0;
   for (const [index, layer] of plan.kvLayers.entries()) {
     const next = plan.kvLayers[index + 1];
-    if (next?.kvHeads === layer.kvHeads && next.headDim === layer.headDim) continue;
+    const { kvHeads, headDim, valueDim } = layer;
+    const same = next?.kvHeads === kvHeads && next.headDim === headDim && next.valueDim === valueDim;
+    if (same) continue;
     const layers = first === index ? `${index}` : `${first}..${index}`;
-    lines.push(`kv ${layers}: ${layer.kvHeads} heads of ${layer.headDim}`);
+    const values = valueDim === undefined ? '' : ` and ${valueDim}`;
+    lines.push(`kv ${layers}: ${kvHeads} heads of ${headDim}${values}`);
     first = index + 1;
   }
   return lines;
@@ -67,12 +70,13 @@ export function printOp(op: PlanOp): string {
     case 'attention':
       return (
         `${op.out} = attention(${op.q}, ${op.k}, ${op.v}, layer ${op.layer}, ` +
-        `heads ${op.heads}${option('scale', op.scale)}${option('window', op.window)})`
+        `heads ${op.heads}${option('scale', op.scale)}${option('window', op.window)}` +
+        `${option('softcap', op.softcap)}${option('sinks', op.sinks)})`
       );
     case 'select_outputs':
       return `${op.out} = select_outputs(${op.x})`;
     case 'logits':
-      return `logits(${op.x}, ${op.weight}${option('bias', op.bias)})`;
+      return `logits(${op.x}, ${op.weight}${option('bias', op.bias)}${option('softcap', op.softcap)})`;
   }
 }
 

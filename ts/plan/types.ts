@@ -21,10 +21,12 @@ export interface Plan {
   readonly hidden: string;
 }
 
-/** One layer's key/value cache: F16, `kvHeads` heads of `headDim` values each for keys and for values. */
+/** One layer's key/value cache: F16, `kvHeads` heads of `headDim` values for keys and `valueDim` for values. */
 export interface KvLayer {
   readonly kvHeads: number;
   readonly headDim: number;
+  /** @default headDim */
+  readonly valueDim?: number;
 }
 
 /** A weight matrix of `rows` outputs by `cols` inputs (a GGUF shape [cols, rows]); a vector has rows = 1. */
@@ -125,6 +127,8 @@ export type PlanOp =
   /**
    * Appends k and v to the layer's cache, then causal attention of q over it.
    * `scale` multiplies scores, default 1 / sqrt(headDim). `window` w lets position p see p-w+1..p.
+   * `softcap` c then makes a score c * tanh(score / c). `sinks` names a vector [heads]: logits that take part in
+   * each head's softmax but have no value.
    */
   | {
       readonly op: 'attention';
@@ -136,8 +140,16 @@ export type PlanOp =
       readonly heads: number;
       readonly scale?: number;
       readonly window?: number;
+      readonly softcap?: number;
+      readonly sinks?: string;
     }
   /** out = the rows of x that the caller wants results for. */
   | { readonly op: 'select_outputs'; readonly x: string; readonly out: string }
-  /** The step's logits, [outputs, vocabSize] = x · weightᵀ + bias. The last op. */
-  | { readonly op: 'logits'; readonly x: string; readonly weight: string; readonly bias?: string };
+  /** The step's logits, [outputs, vocabSize] = x · weightᵀ + bias, held within `softcap` like scores. The last op. */
+  | {
+      readonly op: 'logits';
+      readonly x: string;
+      readonly weight: string;
+      readonly bias?: string;
+      readonly softcap?: number;
+    };

@@ -42,6 +42,17 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// tanh(x) as 1 - 2 / (1 + e^2x), within 2^-22.
+pub fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(x + x))
+}
+
+/// Holds x within -cap..cap, smoothly: cap * tanh(x / cap), the quotient as a product with 1 / cap
+/// (Gemma Team, 2024, arXiv:2408.00118).
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x * (1.0 / cap))
+}
+
 /// 2 sqrt(2 / pi) and the cubic's weight in the tanh form of GELU.
 pub(crate) const GELU_SCALE: f32 = 1.595_769;
 pub(crate) const GELU_CUBIC: f32 = 0.044_715;
@@ -82,6 +93,7 @@ mod tests {
         assert!(exp(OVERFLOW).is_finite());
         assert!(exp(UNDERFLOW) >= f32::MIN_POSITIVE);
         assert!(exp(f32::NAN).is_nan());
+        assert_eq!([tanh(f32::NEG_INFINITY), tanh(-60.0), tanh(0.0), tanh(60.0)], [-1.0, -1.0, 0.0, 1.0]);
     }
 
     #[test]
@@ -94,6 +106,8 @@ mod tests {
             let gelu_want = 0.5 * wide * (1.0 + libm::tanh(u));
             assert!((silu(x) as f64 - silu_want).abs() <= 1e-6 * wide.abs().max(1e-3));
             assert!((gelu(x) as f64 - gelu_want).abs() <= 1e-6 * wide.abs().max(1e-3));
+            assert!((tanh(x) as f64 - libm::tanh(wide)).abs() <= 2.4e-7);
+            assert!((softcap(x, 5.0) as f64 - 5.0 * libm::tanh(wide / 5.0)).abs() <= 2e-6);
         }
     }
 }

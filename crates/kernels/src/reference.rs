@@ -99,6 +99,10 @@ pub fn rms_norm(x: &mut [f32], weight: &[f32], eps: f32) {
     }
 }
 
+pub fn softcap(x: &mut [f32], cap: f32) {
+    x.iter_mut().for_each(|x| *x = crate::exp::softcap(*x, cap));
+}
+
 pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
     let ActRow { floats, blocks } = to;
     match kind {
@@ -149,15 +153,15 @@ fn quantise(x: &[f32], blocks: &mut [ActBlock]) {
 
 pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {
     let dim = job.k.len();
-    let stride = dim.next_multiple_of(LANES);
-    for (d, (&k, &v)) in job.k.iter().zip(job.v).enumerate() {
+    let stride = job.v.len().next_multiple_of(LANES);
+    for (d, &k) in job.k.iter().enumerate() {
         let key = job.keys_at + (job.slot / LANES * dim + d) * LANES + job.slot % LANES;
-        let value = job.values_at + job.slot * stride + d;
         // SAFETY: the slot belongs to this job alone.
-        unsafe {
-            job.page.set(key, f32_to_f16(k));
-            job.page.set(value, f32_to_f16(v));
-        }
+        unsafe { job.page.set(key, f32_to_f16(k)) };
+    }
+    for (d, &v) in job.v.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { job.page.set(job.values_at + job.slot * stride + d, f32_to_f16(v)) };
     }
     let finite = job.k.iter().chain(job.v).all(|&x| round_f16(x).is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
@@ -182,9 +186,14 @@ pub fn attend(job: &AttendJob, _: &mut AttendScratch) {
                 Some(before) => merge(before, next),
             });
         }
+        let sink = query.sink.map(|sink| Partial { max: sink, sum: 1.0, o: vec![0.0; job.value_dim] });
+        let total = match (total, sink) {
+            (Some(total), Some(sink)) => Some(merge(total, sink)),
+            (total, _) => total,
+        };
         if let Some(Partial { sum, o, .. }) = total {
             // SAFETY: a query's result belongs to its job alone.
-            let out = unsafe { job.out.write(query.at..query.at + job.head_dim) };
+            let out = unsafe { job.out.write(query.out..query.out + job.value_dim) };
             out.iter_mut().zip(o).for_each(|(out, o)| *out = o / sum);
         }
     }
@@ -192,10 +201,10 @@ pub fn attend(job: &AttendJob, _: &mut AttendScratch) {
 
 fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Partial {
     let dim = job.head_dim;
-    let stride = dim.next_multiple_of(LANES);
+    let stride = job.value_dim.next_multiple_of(LANES);
     let mut max = f32::NEG_INFINITY;
     let mut lanes = [0.0f32; LANES];
-    let mut o = vec![0.0f32; dim];
+    let mut o = vec![0.0f32; job.value_dim];
     for block in start / BLOCK..end.div_ceil(BLOCK) {
         // SAFETY: pages are written before the step's attention starts, not during it.
         let page = unsafe { job.pages[block].read(0..job.pages[block].len()) };
@@ -203,9 +212,10 @@ fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Par
         let mut scores = [f32::NEG_INFINITY; BLOCK];
         for slot in slots.clone() {
             let key = |d: usize| page[job.keys_at + (slot / LANES * dim + d) * LANES + slot % LANES];
-            let q = &job.q[query.at..query.at + dim];
+            let q = &job.q[query.q..query.q + dim];
             let dot = q.iter().enumerate().fold(0.0, |acc, (d, &q)| acc + f16_to_f32(key(d)) * round_f16(q));
-            scores[slot] = dot * job.scale;
+            let score = dot * job.scale;
+            scores[slot] = job.softcap.map_or(score, |cap| crate::exp::softcap(score, cap));
         }
         let new = scores.iter().fold(max, |a, &b| if b > a { b } else { a });
         let correction = exp(max - new);

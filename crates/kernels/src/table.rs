@@ -12,6 +12,8 @@ pub struct KernelTable {
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
     pub rms_norm: fn(x: &mut [f32], weight: &[f32], eps: f32),
+    /// cap * tanh(x / cap) in place.
+    pub softcap: fn(x: &mut [f32], cap: f32),
     pub prepare: fn(ActKind, &[f32], ActRow<'_>) -> Result<(), NonFinite>,
     pub store_kv: fn(&StoreJob) -> Result<(), NonFinite>,
     pub attend: fn(&AttendJob, &mut AttendScratch),
@@ -22,6 +24,7 @@ static SCALAR: KernelTable = KernelTable {
     linear: reference::linear,
     glu: reference::glu,
     rms_norm: reference::rms_norm,
+    softcap: reference::softcap,
     prepare: reference::prepare,
     store_kv: reference::store_kv,
     attend: reference::attend,
@@ -36,6 +39,7 @@ macro_rules! isa_table {
             linear: $module::linear,
             glu: $module::glu,
             rms_norm: $module::rms_norm,
+            softcap: $module::softcap,
             prepare: $module::prepare,
             store_kv: $module::store_kv,
             attend: $module::attend,
@@ -53,6 +57,7 @@ macro_rules! isa_table {
             isa_table!(@entry $features, linear(job: &LinearJob) -> (), matmul::linear);
             isa_table!(@entry $features, glu(job: &GluJob) -> (), matmul::glu);
             isa_table!(@entry $features, rms_norm(x: &mut [f32], weight: &[f32], eps: f32) -> (), rows::rms_norm);
+            isa_table!(@entry $features, softcap(x: &mut [f32], cap: f32) -> (), rows::softcap_all);
             isa_table!(@entry $features,
                 prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite>, rows::prepare);
             isa_table!(@entry $features, store_kv(job: &StoreJob) -> Result<(), NonFinite>, attention::store_kv);

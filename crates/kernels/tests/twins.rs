@@ -191,23 +191,28 @@ fn store(table: &KernelTable, k: &[f32], v: &[f32], slot: usize, page: Shared<u1
 
 /// One sequence's keys and values, stored by `table`, and attention for its last `queries` tokens.
 fn run_attention(table: &KernelTable, seed: u64, case: &AttentionCase) -> Vec<f32> {
-    let AttentionCase { head_dim, group, length, queries, window, stale } = *case;
+    let AttentionCase { head_dim, value_dim, group, length, queries, window, softcap, sinks, stale } = *case;
     let mut random = Random(seed);
-    let (keys, values) = (key_len(head_dim), value_len(head_dim));
+    let (keys, values) = (key_len(head_dim), value_len(value_dim));
     let blocks = length.div_ceil(BLOCK);
     let mut pages: Vec<Aligned<u16>> = (0..blocks).map(|_| Aligned::zeroed(keys + values).unwrap()).collect();
     for page in &mut pages {
         page.as_mut_slice().fill(stale);
     }
     for position in 0..length {
-        let (k, v) = (random.floats(head_dim), random.floats(head_dim));
+        let (k, v) = (random.floats(head_dim), random.floats(value_dim));
         store(table, &k, &v, position % BLOCK, pages[position / BLOCK].shared()).unwrap();
     }
     let q = random.floats(queries * group * head_dim);
     let rows: Vec<Query> = (0..queries * group)
-        .map(|i| Query { at: i * head_dim, position: length - queries + i / group })
+        .map(|i| Query {
+            q: i * head_dim,
+            out: i * value_dim,
+            position: length - queries + i / group,
+            sink: sinks.then(|| random.float()),
+        })
         .collect();
-    let mut out = vec![0.0; q.len()];
+    let mut out = vec![0.0; queries * group * value_dim];
     let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| page.shared()).collect();
     (table.attend)(
         &AttendJob {
@@ -215,10 +220,12 @@ fn run_attention(table: &KernelTable, seed: u64, case: &AttentionCase) -> Vec<f3
             q: &q,
             out: Shared::new(&mut out),
             head_dim,
+            value_dim,
             pages: &pages,
             keys_at: 0,
             values_at: keys,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap,
             window,
         },
         &mut AttendScratch::default(),
@@ -229,26 +236,53 @@ fn run_attention(table: &KernelTable, seed: u64, case: &AttentionCase) -> Vec<f3
 #[derive(Clone, Copy, Debug)]
 struct AttentionCase {
     head_dim: usize,
+    value_dim: usize,
     group: usize,
     length: usize,
     queries: usize,
     window: Option<usize>,
+    softcap: Option<f32>,
+    sinks: bool,
     /// What unwritten slots hold: 0x7e00 is a NaN, which must never be read into a result.
     stale: u16,
 }
 
 fn attention_case() -> impl Strategy<Value = AttentionCase> {
     let dims = prop::sample::select(vec![8usize, 16, 40, 64, 80, 128]);
-    (dims, 1usize..5, 1usize..200, 1usize..12, prop::option::of(1usize..150), any::<bool>()).prop_map(
-        |(head_dim, group, length, queries, window, nan)| AttentionCase {
+    let value_dims = prop::option::of(prop::sample::select(vec![8usize, 24, 64, 128]));
+    let window = prop::option::of(1usize..150);
+    let softcap = prop::option::of(prop::sample::select(vec![0.5f32, 30.0, 50.0]));
+    let cases = (dims, value_dims, 1usize..5, 1usize..200, 1usize..12, window, softcap, any::<[bool; 2]>());
+    cases.prop_map(|(head_dim, value_dim, group, length, queries, window, softcap, [sinks, nan])| {
+        AttentionCase {
             head_dim,
+            value_dim: value_dim.unwrap_or(head_dim),
             group,
             length,
             queries: queries.min(length),
             window,
+            softcap,
+            sinks,
             stale: if nan { 0x7e00 } else { 0 },
-        },
-    )
+        }
+    })
+}
+
+impl AttentionCase {
+    /// One query head, plain attention.
+    fn plain(head_dim: usize, length: usize, queries: usize) -> Self {
+        Self {
+            head_dim,
+            value_dim: head_dim,
+            group: 1,
+            length,
+            queries,
+            window: None,
+            softcap: None,
+            sinks: false,
+            stale: 0,
+        }
+    }
 }
 
 proptest! {
@@ -313,6 +347,19 @@ proptest! {
     }
 
     #[test]
+    fn softcap(seed: u64, width in 1usize..100, cap in prop::sample::select(vec![1e-3f32, 30.0, 1e4])) {
+        let mut random = Random(seed);
+        let x = random.floats(width);
+        let mut want = x.clone();
+        (scalar().softcap)(&mut want, cap);
+        for table in fast() {
+            let mut got = x.clone();
+            (table.softcap)(&mut got, cap);
+            prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
+        }
+    }
+
+    #[test]
     fn attention(seed: u64, case in attention_case()) {
         let want = run_attention(scalar(), seed, &case);
         prop_assert!(want.iter().all(|x| x.is_finite()));
@@ -325,7 +372,7 @@ proptest! {
 #[test]
 fn attention_across_chunks() {
     for window in [None, Some(700), Some(1500)] {
-        let case = AttentionCase { head_dim: 32, group: 3, length: 2100, queries: 5, window, stale: 0 };
+        let case = AttentionCase { group: 3, window, sinks: true, ..AttentionCase::plain(32, 2100, 5) };
         let want = run_attention(scalar(), 7, &case);
         for table in fast() {
             assert_eq!(bits(&run_attention(table, 7, &case)), bits(&want), "{} {window:?}", table.isa);
@@ -336,8 +383,7 @@ fn attention_across_chunks() {
 #[test]
 fn a_query_does_not_depend_on_its_neighbours() {
     for table in available() {
-        let all =
-            AttentionCase { head_dim: 64, group: 2, length: 150, queries: 9, window: Some(70), stale: 0 };
+        let all = AttentionCase { group: 2, window: Some(70), ..AttentionCase::plain(64, 150, 9) };
         let together = run_attention(table, 3, &all);
         // The same keys, values and queries, the last token's queries alone.
         let mut random = Random(3);
@@ -364,18 +410,21 @@ fn attention_of(table: &KernelTable, seed: u64, case: &AttentionCase, q: &[f32])
         store(table, &k, &v, position % BLOCK, pages[position / BLOCK].shared()).unwrap();
     }
     let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| page.shared()).collect();
-    let queries: Vec<Query> =
-        (0..q.len() / dim).map(|i| Query { at: i * dim, position: case.length - 1 }).collect();
+    let queries: Vec<Query> = (0..q.len() / dim)
+        .map(|i| Query { q: i * dim, out: i * dim, position: case.length - 1, sink: None })
+        .collect();
     let mut out = vec![0.0; q.len()];
     let job = AttendJob {
         queries: &queries,
         q,
         out: Shared::new(&mut out),
         head_dim: dim,
+        value_dim: dim,
         pages: &pages,
         keys_at: 0,
         values_at: keys,
         scale: 1.0 / (dim as f32).sqrt(),
+        softcap: None,
         window: case.window,
     };
     (table.attend)(&job, &mut AttendScratch::default());
@@ -384,25 +433,35 @@ fn attention_of(table: &KernelTable, seed: u64, case: &AttentionCase, q: &[f32])
 
 #[test]
 fn attention_matches_plain_softmax() {
-    let case = AttentionCase { head_dim: 64, group: 1, length: 1300, queries: 1, window: None, stale: 0 };
-    let got = run_attention(scalar(), 11, &case);
+    for (softcap, sinks) in [(None, false), (None, true), (Some(3.0), false), (Some(3.0), true)] {
+        let case = AttentionCase { value_dim: 48, softcap, sinks, ..AttentionCase::plain(64, 1300, 1) };
+        plain_softmax_agrees(&case);
+    }
+}
+
+fn plain_softmax_agrees(case: &AttentionCase) {
+    let got = run_attention(scalar(), 11, case);
     let mut random = Random(11);
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     for _ in 0..case.length {
         keys.push(random.floats(64));
-        values.push(random.floats(64));
+        values.push(random.floats(48));
     }
     let q = random.floats(64);
+    let sink = case.sinks.then(|| random.float() as f64);
     let scores: Vec<f64> = keys
         .iter()
         .map(|k| k.iter().zip(&q).map(|(&k, &q)| k as f64 * q as f64).sum::<f64>() / 8.0)
+        .map(|s| case.softcap.map_or(s, |cap| cap as f64 * libm::tanh(s / cap as f64)))
         .collect();
-    let max = scores.iter().cloned().fold(f64::MIN, f64::max);
+    let max = scores.iter().cloned().chain(sink).fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| libm::exp(s - max)).collect();
-    let sum: f64 = weights.iter().sum();
-    for d in 0..64 {
-        let want: f64 = weights.iter().zip(&values).map(|(w, v)| w / sum * v[d] as f64).sum();
-        assert!((got[d] as f64 - want).abs() <= 2e-2 * (1.0 + want.abs()), "{d}: {} {want}", got[d]);
+    let sum: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| libm::exp(sink - max));
+    for d in 0..48 {
+        let terms = weights.iter().zip(&values).map(|(w, v)| w / sum * v[d] as f64);
+        let want: f64 = terms.clone().sum();
+        let size: f64 = terms.map(f64::abs).sum();
+        assert!((got[d] as f64 - want).abs() <= 2e-2 * (1.0 + size), "{case:?} {d}: {} {want}", got[d]);
     }
 }
 

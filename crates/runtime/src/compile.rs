@@ -60,6 +60,9 @@ pub struct Attention {
     pub heads: usize,
     pub scale: f32,
     pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    /// A logit for each head.
+    pub sinks: Option<TensorId>,
 }
 
 /// A mixture of experts: what all its phases need.
@@ -120,6 +123,8 @@ pub struct Compiled {
     pub phases: Vec<Phase>,
     /// Phases before this one do not need the logits.
     pub head_start: usize,
+    /// What logits are capped with.
+    pub logits_cap: Option<f32>,
     pub uses: Vec<Use>,
     pub hidden: BufferId,
     /// The widest row that is ever prepared.
@@ -156,14 +161,14 @@ struct Linear<'a> {
 
 pub fn compile(plan: &Plan) -> Result<Compiled> {
     let mut compiler = Compiler::new(plan)?;
-    let mut head_start = None;
+    let (mut head_start, mut logits_cap) = (None, None);
     for (at, op) in plan.ops.iter().enumerate() {
         compiler.at = at;
         if head_start.is_some() {
             return Err(compiler.fault("comes after the logits, which must be last"));
         }
-        if matches!(op, Op::Logits { .. }) {
-            head_start = Some(compiler.phases.len());
+        if let Op::Logits { softcap, .. } = op {
+            (head_start, logits_cap) = (Some(compiler.phases.len()), *softcap);
         }
         compiler.op(op)?;
     }
@@ -179,6 +184,7 @@ pub fn compile(plan: &Plan) -> Result<Compiled> {
     Ok(Compiled {
         phases: compiler.phases,
         head_start,
+        logits_cap,
         uses,
         hidden,
         prepared_width: compiler.prepared_width,
@@ -230,7 +236,8 @@ impl<'a> Compiler<'a> {
                 let bias = bias.as_deref();
                 self.linear(Linear { x, weight, bias, add: *add, precise: *precise }, Out::Buffer(out))
             }
-            Op::Logits { x, weight, bias } => {
+            Op::Logits { x, weight, bias, softcap } => {
+                self.check_softcap(*softcap)?;
                 let bias = bias.as_deref();
                 self.linear(Linear { x, weight, bias, add: false, precise: true }, Out::Logits)
             }
@@ -385,7 +392,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn attention(&mut self, op: &Op) -> Result<()> {
-        let Op::Attention { q, k, v, out, layer, heads, scale, window } = op else {
+        let Op::Attention { q, k, v, out, layer, heads, scale, window, softcap, sinks } = op else {
             return Err(self.fault("is not attention"));
         };
         let (q, k, v, out) = (self.read(q)?, self.read(k)?, self.read(v)?, self.buffer(out)?);
@@ -394,19 +401,32 @@ impl<'a> Compiler<'a> {
         let fits = heads < LIMIT
             && heads.is_multiple_of(kv.kv_heads)
             && self.width(q) == heads * kv.head_dim
-            && self.width(out) == heads * kv.head_dim
+            && self.width(out) == heads * kv.values()
             && self.width(k) == kv.kv_heads * kv.head_dim
-            && self.width(v) == self.width(k);
+            && self.width(v) == kv.kv_heads * kv.values();
         let apart = out != q && out != k && out != v;
         let on_tokens = [q, k, v, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
         if !fits || !apart || !on_tokens || heads == 0 || *window == Some(0) {
             return Err(self.fault("has heads, widths or a window that do not fit"));
         }
+        self.check_softcap(*softcap)?;
+        let sinks = sinks.as_deref().map(|sinks| self.vector(sinks, heads)).transpose()?;
         self.push_row(RowKind::Tokens, RowOp::StoreKv { k, v, layer });
         let scale = scale.unwrap_or_else(|| 1.0 / (kv.head_dim as f32).sqrt());
-        self.phases.push(Phase::Attention(Attention { q, out, layer, heads, scale, window: *window }));
+        let (window, softcap) = (*window, *softcap);
+        let attention = Attention { q, out, layer, heads, scale, window, softcap, sinks };
+        self.phases.push(Phase::Attention(attention));
         self.wrote(out);
         Ok(())
+    }
+
+    fn check_softcap(&self, softcap: Option<f32>) -> Result<()> {
+        match softcap {
+            Some(cap) if !(cap > 0.0 && (1.0 / cap).is_normal()) => {
+                Err(self.fault("has a softcap out of range"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn select(&mut self, x: &str, out: &str) -> Result<()> {
@@ -582,8 +602,10 @@ fn check_sizes(plan: &Plan) -> Result<()> {
     for layer in &plan.kv_layers {
         check("a count of KV heads", layer.kv_heads)?;
         check("a head size", layer.head_dim)?;
-        if layer.head_dim > MAX_HEAD_DIM {
-            return Err(Error::plan(format!("head size {} is over {MAX_HEAD_DIM}", layer.head_dim)));
+        check("a head's value size", layer.values())?;
+        let largest = layer.head_dim.max(layer.values());
+        if largest > MAX_HEAD_DIM {
+            return Err(Error::plan(format!("head size {largest} is over {MAX_HEAD_DIM}")));
         }
     }
     for tensor in &plan.tensors {

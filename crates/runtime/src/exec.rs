@@ -16,6 +16,7 @@ use kernels::acts::{ActStore, NonFinite, SharedActs};
 use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::packed::ActKind;
+use kernels::simd::LANES;
 use kernels::table::KernelTable;
 use kernels::view::{Aligned, Shared};
 use std::ops::Range;
@@ -146,6 +147,7 @@ impl Executor {
         let run = Run {
             plan,
             phases: &compiled.phases[..end],
+            logits_cap: compiled.logits_cap,
             table,
             weights,
             layout,
@@ -246,6 +248,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Run<'a> {
     plan: &'a Plan,
     phases: &'a [Phase],
+    logits_cap: Option<f32>,
     table: &'static KernelTable,
     weights: &'a Weights,
     layout: &'a KvLayout,
@@ -403,9 +406,10 @@ impl Run<'_> {
                 Out::Logits => (self.logits, self.plan.vocab_size, true),
             };
             if !tiles.is_empty() {
+                let tiles = tiles.start - first..tiles.end - first;
                 (self.table.linear)(&LinearJob {
                     weight,
-                    tiles: tiles.start - first..tiles.end - first,
+                    tiles: tiles.clone(),
                     // SAFETY: prepared in an earlier phase, and by none that runs now.
                     acts: unsafe { self.acts.all(kind, self.row_count(on, logits), k) },
                     bias: part.bias.map(|bias| self.weights.vector(bias)),
@@ -413,19 +417,37 @@ impl Run<'_> {
                     out,
                     width,
                 });
+                if let (true, Some(cap)) = (logits, self.logits_cap) {
+                    self.cap_logits(tiles, cap);
+                }
             }
             first += weight.tiles();
         }
     }
 
+    fn cap_logits(&self, tiles: Range<usize>, cap: f32) {
+        let vocab = self.plan.vocab_size;
+        for row in 0..self.work.logit_rows {
+            let part = row * vocab + tiles.start * LANES..row * vocab + (tiles.end * LANES).min(vocab);
+            // SAFETY: rows of the item's tiles belong to it alone.
+            (self.table.softcap)(unsafe { self.logits.write(part) }, cap);
+        }
+    }
+
     fn attend(&self, of: &Attention, span: Range<usize>, kv_head: usize, thread: usize) {
-        let Attention { q, out, layer, heads, scale, window } = *of;
+        let Attention { q, out, layer, heads, scale, window, softcap, sinks } = *of;
         let layer = self.layout.layer(layer);
         let group = heads / layer.kv_heads;
         let entry = self.work.tokens[span.start].entry;
-        let head = |token: usize, i: usize| Query {
-            at: (token * heads + kv_head * group + i) * layer.head_dim,
-            position: self.work.tokens[token].position,
+        let sinks = sinks.map(|sinks| self.weights.vector(sinks));
+        let head = |token: usize, i: usize| {
+            let head = kv_head * group + i;
+            Query {
+                q: (token * heads + head) * layer.head_dim,
+                out: (token * heads + head) * layer.value_dim,
+                position: self.work.tokens[token].position,
+                sink: sinks.map(|sinks| sinks[head]),
+            }
         };
         let queries: Vec<Query> =
             span.flat_map(|token| (0..group).map(move |i| (token, i))).map(|(t, i)| head(t, i)).collect();
@@ -436,10 +458,12 @@ impl Run<'_> {
             q: unsafe { q.read(0..q.len()) },
             out: self.buffers[out],
             head_dim: layer.head_dim,
+            value_dim: layer.value_dim,
             pages: &self.work.pages[entry],
             keys_at: layer.keys_at(kv_head),
             values_at: layer.values_at(kv_head),
             scale,
+            softcap,
             window,
         };
         (self.table.attend)(&job, &mut lock(&self.scratch[thread]));
@@ -494,8 +518,7 @@ impl Run<'_> {
         let layer = self.layout.layer(layer);
         let token = self.work.tokens[row];
         let page = &self.work.pages[token.entry][token.position / BLOCK];
-        let dim = layer.head_dim;
-        let heads = k.chunks_exact(dim).zip(v.chunks_exact(dim));
+        let heads = k.chunks_exact(layer.head_dim).zip(v.chunks_exact(layer.value_dim));
         for (head, (k, v)) in heads.enumerate() {
             let (keys_at, values_at) = (layer.keys_at(head), layer.values_at(head));
             let slot = token.position % BLOCK;

@@ -18,11 +18,12 @@ pub struct LayerLayout {
     start: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub value_dim: usize,
 }
 
 impl LayerLayout {
     pub fn keys_at(&self, head: usize) -> usize {
-        self.start + head * (key_len(self.head_dim) + value_len(self.head_dim))
+        self.start + head * (key_len(self.head_dim) + value_len(self.value_dim))
     }
 
     pub fn values_at(&self, head: usize) -> usize {
@@ -35,9 +36,10 @@ impl KvLayout {
     pub fn new(kv_layers: &[KvLayer]) -> Option<Self> {
         let mut start = 0usize;
         let mut layers = Vec::with_capacity(kv_layers.len());
-        for &KvLayer { kv_heads, head_dim } in kv_layers {
-            layers.push(LayerLayout { start, kv_heads, head_dim });
-            let head = key_len(head_dim) + value_len(head_dim);
+        for layer in kv_layers {
+            let (kv_heads, head_dim, value_dim) = (layer.kv_heads, layer.head_dim, layer.values());
+            layers.push(LayerLayout { start, kv_heads, head_dim, value_dim });
+            let head = key_len(head_dim) + value_len(value_dim);
             start = start.checked_add(head.checked_mul(kv_heads)?)?;
         }
         start.checked_mul(size_of::<u16>())?;

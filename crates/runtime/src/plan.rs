@@ -25,6 +25,14 @@ pub struct Plan {
 pub struct KvLayer {
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub value_dim: Option<usize>,
+}
+
+impl KvLayer {
+    /// The size of a head's values.
+    pub fn values(&self) -> usize {
+        self.value_dim.unwrap_or(self.head_dim)
+    }
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -141,6 +149,8 @@ pub enum Op {
         heads: usize,
         scale: Option<f32>,
         window: Option<usize>,
+        softcap: Option<f32>,
+        sinks: Option<String>,
     },
     SelectOutputs {
         x: String,
@@ -150,6 +160,7 @@ pub enum Op {
         x: String,
         weight: String,
         bias: Option<String>,
+        softcap: Option<f32>,
     },
 }
 

@@ -368,15 +368,7 @@ impl TensorReader for Mixed {
 }
 
 fn mixture_on(isa: usize, threads: usize) -> Model {
-    let value = mixture();
-    let types: Vec<String> =
-        value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
-    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
-    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 64).unwrap();
-    for id in 0..types.len() {
-        model.load_tensor(id, &Mixed(types.clone(), id), 0).unwrap();
-    }
-    model
+    loaded(&mixture(), isa, threads)
 }
 
 #[test]
@@ -396,6 +388,76 @@ fn experts_do_not_depend_on_isa_threads_or_chunks() {
             }
         }
     }
+}
+
+/// The plan with values smaller than keys, capped scores and logits, and a sink for each head.
+fn capped(logits_cap: f32) -> Value {
+    let mut plan = plan();
+    plan["kvLayers"] = json!([{ "kvHeads": 2, "headDim": 8, "valueDim": 4 }]);
+    let tensors = plan["tensors"].as_array_mut().unwrap();
+    tensors.retain(|t| !["v", "o"].contains(&t["name"].as_str().unwrap()));
+    tensors.push(json!({ "name": "v", "type": "F16", "rows": 8, "cols": WIDTH }));
+    tensors.push(json!({ "name": "o", "type": "F16", "rows": WIDTH, "cols": 16 }));
+    tensors.push(json!({ "name": "sinks", "type": "F32", "rows": 1, "cols": 4 }));
+    for buffer in plan["buffers"].as_array_mut().unwrap() {
+        match buffer["name"].as_str().unwrap() {
+            "v" => buffer["width"] = json!(8),
+            "a" => buffer["width"] = json!(16),
+            _ => {}
+        }
+    }
+    let ops = plan["ops"].as_array_mut().unwrap();
+    let attention = ops.iter_mut().find(|op| op["op"] == "attention").unwrap();
+    attention["softcap"] = json!(2.0);
+    attention["sinks"] = json!("sinks");
+    ops.last_mut().unwrap()["softcap"] = json!(logits_cap);
+    plan
+}
+
+fn loaded(value: &Value, isa: usize, threads: usize) -> Model {
+    let types: Vec<String> =
+        value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
+    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 64).unwrap();
+    for id in 0..types.len() {
+        model.load_tensor(id, &Mixed(types.clone(), id), 0).unwrap();
+    }
+    model
+}
+
+#[test]
+fn caps_and_sinks_do_not_depend_on_isa_threads_or_chunks() {
+    let prompt = tokens(60);
+    let plan = capped(0.25);
+    let scalar = loaded(&plan, available().len() - 1, 1);
+    let want = logits(&scalar, scalar.create_sequence(None).unwrap(), &prompt);
+    let largest = want.iter().map(|&bits| f32::from_bits(bits).abs()).fold(0.0, f32::max);
+    assert!((0.2..=0.25).contains(&largest), "{largest}");
+    for isa in 0..available().len() {
+        let model = loaded(&plan, isa, 3);
+        for chunk in [1, 7, 60] {
+            let sequence = model.create_sequence(None).unwrap();
+            let got: Vec<u32> =
+                prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect();
+            assert!(got == want, "{}, chunks of {chunk}", available()[isa].isa);
+        }
+    }
+}
+
+#[test]
+fn hostile_caps_and_sinks_are_refused() {
+    for (field, value) in
+        [("softcap", json!(0)), ("softcap", json!(1e300)), ("softcap", json!(-1)), ("sinks", json!("q"))]
+    {
+        let mut plan = capped(1.0);
+        let op = plan["ops"].as_array_mut().unwrap().iter_mut().find(|op| op["op"] == "attention").unwrap();
+        op[field] = value.clone();
+        assert_eq!(build(&plan).map(|_| ()).unwrap_err().code, "PLAN_INVALID", "{field} {value}");
+    }
+    assert_eq!(build(&capped(-1.0)).map(|_| ()).unwrap_err().code, "PLAN_INVALID");
+    let mut plan = capped(1.0);
+    plan["kvLayers"][0]["valueDim"] = json!(577);
+    assert_eq!(build(&plan).map(|_| ()).unwrap_err().code, "PLAN_INVALID");
 }
 
 #[test]

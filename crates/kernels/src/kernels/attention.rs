@@ -6,11 +6,13 @@
 //!   m = -inf, l = 0, o = 0                                the prompt's chunking move them
 //!   for each block of 64 keys in the chunk, ascending:
 //!     s[key] = (q . k[key]) * scale, -inf where masked    lane = key, sequential over dimensions
+//!     s[key] = cap * tanh(s[key] / cap) where capped
 //!     m' = max(m, max s); c = exp(m - m')
 //!     p[key] = f16(exp(s[key] - m'))
 //!     l = l * c + p                                       16 virtual lanes
 //!     o = o * c + 0 + sum over keys of p[key] * v[key]    lane = dimension, sequential over keys
 //!   merge the chunk's (m, l, o) into the row's
+//! with a sink: merge (sink, 1, 0)                         an extra logit that has no value
 //! out = o / l
 //! ```
 //!
@@ -19,9 +21,9 @@
 //! block is the same as masking it.
 //!
 //! A page holds 64 positions of one layer and KV head set: keys as [4 sub-blocks][head_dim][16 keys],
-//! values as [64 positions][head_dim padded to 16].
+//! values as [64 positions][value_dim padded to 16].
 
-use super::{exp, padded, tree_sum};
+use super::{exp, padded, softcap, tree_sum};
 use crate::acts::NonFinite;
 use crate::simd::{LANES, Simd};
 use crate::view::Shared;
@@ -31,7 +33,8 @@ use std::ops::Range;
 pub const BLOCK: usize = 64;
 /// Positions whose softmax state is merged at once.
 pub const CHUNK: usize = 1024;
-pub const MAX_HEAD_DIM: usize = 512;
+/// Of keys and of values.
+pub const MAX_HEAD_DIM: usize = 576;
 const SUB: usize = BLOCK / LANES;
 const MAX_ROWS: usize = 8;
 
@@ -41,17 +44,20 @@ pub fn key_len(head_dim: usize) -> usize {
 }
 
 /// F16 elements of one KV head's values in a page.
-pub fn value_len(head_dim: usize) -> usize {
-    BLOCK * head_dim.next_multiple_of(LANES)
+pub fn value_len(value_dim: usize) -> usize {
+    BLOCK * value_dim.next_multiple_of(LANES)
 }
 
 /// One query: a head of a token.
 #[derive(Clone, Copy, Debug)]
 pub struct Query {
-    /// Where its values start in `q`, and its result in `out`.
-    pub at: usize,
+    /// Where its values start in [`AttendJob::q`], and its result in `out`.
+    pub q: usize,
+    pub out: usize,
     /// Its own position: it sees this and earlier ones.
     pub position: usize,
+    /// Its head's sink: a logit that takes part in the softmax but has no value.
+    pub sink: Option<f32>,
 }
 
 /// Queries that share a KV head.
@@ -59,12 +65,15 @@ pub struct AttendJob<'a> {
     pub queries: &'a [Query],
     pub q: &'a [f32],
     pub out: Shared<'a, f32>,
+    /// Sizes of a head's keys and of its values.
     pub head_dim: usize,
+    pub value_dim: usize,
     /// The sequence's pages, and where this layer's and head's keys and values start in each.
     pub pages: &'a [Shared<'a, u16>],
     pub keys_at: usize,
     pub values_at: usize,
     pub scale: f32,
+    pub softcap: Option<f32>,
     /// How many positions a query sees, its own included.
     pub window: Option<usize>,
 }
@@ -88,7 +97,7 @@ pub struct AttendScratch {
     scores: Vec<[f32; BLOCK]>,
     /// [BLOCK][rows]: probabilities, transposed.
     p: Vec<f32>,
-    /// [rows][padded head_dim]: of the chunk, and merged.
+    /// [rows][padded value_dim]: of the chunk, and merged.
     chunk: Vec<f32>,
     total: Vec<f32>,
 }
@@ -120,9 +129,8 @@ const EMPTY: State = State { max: f32::NEG_INFINITY, sum: 0.0 };
 /// [`NonFinite`] when a value does not fit F16.
 #[inline(always)]
 pub fn store_kv<S: Simd>(s: S, job: &StoreJob) -> Result<(), NonFinite> {
-    let dim = job.k.len();
-    let first_key = job.keys_at + job.slot / LANES * dim * LANES + job.slot % LANES;
-    let first_value = job.values_at + job.slot * dim.next_multiple_of(LANES);
+    let first_key = job.keys_at + job.slot / LANES * job.k.len() * LANES + job.slot % LANES;
+    let first_value = job.values_at + job.slot * job.v.len().next_multiple_of(LANES);
     // SAFETY: the slot belongs to this job alone.
     let (keys, values) = unsafe {
         (store_half(s, job.k, &job.page, first_key, LANES), store_half(s, job.v, &job.page, first_value, 1))
@@ -205,13 +213,17 @@ fn attend_rows<S: Simd, const R: usize>(
         for r in 0..R {
             let mut lanes = [0.0; LANES];
             s.store(sums[r], &mut lanes);
-            merge(&mut total[r], State { max: max[r], sum: tree_sum(lanes) }, job.head_dim, r, scratch);
+            merge(&mut total[r], State { max: max[r], sum: tree_sum(lanes) }, job.value_dim, r, scratch);
         }
     }
-    let stride = job.head_dim.next_multiple_of(LANES);
+    let stride = job.value_dim.next_multiple_of(LANES);
+    scratch.chunk.fill(0.0);
     for (r, query) in queries.iter().enumerate() {
+        if let Some(sink) = query.sink {
+            merge(&mut total[r], State { max: sink, sum: 1.0 }, job.value_dim, r, scratch);
+        }
         // SAFETY: a query's result belongs to its job alone.
-        let out = unsafe { job.out.write(query.at..query.at + job.head_dim) };
+        let out = unsafe { job.out.write(query.out..query.out + job.value_dim) };
         for (out, o) in out.iter_mut().zip(&scratch.total[r * stride..]) {
             *out = o / total[r].sum;
         }
@@ -229,7 +241,7 @@ fn load_queries<S: Simd, const R: usize>(
     let mut half = [0u16; LANES];
     let mut rounded = [0.0; LANES];
     for (r, query) in queries.iter().enumerate() {
-        for (i, part) in job.q[query.at..query.at + job.head_dim].chunks(LANES).enumerate() {
+        for (i, part) in job.q[query.q..query.q + job.head_dim].chunks(LANES).enumerate() {
             s.store_f16(s.load(&padded(part)), &mut half);
             s.store(s.load_f16(&half), &mut rounded);
             for (j, &x) in rounded.iter().take(part.len()).enumerate() {
@@ -255,7 +267,8 @@ fn score<S: Simd, const R: usize>(s: S, job: &AttendJob, block: usize, scratch: 
         }
         for r in 0..R {
             let to = &mut scratch.scores[r].as_chunks_mut::<LANES>().0[sub];
-            s.store(s.mul(dots[r], s.splat(job.scale)), to);
+            let score = s.mul(dots[r], s.splat(job.scale));
+            s.store(job.softcap.map_or(score, |cap| softcap(s, score, cap)), to);
         }
     }
 }
@@ -320,8 +333,8 @@ fn gather<S: Simd, const R: usize>(
     corrections: [f32; R],
     scratch: &mut AttendScratch,
 ) {
-    let stride = job.head_dim.next_multiple_of(LANES);
-    let at = job.values_at..job.values_at + value_len(job.head_dim);
+    let stride = job.value_dim.next_multiple_of(LANES);
+    let at = job.values_at..job.values_at + value_len(job.value_dim);
     // SAFETY: pages are written before the step's attention starts, not during it.
     let values = unsafe { job.pages[block].read(at) }.as_chunks::<LANES>().0;
     let p = &scratch.p.as_chunks::<R>().0[..keys];
@@ -347,11 +360,11 @@ fn gather<S: Simd, const R: usize>(
 
 /// Merges a chunk's state into the row's; both o are relative to their own maximum.
 #[inline(always)]
-fn merge(total: &mut State, chunk: State, head_dim: usize, row: usize, scratch: &mut AttendScratch) {
+fn merge(total: &mut State, chunk: State, value_dim: usize, row: usize, scratch: &mut AttendScratch) {
     if chunk.max == f32::NEG_INFINITY {
         return;
     }
-    let stride = head_dim.next_multiple_of(LANES);
+    let stride = value_dim.next_multiple_of(LANES);
     let of_row = row * stride..(row + 1) * stride;
     let (into, from) = (&mut scratch.total[of_row.clone()], &scratch.chunk[of_row]);
     if total.max == f32::NEG_INFINITY {

@@ -26,6 +26,14 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select_less(x, s.splat(UNDERFLOW), s.splat(0.0), capped)
 }
 
+/// The vector twin of [`crate::exp::softcap`].
+#[inline(always)]
+pub(crate) fn softcap<S: Simd>(s: S, x: S::F, cap: f32) -> S::F {
+    let u = s.mul(x, s.splat(1.0 / cap));
+    let half = s.div(s.splat(2.0), s.add(s.splat(1.0), exp(s, s.add(u, u))));
+    s.mul(s.splat(cap), s.sub(s.splat(1.0), half))
+}
+
 /// The fixed tree over 16 virtual lanes: 8, 4, 2, 1.
 #[inline(always)]
 pub(crate) fn tree_sum(mut lanes: [f32; LANES]) -> f32 {

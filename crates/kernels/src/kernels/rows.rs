@@ -1,6 +1,6 @@
 //! Kernels that work on one token's row: norm, rotation, rounding and quantising, activations.
 
-use super::{exp, padded, tree_sum};
+use super::{exp, padded, softcap, tree_sum};
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
@@ -63,6 +63,16 @@ pub fn rope(x: &mut [f32], head_dim: usize, pairing: Pairing, angles: &[[f32; 2]
                 }
             }
         }
+    }
+}
+
+/// x = cap * tanh(x / cap); see [`crate::exp::softcap`].
+#[inline(always)]
+pub fn softcap_all<S: Simd>(s: S, x: &mut [f32], cap: f32) {
+    let mut capped = [0.0; LANES];
+    for part in x.chunks_mut(LANES) {
+        s.store(softcap(s, s.load(&padded(part)), cap), &mut capped);
+        part.copy_from_slice(&capped[..part.len()]);
     }
 }
 
