@@ -5,9 +5,13 @@ use crate::kernels::attention::{AttendJob, AttendScratch, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use crate::simd::wasm;
+#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+use crate::simd::wasm_relaxed;
 
 pub struct KernelTable {
-    /// `scalar`, `avx2`, `avx512` or `neon`.
+    /// `scalar`, `avx2`, `avx512`, `neon`, `simd128` or `relaxed-simd`.
     pub isa: &'static str,
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
@@ -71,7 +75,8 @@ macro_rules! isa_table {
             fn entry(token: impl crate::simd::Simd, $($arg: $type),*) -> $result {
                 $body(token, $($arg),*)
             }
-            // SAFETY: the token proves that this CPU has the features.
+            // SAFETY: the token proves that this CPU has the features. (WebAssembly is checked as a whole.)
+            #[cfg_attr(target_arch = "wasm32", allow(unused_unsafe))]
             unsafe { entry(token(), $($arg),*) }
         }
     };
@@ -91,6 +96,12 @@ isa_table!(
 isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");
 #[cfg(target_arch = "aarch64")]
 isa_table!(NEON_DOT, neon_dot, crate::simd::neon::Neon<true>, "neon", "neon,dotprod");
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+isa_table!(SIMD128, simd128, wasm::Wasm<wasm::WordDots>, "simd128", "simd128");
+#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+isa_table!(RELAXED_WHOLE, relaxed_whole, wasm::Wasm<wasm_relaxed::WholeDots>, "relaxed-simd", "relaxed-simd");
+#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+isa_table!(RELAXED_PAIRS, relaxed_pairs, wasm::Wasm<wasm_relaxed::PairDots>, "relaxed-simd", "relaxed-simd");
 
 /// The tables that this CPU can run, fastest first; the scalar reference is always last.
 pub fn available() -> Vec<&'static KernelTable> {
@@ -109,6 +120,14 @@ pub fn available() -> Vec<&'static KernelTable> {
         tables.push(&NEON_DOT);
     } else if crate::simd::neon::Neon::<false>::detect().is_some() {
         tables.push(&NEON);
+    }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+    tables.push(&SIMD128);
+    #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+    if wasm::Wasm::<wasm_relaxed::WholeDots>::detect().is_some() {
+        tables.push(&RELAXED_WHOLE);
+    } else if wasm::Wasm::<wasm_relaxed::PairDots>::detect().is_some() {
+        tables.push(&RELAXED_PAIRS);
     }
     tables.push(&SCALAR);
     tables

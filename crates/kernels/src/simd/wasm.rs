@@ -1,0 +1,519 @@
+//! WebAssembly with 128-bit SIMD: four v128 are the 16 lanes. Integer dot products have a form that every
+//! engine with simd128 has, of 16-bit numbers, and two that relaxed SIMD adds ([`super::wasm_relaxed`]).
+
+use super::values::Values;
+use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use relaxable::{mul_add, select, swizzle};
+use std::arch::wasm32::*;
+
+/// The 16 lanes with a form of integer dot products, which is proof that the engine has it.
+#[derive(Clone, Copy)]
+pub struct Wasm<D>(pub(super) D);
+
+/// A form of integer dot products.
+pub trait Dots: Copy {
+    /// What the bytes that are multiplied are larger by than the values that they stand for.
+    fn offset<V: Values>(self) -> i32;
+    /// Adds each column's products with a block's first half, its second, or both.
+    fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
+        self,
+        sums: &mut [I32x16; C],
+        w: &[u8],
+        x: [&ActBlock; C],
+    );
+}
+
+/// Products of 16-bit numbers.
+#[derive(Clone, Copy)]
+pub struct WordDots(());
+
+impl Wasm<WordDots> {
+    pub fn detect() -> Option<Self> {
+        Some(Self(WordDots(())))
+    }
+}
+
+type F32x16 = [v128; 4];
+pub(super) type I32x16 = [v128; 4];
+
+/// An operation on each of the four registers.
+macro_rules! quads {
+    ($op:ident($($arg:ident),+)) => {
+        [$op($($arg[0]),+), $op($($arg[1]),+), $op($($arg[2]),+), $op($($arg[3]),+)]
+    };
+}
+
+/// One of the four registers: four rows.
+#[derive(Clone, Copy)]
+pub(super) struct Quad(usize);
+
+pub(super) const QUADS: [Quad; 4] = [Quad(0), Quad(1), Quad(2), Quad(3)];
+
+impl Words for Quad {
+    type I = v128;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> v128 {
+        let words: &[u8; 16] = from[index * 64 + self.0 * 16..].first_chunk().expect("a quad's words");
+        load(words)
+    }
+    #[inline(always)]
+    fn and_bits(self, v: v128, bits: u32) -> v128 {
+        v128_and(v, u32x4_splat(bits))
+    }
+    #[inline(always)]
+    fn or(self, a: v128, b: v128) -> v128 {
+        v128_or(a, b)
+    }
+    #[inline(always)]
+    fn shift_left(self, v: v128, by: usize) -> v128 {
+        u32x4_shl(v, by as u32)
+    }
+    #[inline(always)]
+    fn shift_right(self, v: v128, by: usize) -> v128 {
+        u32x4_shr(v, by as u32)
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: v128) -> v128 {
+        swizzle(load(table), v)
+    }
+}
+
+/// The same for all rows, a quad at a time.
+macro_rules! each_quad {
+    ($quad:ident, $at:ident => $value:expr) => {{
+        let of = |$at: usize| {
+            let $quad = QUADS[$at];
+            $value
+        };
+        [of(0), of(1), of(2), of(3)]
+    }};
+}
+
+impl<D: Dots> Words for Wasm<D> {
+    type I = I32x16;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> I32x16 {
+        each_quad!(quad, _at => quad.load_words(from, index))
+    }
+    #[inline(always)]
+    fn and_bits(self, v: I32x16, bits: u32) -> I32x16 {
+        each_quad!(quad, at => quad.and_bits(v[at], bits))
+    }
+    #[inline(always)]
+    fn or(self, a: I32x16, b: I32x16) -> I32x16 {
+        quads!(v128_or(a, b))
+    }
+    #[inline(always)]
+    fn shift_left(self, v: I32x16, by: usize) -> I32x16 {
+        each_quad!(quad, at => quad.shift_left(v[at], by))
+    }
+    #[inline(always)]
+    fn shift_right(self, v: I32x16, by: usize) -> I32x16 {
+        each_quad!(quad, at => quad.shift_right(v[at], by))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: I32x16) -> I32x16 {
+        each_quad!(quad, at => quad.lookup(table, v[at]))
+    }
+}
+
+impl<D: Dots> Simd for Wasm<D> {
+    type F = F32x16;
+    const COLUMNS: usize = 4;
+    const TILES: usize = 1;
+    const QUERIES: usize = 4;
+
+    #[inline(always)]
+    fn call<W: Work<Self>>(self, work: W) -> W::Output {
+        #[inline(never)]
+        fn entry<S, W: Work<S>>(s: S, work: W) -> W::Output {
+            work.run(s)
+        }
+        entry(self, work)
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> F32x16 {
+        [f32x4_splat(x); 4]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> F32x16 {
+        load_quads(from)
+    }
+    #[inline(always)]
+    fn store(self, v: F32x16, to: &mut [f32; LANES]) {
+        store_quads(v, to);
+    }
+    #[inline(always)]
+    fn add(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_add(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_sub(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_mul(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_div(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_pmax(a, b))
+    }
+    #[inline(always)]
+    fn abs(self, a: F32x16) -> F32x16 {
+        quads!(f32x4_abs(a))
+    }
+    #[inline(always)]
+    fn mul_add_exact(self, a: F32x16, b: F32x16, c: F32x16) -> F32x16 {
+        quads!(mul_add(a, b, c))
+    }
+    #[inline(always)]
+    fn round(self, x: F32x16) -> F32x16 {
+        quads!(f32x4_nearest(x))
+    }
+    #[inline(always)]
+    fn pow2(self, n: F32x16) -> F32x16 {
+        quads!(pow2(n))
+    }
+    #[inline(always)]
+    fn select_less(self, a: F32x16, b: F32x16, yes: F32x16, no: F32x16) -> F32x16 {
+        let less = quads!(f32x4_lt(a, b));
+        quads!(select(yes, no, less))
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> F32x16 {
+        let [low, high] = load_halves(from);
+        let special = v128_or(not_finite(low), not_finite(high));
+        if v128_any_true(special) {
+            return load_quads(&widen_each(from));
+        }
+        let zero = i16x8_splat(0);
+        [
+            widen_f16(low_words(zero, low)),
+            widen_f16(high_words(zero, low)),
+            widen_f16(low_words(zero, high)),
+            widen_f16(high_words(zero, high)),
+        ]
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> F32x16 {
+        let [low, high] = load_halves(from);
+        let zero = i16x8_splat(0);
+        [low_words(zero, low), high_words(zero, low), low_words(zero, high), high_words(zero, high)]
+    }
+    #[inline(always)]
+    fn store_f16(self, v: F32x16, to: &mut [u16; LANES]) {
+        let halves = quads!(narrow_f16(v));
+        let [low, high] = to.as_chunks_mut::<8>().0 else { unreachable!("16 lanes") };
+        store(u16x8_narrow_i32x4(halves[0], halves[1]), low);
+        store(u16x8_narrow_i32x4(halves[2], halves[3]), high);
+    }
+    #[inline(always)]
+    fn store_i8(self, v: F32x16, to: &mut [i8; LANES]) {
+        let words = quads!(nearest_int(v));
+        let low = i16x8_narrow_i32x4(words[0], words[1]);
+        let high = i16x8_narrow_i32x4(words[2], words[3]);
+        store(i8x16_narrow_i16x8(low, high), to);
+    }
+    /// WebAssembly has no way to ask.
+    #[inline(always)]
+    fn prefetch<T: ?Sized>(self, _: &T, _: usize) {}
+    #[inline(always)]
+    fn int_to_float(self, v: I32x16) -> F32x16 {
+        quads!(f32x4_convert_i32x4(v))
+    }
+
+    #[inline(always)]
+    fn float_bits(self, v: I32x16) -> F32x16 {
+        v
+    }
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
+        let v = load(from);
+        let (low, high) = (u16x8_extend_low_u8x16(v), u16x8_extend_high_u8x16(v));
+        widen_u16(low, high)
+    }
+    #[inline(always)]
+    fn load_u16(self, from: &[u16; LANES]) -> I32x16 {
+        let [low, high] = load_halves(from);
+        widen_u16(low, high)
+    }
+    #[inline(always)]
+    fn load_pairs(self, from: &[u8; LANES * 2]) -> I32x16 {
+        let [low, high] = from.as_chunks::<16>().0 else { unreachable!("32 bytes") };
+        let (low, high) = (load(low), load(high));
+        [
+            i16x8_extend_low_i8x16(low),
+            i16x8_extend_high_i8x16(low),
+            i16x8_extend_low_i8x16(high),
+            i16x8_extend_high_i8x16(high),
+        ]
+    }
+    #[inline(always)]
+    fn pairs(self, n: i16) -> I32x16 {
+        [i16x8_splat(n); 4]
+    }
+    #[inline(always)]
+    fn add_to_pairs(self, v: I32x16, n: i16) -> I32x16 {
+        let n = [i16x8_splat(n); 4];
+        quads!(i16x8_add(v, n))
+    }
+    #[inline(always)]
+    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
+        let halves = [minus_halves(x); 4];
+        quads!(i32x4_dot_i16x8(halves, pairs))
+    }
+
+    #[inline(always)]
+    fn dot<V: Values, const R: usize, const C: usize>(
+        self,
+        w: [&[u8]; R],
+        x: [&ActBlock; C],
+    ) -> [[I32x16; C]; R] {
+        let mut sums = [self.start::<V, true, true, C>(x); R];
+        for r in 0..R {
+            self.0.add::<V, true, true, C>(&mut sums[r], w[r], x);
+        }
+        sums
+    }
+    #[inline(always)]
+    fn dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) -> [[F32x16; C]; R] {
+        let mut sums = [[self.splat(0.0); C]; R];
+        for r in 0..R {
+            let mut first = self.start::<V, true, false, C>(x);
+            self.0.add::<V, true, false, C>(&mut first, w[r], x);
+            let mut second = self.start::<V, false, true, C>(x);
+            self.0.add::<V, false, true, C>(&mut second, w[r], x);
+            for c in 0..C {
+                for quad in 0..4 {
+                    let scales = scales[r][quad];
+                    let first = i32x4_mul(first[c][quad], i32x4_shr(i32x4_shl(scales, 16), 16));
+                    let second = i32x4_mul(second[c][quad], i32x4_shr(scales, 16));
+                    sums[r][c][quad] = f32x4_convert_i32x4(i32x4_add(first, second));
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl<D: Dots> Wasm<D> {
+    /// What takes the bytes' offset out of the sums of a block's first half, its second, or both.
+    #[inline(always)]
+    fn start<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
+        self,
+        x: [&ActBlock; C],
+    ) -> [I32x16; C] {
+        let offset = self.0.offset::<V>();
+        let offsets = i32x4_splat(if FIRST { offset } else { 0 } | if SECOND { offset << 16 } else { 0 });
+        let mut sums = [[i32x4_splat(0); 4]; C];
+        if V::OFFSET != 0 {
+            for c in 0..C {
+                sums[c] = [i32x4_dot_i16x8(minus_halves(x[c]), offsets); 4];
+            }
+        }
+        sums
+    }
+}
+
+impl Dots for WordDots {
+    #[inline(always)]
+    fn offset<V: Values>(self) -> i32 {
+        V::OFFSET
+    }
+    #[inline(always)]
+    fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
+        self,
+        sums: &mut [I32x16; C],
+        w: &[u8],
+        x: [&ActBlock; C],
+    ) {
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            if if group < 4 { FIRST } else { SECOND } {
+                add_words::<V, C>(sums, w, x, group);
+            }
+        });
+    }
+}
+
+/// Adds the products with one group of four values. Even and odd bytes are apart, so that a row's
+/// products stay in its lane.
+#[inline(always)]
+pub(super) fn add_words<V: Values, const C: usize>(
+    sums: &mut [I32x16; C],
+    w: &[u8],
+    x: [&ActBlock; C],
+    group: usize,
+) {
+    let mut rows = [[i32x4_splat(0); 2]; 4];
+    for quad in 0..4 {
+        let bytes = V::group(QUADS[quad], w, group);
+        rows[quad] = [v128_and(bytes, u16x8_splat(0xff)), u16x8_shr(bytes, 8)];
+    }
+    for c in 0..C {
+        let x = broadcast(x[c], group);
+        let (even, odd) = (i16x8_shr(i16x8_shl(x, 8), 8), i16x8_shr(x, 8));
+        for quad in 0..4 {
+            let products =
+                i32x4_add(i32x4_dot_i16x8(rows[quad][0], even), i32x4_dot_i16x8(rows[quad][1], odd));
+            sums[c][quad] = i32x4_add(sums[c][quad], products);
+        }
+    }
+}
+
+/// 16 bytes of anything that any bytes are valid for.
+#[inline(always)]
+fn load<T: Copy, const N: usize>(from: &[T; N]) -> v128 {
+    const { assert!(size_of::<[T; N]>() == 16) }
+    // SAFETY: the load covers the array, and needs no alignment.
+    unsafe { v128_load(from.as_ptr().cast()) }
+}
+
+#[inline(always)]
+fn store<T: Copy, const N: usize>(v: v128, to: &mut [T; N]) {
+    const { assert!(size_of::<[T; N]>() == 16) }
+    // SAFETY: the store covers the array, and needs no alignment.
+    unsafe { v128_store(to.as_mut_ptr().cast(), v) }
+}
+
+#[inline(always)]
+fn load_quads(from: &[f32; LANES]) -> [v128; 4] {
+    let [a, b, c, d] = from.as_chunks::<4>().0 else { unreachable!("16 lanes") };
+    [load(a), load(b), load(c), load(d)]
+}
+
+#[inline(always)]
+fn store_quads(v: [v128; 4], to: &mut [f32; LANES]) {
+    for (v, to) in v.into_iter().zip(to.as_chunks_mut::<4>().0) {
+        store(v, to);
+    }
+}
+
+#[inline(always)]
+fn load_halves(from: &[u16; LANES]) -> [v128; 2] {
+    let [low, high] = from.as_chunks::<8>().0 else { unreachable!("16 lanes") };
+    [load(low), load(high)]
+}
+
+/// The first four 16-bit numbers of each, taking turns.
+#[inline(always)]
+fn low_words(a: v128, b: v128) -> v128 {
+    i16x8_shuffle::<0, 8, 1, 9, 2, 10, 3, 11>(a, b)
+}
+
+#[inline(always)]
+fn high_words(a: v128, b: v128) -> v128 {
+    i16x8_shuffle::<4, 12, 5, 13, 6, 14, 7, 15>(a, b)
+}
+
+#[inline(always)]
+fn widen_u16(low: v128, high: v128) -> I32x16 {
+    [
+        u32x4_extend_low_u16x8(low),
+        u32x4_extend_high_u16x8(low),
+        u32x4_extend_low_u16x8(high),
+        u32x4_extend_high_u16x8(high),
+    ]
+}
+
+/// Not zero where an F16 number is infinite or NaN.
+#[inline(always)]
+fn not_finite(halves: v128) -> v128 {
+    u16x8_sub_sat(i16x8_add(halves, halves), u16x8_splat(0xf7ff))
+}
+
+/// Finite F16 numbers in the upper halves of words: moved to where a float has its exponent and
+/// mantissa, they are 2^-112 times the value, subnormals too.
+#[inline(always)]
+fn widen_f16(words: v128) -> v128 {
+    let moved = v128_and(i32x4_shr(words, 3), u32x4_splat(0x8fff_ffff));
+    f32x4_mul(moved, u32x4_splat(0x7780_0000))
+}
+
+#[cold]
+#[inline(never)]
+fn widen_each(from: &[u16; LANES]) -> [f32; LANES] {
+    from.map(crate::float16::f16_to_f32)
+}
+
+/// As [`crate::float16::f32_to_f16`], but NaN becomes infinity: neither is ever kept.
+#[inline(always)]
+fn narrow_f16(v: v128) -> v128 {
+    let sign = v128_and(u32x4_shr(v, 16), u32x4_splat(0x8000));
+    let magnitude = u32x4_min(v128_and(v, u32x4_splat(0x7fff_ffff)), u32x4_splat(0x4780_0000));
+    let odd = v128_and(u32x4_shr(magnitude, 13), u32x4_splat(1));
+    let rounded = i32x4_add(i32x4_add(magnitude, odd), u32x4_splat(0xfff_u32.wrapping_sub(0x3800_0000)));
+    let tiny = i32x4_sub(f32x4_add(magnitude, f32x4_splat(0.5)), u32x4_splat(0x3f00_0000));
+    let is_tiny = i32x4_lt(magnitude, u32x4_splat(0x3880_0000));
+    v128_or(sign, select(tiny, u32x4_shr(rounded, 13), is_tiny))
+}
+
+/// 1.5 * 2^23: a float of this size has no fraction, and its lowest bits are a whole number that was added.
+const MAGIC: f32 = 12_582_912.0;
+
+/// To the nearest whole number, ties to even; |x| < 2^22.
+#[inline(always)]
+fn nearest_int(x: v128) -> v128 {
+    i32x4_sub(f32x4_add(x, f32x4_splat(MAGIC)), u32x4_splat(MAGIC.to_bits()))
+}
+
+/// The shift leaves of MAGIC + n the exponent's worth of bits.
+#[inline(always)]
+fn pow2(n: v128) -> v128 {
+    i32x4_shl(f32x4_add(n, f32x4_splat(MAGIC + 127.0)), 23)
+}
+
+#[inline(always)]
+fn minus_halves(x: &ActBlock) -> v128 {
+    // SAFETY: the load covers the array, and needs no alignment.
+    unsafe { v128_load32_splat(x.minus_halves.as_ptr().cast()) }
+}
+
+/// Values 4 * group .. 4 * group + 4 in every lane.
+#[inline(always)]
+pub(super) fn broadcast(x: &ActBlock, group: usize) -> v128 {
+    let four: *const [i8; 4] = &x.values.as_chunks::<4>().0[group];
+    // SAFETY: the load covers the array, and needs no alignment.
+    unsafe { v128_load32_splat(four.cast()) }
+}
+
+/// What relaxed SIMD does in one instruction, used only where all engines agree.
+mod relaxable {
+    use std::arch::wasm32::*;
+
+    /// a * b + c where a * b is exact.
+    #[inline(always)]
+    pub fn mul_add(a: v128, b: v128, c: v128) -> v128 {
+        #[cfg(target_feature = "relaxed-simd")]
+        return f32x4_relaxed_madd(a, b, c);
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        f32x4_add(f32x4_mul(a, b), c)
+    }
+    /// Every word of `mask` has all bits set or none.
+    #[inline(always)]
+    pub fn select(yes: v128, no: v128, mask: v128) -> v128 {
+        #[cfg(target_feature = "relaxed-simd")]
+        return i32x4_relaxed_laneselect(yes, no, mask);
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        v128_bitselect(yes, no, mask)
+    }
+    /// Indices are within 0..=15.
+    #[inline(always)]
+    pub fn swizzle(table: v128, indices: v128) -> v128 {
+        #[cfg(target_feature = "relaxed-simd")]
+        return i8x16_relaxed_swizzle(table, indices);
+        #[cfg(not(target_feature = "relaxed-simd"))]
+        u8x16_swizzle(table, indices)
+    }
+}
