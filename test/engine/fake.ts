@@ -48,6 +48,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     steps: [],
     disposed: false,
     kvBytes: () => [...sequences.values()].reduce((sum, { tokens }) => sum + tokens.length * 10, 0),
+    setThreads() {},
     async loadTensors() {},
     createSequence(sampler) {
       created += 1;

@@ -22,7 +22,16 @@ interface Addon {
   tensorTypes(): string[];
   /** `values`, of type `source`, as whole blocks of type `target`, and what that changed. */
   quantizeValues(source: string, target: string, values: Uint8Array, threads: number): Promise<Quantized>;
+  /** What so many threads can do at most; memory is read from `bytes` of it. */
+  measurePeaks(isa: string, threads: number, bytes: number): Promise<MachinePeaks>;
   NativeModel: new (plan: Uint8Array, threads: number, isa: string, maxStepTokens: number) => NativeModel;
+}
+
+/** Limits of the machine, measured. A multiplication and an addition count as two operations. */
+export interface MachinePeaks {
+  readonly readBytesPerSecond: number;
+  readonly int8OpsPerSecond: number;
+  readonly floatOpsPerSecond: number;
 }
 
 export interface Quantized {
@@ -42,6 +51,7 @@ interface NativeModel {
   readonly weightBytes: number;
   readonly maxLogitRows: number;
   kvBytes(): number;
+  setStepThreads(threads: number): void;
   loadTensor(id: number, path: string, offset: number): Promise<void>;
   pushRows(id: number, rows: Uint8Array): Promise<void>;
   createSequence(settings?: NativeSettings): number;
@@ -125,6 +135,7 @@ function compile(addon: Addon, isas: readonly Isa[], plan: Plan, options: Backen
     weightBytes: model.weightBytes,
     maxLogitRows: model.maxLogitRows,
     kvBytes: () => model.kvBytes(),
+    setThreads: (threads) => model.setStepThreads(threads),
     loadTensors: (placements, progress) => loadTensors(model, plan, placements, progress),
     createSequence: (sampler) => translate(() => model.createSequence(sampler && toNative(sampler))),
     freeSequence: (sequence) => void model.freeSequence(sequence),

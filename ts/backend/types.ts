@@ -77,6 +77,8 @@ export interface BackendModel {
   readonly maxLogitRows: number;
   /** Bytes that key/value caches take at present. */
   kvBytes(): number;
+  /** Lets so many of the threads, at least one, take part in steps from now on. It changes no result. */
+  setThreads(threads: number): void;
   loadTensors(placements: readonly TensorPlacement[], progress: LoadProgress): Promise<void>;
   /** A new empty sequence; `sampler` is needed for the output `sample`. */
   createSequence(sampler?: SamplerSettings): number;

@@ -81,6 +81,15 @@ export interface Model {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
+const engines = new WeakMap<Model, Engine>();
+
+/** What a model is made of, for measuring: the engine's own steps, without the stream of text around them. */
+export function engineOf(model: Model): Engine {
+  const engine = engines.get(model);
+  if (engine) return engine;
+  throw invalid('model', 'a model that load gave', model);
+}
+
 export function createModel(engine: Engine, packedBytes: number): Model {
   const { scheduler, tokenizer, facts } = engine;
   let disposal: Promise<void> | undefined;
@@ -125,6 +134,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
     },
     [Symbol.asyncDispose]: () => model.dispose(),
   };
+  engines.set(model, engine);
   return model;
 }
 

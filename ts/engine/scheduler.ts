@@ -41,6 +41,8 @@ export interface Scheduler {
   close(sequence: number, reason?: unknown): void;
   isOpen(sequence: number): boolean;
   kvBytes(): number;
+  /** See `BackendModel.setThreads`. */
+  setThreads(threads: number): void;
   /** @throws FrugalError `DISPOSED` once disposed */
   assertLive(): void;
   /** Rejects every request with `DISPOSED` and frees everything. */
@@ -104,6 +106,10 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
     close,
     isOpen: (sequence) => live.has(sequence),
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
+    setThreads(threads) {
+      assertLive();
+      model.setThreads(threads);
+    },
     open(sampler) {
       assertLive();
       const sequence = model.createSequence(sampler);

@@ -1,5 +1,6 @@
 //! The runtime for Node: converts, calls, converts back. Long calls run on libuv's threads.
 
+pub mod peaks;
 pub mod quantize;
 
 use kernels::packed::Format;
@@ -99,6 +100,13 @@ impl NativeModel {
     #[napi(getter)]
     pub fn threads(&self) -> napi::Result<u32> {
         Ok(self.get()?.threads() as u32)
+    }
+
+    /// How many of the threads take part in steps from now on.
+    #[napi]
+    pub fn set_step_threads(&self, threads: u32) -> napi::Result<()> {
+        self.get()?.set_step_threads(threads as usize);
+        Ok(())
     }
 
     #[napi(getter)]

@@ -9,6 +9,7 @@ pub mod exp;
 pub mod float16;
 pub mod kernels;
 pub mod packed;
+pub mod peaks;
 pub mod quantize;
 pub mod reference;
 pub mod route;

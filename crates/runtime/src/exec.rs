@@ -54,6 +54,8 @@ pub struct Work<'a> {
     /// Tokens whose results are wanted: those that need logits first.
     pub outputs: &'a [usize],
     pub logit_rows: usize,
+    /// The most threads that take part.
+    pub threads: usize,
     /// Each entry's pages.
     pub pages: &'a [Vec<Shared<'a, u16>>],
     /// Asked between phases: whether to give up.
@@ -144,6 +146,7 @@ impl Executor {
             counter.done.store(0, Ordering::Relaxed);
         }
         let end = if work.logit_rows > 0 { compiled.phases.len() } else { compiled.head_start };
+        let threads = work.threads.clamp(1, self.pool.threads());
         let run = Run {
             plan,
             phases: &compiled.phases[..end],
@@ -161,13 +164,13 @@ impl Executor {
             scratch: &self.scratch,
             angles: &self.angles,
             counters: &self.counters,
-            threads: self.pool.threads(),
+            threads,
             gate: Gate::default(),
         };
         if weights.bytes().saturating_mul(work.tokens.len()) < SHARED_WORK {
             run.walk(0);
         } else {
-            self.pool.run(&|thread| run.walk(thread));
+            self.pool.run_on(threads, &|thread| run.walk(thread));
         }
         run.gate.result()
     }

@@ -89,6 +89,8 @@ pub struct Model {
     executor: Mutex<Executor>,
     sequences: Mutex<Sequences>,
     kv_bytes: Arc<AtomicUsize>,
+    /// The most threads that take part in a step.
+    step_threads: AtomicUsize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -124,6 +126,7 @@ impl Model {
             executor: Mutex::new(executor),
             sequences: Mutex::default(),
             kv_bytes: Arc::default(),
+            step_threads: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -133,6 +136,12 @@ impl Model {
 
     pub fn threads(&self) -> usize {
         lock(&self.executor).pool.threads()
+    }
+
+    /// Lets at most so many of the threads, at least one, take part in steps that begin from now on. It
+    /// changes no result.
+    pub fn set_step_threads(&self, threads: usize) {
+        self.step_threads.store(threads.max(1), Ordering::Relaxed);
     }
 
     /// How many rows of logits one step may return.
@@ -219,6 +228,7 @@ impl Model {
                 tokens: &tokens,
                 outputs: &outputs,
                 logit_rows,
+                threads: self.step_threads.load(Ordering::Relaxed),
                 pages: &pages,
                 cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
             };

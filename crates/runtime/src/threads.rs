@@ -16,6 +16,14 @@ pub trait Pool: Send + Sync {
     /// # Panics
     /// If the job does, on whichever thread.
     fn run(&self, job: &(dyn Fn(usize) + Sync));
+    /// The same on at most the first `threads` threads.
+    fn run_on(&self, threads: usize, job: &(dyn Fn(usize) + Sync)) {
+        self.run(&|thread| {
+            if thread < threads {
+                job(thread);
+            }
+        });
+    }
 }
 
 /// How long an idle worker looks for the next job before it sleeps.
@@ -30,6 +38,8 @@ unsafe impl Send for Posted {}
 #[derive(Default)]
 struct State {
     job: Option<Posted>,
+    /// How many threads the job is for; the others sleep on.
+    threads: usize,
     /// Workers inside the current job.
     active: usize,
     stopping: bool,
@@ -42,7 +52,8 @@ struct Common {
     state: Mutex<State>,
     /// Counts jobs; workers look at it without the lock.
     epoch: AtomicU64,
-    posted: Condvar,
+    /// One per worker.
+    posted: Vec<Condvar>,
     left: Condvar,
 }
 
@@ -61,7 +72,8 @@ pub struct OsPool {
 impl OsPool {
     /// `threads` counts the caller's. Fewer are used where the system gives no more.
     pub fn new(threads: usize) -> Self {
-        let common = Arc::new(Common::default());
+        let posted = (1..threads).map(|_| Condvar::new()).collect();
+        let common = Arc::new(Common { posted, ..Common::default() });
         let start = |thread: usize| {
             let common = Arc::clone(&common);
             let name = format!("frugal-{thread}");
@@ -78,7 +90,12 @@ impl Pool for OsPool {
     }
 
     fn run(&self, job: &(dyn Fn(usize) + Sync)) {
-        if self.workers.is_empty() {
+        self.run_on(self.threads(), job);
+    }
+
+    fn run_on(&self, threads: usize, job: &(dyn Fn(usize) + Sync)) {
+        let threads = threads.min(self.threads());
+        if threads <= 1 {
             return job(0);
         }
         {
@@ -87,8 +104,9 @@ impl Pool for OsPool {
             // was withdrawn and the last worker has left it.
             let job: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(job) };
             state.job = Some(Posted(job));
+            state.threads = threads;
             self.common.epoch.fetch_add(1, Ordering::Release);
-            self.common.posted.notify_all();
+            self.common.posted[..threads - 1].iter().for_each(Condvar::notify_one);
         }
         let result = catch_unwind(AssertUnwindSafe(|| job(0)));
         let mut state = self.common.lock();
@@ -109,7 +127,7 @@ impl Drop for OsPool {
     fn drop(&mut self) {
         self.common.lock().stopping = true;
         self.common.epoch.fetch_add(1, Ordering::Release);
-        self.common.posted.notify_all();
+        self.common.posted.iter().for_each(Condvar::notify_one);
         for worker in self.workers.drain(..) {
             // A worker never panics: its jobs run under catch_unwind.
             let _ = worker.join();
@@ -134,11 +152,12 @@ fn work(common: &Common, thread: usize) {
             let epoch = common.epoch.load(Ordering::Acquire);
             if epoch != seen {
                 seen = epoch;
-                if let Some(Posted(job)) = &state.job {
-                    break *job;
+                match &state.job {
+                    Some(Posted(job)) if thread < state.threads => break *job,
+                    _ => {}
                 }
             }
-            state = common.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = common.posted[thread - 1].wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         state.active += 1;
         drop(state);
@@ -187,6 +206,22 @@ mod tests {
             }
         });
         assert!(seen.iter().all(|count| count.load(Ordering::SeqCst) == 1));
+    }
+
+    #[test]
+    fn leaves_threads_out() {
+        let pool = OsPool::new(4);
+        for threads in [1, 3, 2, 4, 9] {
+            let highest = AtomicUsize::new(0);
+            for _ in 0..50 {
+                pool.run_on(threads, &|thread| {
+                    highest.fetch_max(thread, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_micros(200));
+                });
+            }
+            let highest = highest.into_inner();
+            assert!(highest < threads && (threads == 1 || highest > 0), "thread {highest} of {threads}");
+        }
     }
 
     #[test]
