@@ -93,6 +93,10 @@ export function checkPlan(plan: Plan): void {
         write(op.out, op.heads * valueDim, 'tokens');
         return;
       }
+      case 'add': {
+        expect(read(op.x).width).toBe(read(op.out).width);
+        return;
+      }
       case 'select_outputs': {
         const x = read(op.x);
         expect(x.rows).toBe('tokens');

@@ -54,6 +54,8 @@ export function printOp(op: PlanOp): string {
       return `${op.out} = embed(${op.table}${option('scale', op.scale)})`;
     case 'rms_norm':
       return `${op.out} = rms_norm(${op.x}, ${op.weight}, eps ${op.eps})`;
+    case 'add':
+      return `${op.out} += ${op.x}`;
     case 'linear':
       return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)}${op.precise ? ', precise' : ''})`;
     case 'glu':

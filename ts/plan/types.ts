@@ -143,6 +143,8 @@ export type PlanOp =
       readonly softcap?: number;
       readonly sinks?: string;
     }
+  /** out = out + x. */
+  | { readonly op: 'add'; readonly x: string; readonly out: string }
   /** out = the rows of x that the caller wants results for. */
   | { readonly op: 'select_outputs'; readonly x: string; readonly out: string }
   /** The step's logits, [outputs, vocabSize] = x · weightᵀ + bias, held within `softcap` like scores. The last op. */

@@ -34,6 +34,7 @@ pub enum RowOp {
     Rope { x: BufferId, rope: usize, head_dim: usize, pairing: rows::Pairing },
     StoreKv { k: BufferId, v: BufferId, layer: usize },
     Route { gates: BufferId, router: Router },
+    Add { x: BufferId, out: BufferId },
     Select { x: BufferId, out: BufferId },
     Prepare { x: BufferId, kind: ActKind },
 }
@@ -245,6 +246,7 @@ impl<'a> Compiler<'a> {
             Op::Experts { .. } => self.experts(op),
             Op::Rope { x, rope, head_dim } => self.rope(x, *rope, *head_dim),
             Op::Attention { .. } => self.attention(op),
+            Op::Add { x, out } => self.add(x, out),
             Op::SelectOutputs { x, out } => self.select(x, out),
         }
     }
@@ -270,6 +272,17 @@ impl<'a> Compiler<'a> {
         }
         let on = self.same_rows(x, out)?;
         self.push_row(on, RowOp::RmsNorm { x, weight, out, eps });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn add(&mut self, x: &str, out: &str) -> Result<()> {
+        let (x, out) = (self.read(x)?, self.read(out)?);
+        if x == out || self.width(x) != self.width(out) {
+            return Err(self.fault("has buffers that do not fit"));
+        }
+        let on = self.same_rows(x, out)?;
+        self.push_row(on, RowOp::Add { x, out });
         self.wrote(out);
         Ok(())
     }

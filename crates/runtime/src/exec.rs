@@ -504,6 +504,11 @@ impl Run<'_> {
                 return router.route(gates, unsafe { self.experts.routes(row, router.top_k) });
             }
             RowOp::StoreKv { k, v, layer } => return self.store_kv(read(k, row), read(v, row), row, layer),
+            RowOp::Add { x, out } => {
+                for (sum, x) in write(out).iter_mut().zip(read(x, row)) {
+                    *sum += x;
+                }
+            }
             RowOp::Select { x, out } => {
                 let from = read(x, self.work.outputs[row]);
                 write(out).copy_from_slice(from);

@@ -152,6 +152,10 @@ pub enum Op {
         softcap: Option<f32>,
         sinks: Option<String>,
     },
+    Add {
+        x: String,
+        out: String,
+    },
     SelectOutputs {
         x: String,
         out: String,
