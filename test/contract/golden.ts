@@ -78,6 +78,17 @@ const VARIANTS: Readonly<Record<string, Partial<RandomModelOptions>>> = {
   'qwen2, tied': { architecture: 'qwen2', tied: true, types: ['Q4_0', 'Q8_0'] },
   'qwen3, heads of 128': { architecture: 'qwen3', headDim: 128, heads: 4, kvHeads: 1 },
   'qwen3, tied': { architecture: 'qwen3', tied: true, types: ['BF16', 'Q8_0', 'F16'], width: 96 },
+  gemma2: {
+    architecture: 'gemma2',
+    tied: true,
+    keys: { 'attention.sliding_window': 70, attn_logit_softcapping: 5, final_logit_softcapping: 3 },
+  },
+  gemma3: {
+    architecture: 'gemma3',
+    tied: true,
+    headDim: 64,
+    keys: { 'attention.sliding_window': 70, 'attention.sliding_window_pattern': 2, 'rope.freq_base': 1e6 },
+  },
 };
 
 function variants(): GoldenModel[] {

@@ -11,7 +11,7 @@ import { type Entry, type GgufSpec, type TensorSpec, tensorBytes } from '../gguf
 export type MatrixType = 'F32' | 'F16' | 'BF16' | 'Q8_0' | 'Q4_0';
 
 export interface RandomModelOptions {
-  readonly architecture: 'llama' | 'qwen2' | 'qwen3';
+  readonly architecture: 'llama' | 'qwen2' | 'qwen3' | 'gemma2' | 'gemma3';
   readonly seed: number;
   readonly blocks: number;
   readonly width: number;
@@ -76,7 +76,10 @@ function hyperParameters(options: RandomModelOptions): Entry[] {
     ...Object.entries(options.keys ?? {}).map(([name, value]): Entry => {
       const key = `${architecture}.${name}`;
       if (typeof value === 'string') return { key, kind: 'string', value };
-      return name.endsWith('length') || name.endsWith('window') || name.endsWith('count')
+      return name.endsWith('length') ||
+        name.endsWith('window') ||
+        name.endsWith('count') ||
+        name.endsWith('pattern')
         ? { key, kind: 'uint32', value }
         : { key, kind: 'float32', value };
     }),
@@ -120,7 +123,8 @@ function createMaker({ seed, types }: RandomModelOptions): Maker {
 function block(maker: Maker, options: RandomModelOptions, name: string): TensorSpec[] {
   const { architecture, width, heads, kvHeads, headDim, feedForward } = options;
   const biases = architecture === 'qwen2';
-  const norms = architecture === 'qwen3';
+  const norms = architecture === 'qwen3' || architecture === 'gemma3';
+  const after = architecture.startsWith('gemma');
   const project = (part: string, outputs: number): TensorSpec[] => [
     maker.matrix(`${name}.attn_${part}`, width, outputs),
     ...(biases ? [maker.bias(`${name}.attn_${part}`, outputs)] : []),
@@ -134,6 +138,9 @@ function block(maker: Maker, options: RandomModelOptions, name: string): TensorS
       ? [maker.norm(`${name}.attn_q_norm`, headDim), maker.norm(`${name}.attn_k_norm`, headDim)]
       : []),
     maker.matrix(`${name}.attn_output`, heads * headDim, width),
+    ...(after
+      ? [maker.norm(`${name}.post_attention_norm`, width), maker.norm(`${name}.post_ffw_norm`, width)]
+      : []),
     maker.norm(`${name}.ffn_norm`, width),
     maker.matrix(`${name}.ffn_gate`, width, feedForward),
     maker.matrix(`${name}.ffn_up`, width, feedForward, true),

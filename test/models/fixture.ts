@@ -50,12 +50,12 @@ export function tinyValues(architecture: string, more: Values = {}): Values {
   return values;
 }
 
-export function tinyShapes(more: Shapes = {}, perLayer: Shapes = {}): Shapes {
+export function tinyShapes(more: Shapes = {}, perLayer: Shapes = {}, blocks = 2): Shapes {
   const shapes: Record<string, readonly [string, ...number[]]> = {
     'token_embd.weight': ['Q8_0', 8, 16],
     'output_norm.weight': ['F32', 8],
   };
-  for (const layer of [0, 1]) {
+  for (let layer = 0; layer < blocks; layer++) {
     const layerShapes: Shapes = {
       'attn_norm.weight': ['F32', 8],
       'attn_q.weight': ['Q8_0', 8, 8],

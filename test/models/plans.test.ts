@@ -136,6 +136,69 @@ hidden hidden
   });
 });
 
+describe('Gemma', () => {
+  const POST = { 'post_attention_norm.weight': ['F32', 8], 'post_ffw_norm.weight': ['F32', 8] } as const;
+  const build = (architecture: string, values: Values, perLayer: Shapes, blocks = 2) =>
+    plan(
+      tinyValues(architecture, { block_count: blocks, 'attention.sliding_window': 16, ...values }),
+      tinyShapes({}, { ...POST, ...perLayer }, blocks),
+    ).plan;
+
+  it('2: scaled embeddings, norms after each branch, caps, and a window in every other layer', () => {
+    const built = build('gemma2', { attn_logit_softcapping: 50, final_logit_softcapping: 30 }, {});
+    checkPlan(built);
+    const text = printPlan(built);
+    expect(text).toContain(`x = embed(token_embd.weight, scale ${Math.sqrt(8)})`);
+    expect(text).toContain('attended = attention(q, k, v, layer 0, heads 2, window 16, softcap 50)');
+    expect(text).toContain('attended = attention(q, k, v, layer 1, heads 2, softcap 50)');
+    expect(text).toContain('glu(normed, blk.0.ffn_gate.weight, blk.0.ffn_up.weight, gelu)');
+    expect(text).toContain('logits(hidden, token_embd.weight, softcap 30)');
+    const ops = opsOf(text).map((line) => line.replace(/^\d+ /, ''));
+    const at = ops.indexOf('branch = linear(attended, blk.0.attn_output.weight)');
+    expect(ops.slice(at + 1, at + 3)).toEqual([
+      'branch = rms_norm(branch, blk.0.post_attention_norm.weight, eps 0.00001)',
+      'x += branch',
+    ]);
+  });
+
+  it('3: five layers with a window and a rotation of their own, then one without', () => {
+    const values = { 'rope.freq_base': 1e6, 'rope.scaling.type': 'linear', 'rope.scaling.factor': 8 };
+    const built = build('gemma3', values, NORMS, 7);
+    checkPlan(built);
+    const windows = built.ops.flatMap((op) => (op.op === 'attention' ? [op.window] : []));
+    expect(windows).toEqual([16, 16, 16, 16, 16, undefined, 16]);
+    const turns = built.ops.flatMap((op) => (op.op === 'rope' && op.x === 'k' ? [op.rope] : []));
+    expect(turns).toEqual([1, 1, 1, 1, 1, 0, 1]);
+    expect(built.ropes).toMatchObject([
+      { base: 1e6, factor: 8 },
+      { base: 10_000, factor: 1 },
+    ]);
+  });
+
+  it('3: without a window all layers are alike', () => {
+    const built = build('gemma3', { 'attention.sliding_window': 0, 'rope.freq_base': 1e6 }, NORMS);
+    expect(built.ropes).toHaveLength(1);
+    expect(built.ops.flatMap((op) => (op.op === 'attention' ? [op.window] : []))).toEqual([
+      undefined,
+      undefined,
+    ]);
+  });
+
+  it('of 46 blocks scales scores by the embedding', () => {
+    const shape = { 'attention.key_length': 6, 'attention.value_length': 6 };
+    const heads = {
+      'attn_q.weight': ['Q8_0', 8, 12],
+      'attn_k.weight': ['Q8_0', 8, 6],
+      'attn_v.weight': ['Q8_0', 8, 6],
+      'attn_output.weight': ['Q8_0', 12, 8],
+    } as const;
+    const scale = (blocks: number) =>
+      build('gemma2', shape, heads, blocks).ops.flatMap((op) => (op.op === 'attention' ? [op.scale] : []))[0];
+    expect(scale(46)).toBe(1 / Math.sqrt(8 / 2));
+    expect(scale(45)).toBeUndefined();
+  });
+});
+
 /** The tensors of a small file whose feed-forward layers are mixtures of four experts of width 6. */
 function expertShapes(perLayer: Shapes): Shapes {
   const dense = /\.ffn_(gate|up|down)\.weight$/;
@@ -306,7 +369,7 @@ describe('facts', () => {
   });
 
   it('list every architecture that has a plan', () => {
-    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3', 'qwen3moe', 'olmoe']);
+    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3', 'qwen3moe', 'olmoe', 'gemma2', 'gemma3']);
     expect(() => plan(tinyValues('qwen3'), tinyShapes({}, NORMS))).not.toThrow();
   });
 });

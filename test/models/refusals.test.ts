@@ -38,7 +38,7 @@ describe('architectures', () => {
     const { code, message } = refusal(tinyValues('gpt2'), tinyShapes());
     expect(code).toBe('UNKNOWN_ARCHITECTURE');
     expect(message).toBe(
-      "the architecture 'gpt2' is not known; known are llama, qwen2, qwen3, qwen3moe, olmoe",
+      "the architecture 'gpt2' is not known; known are llama, qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3",
     );
   });
 

@@ -4,11 +4,11 @@
  * rounds activations nor quantises them.
  *
  * Llama: Touvron et al., 2023, arXiv:2302.13971; grouped heads: Ainslie et al., 2023, arXiv:2305.13245;
- * Qwen2: arXiv:2407.10671; Qwen3: arXiv:2505.09388.
+ * Qwen2: arXiv:2407.10671; Qwen3: arXiv:2505.09388; Gemma 2: arXiv:2408.00118; Gemma 3: arXiv:2503.19786.
  */
 import type { GgufModel } from '../../ts/gguf/index.js';
 import { decode, isWeightType } from './numbers.js';
-import { type Rotation, readRotation, rotate } from './rotation.js';
+import { type Rotation, readLocalRotation, readRotation, rotate } from './rotation.js';
 
 export interface FloatModel {
   readonly blocks: number;
@@ -19,7 +19,16 @@ export interface FloatModel {
   readonly eps: number;
   /** Positions that attention looks back over, the present one included. */
   readonly window: number;
+  /** Each `period`th block looks back over all positions. */
+  readonly period: number;
   readonly rotation: Rotation;
+  /** That of blocks with a window. */
+  readonly localRotation: Rotation;
+  /** Gemma's: scaled embeddings, GELU, norms after each branch. */
+  readonly gemma: boolean;
+  /** What scores and logits stay within. */
+  readonly scoreCap: number;
+  readonly logitCap: number;
   readonly weights: ReadonlyMap<string, Float64Array>;
 }
 
@@ -39,6 +48,9 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     if (source === undefined || !isWeightType(type)) throw new Error(`${name} has the type ${type}`);
     weights.set(name, decode(type, await source.read(offset, bytes)));
   }
+  const gemma = architecture.startsWith('gemma');
+  const infinite = Number.POSITIVE_INFINITY;
+  const rotation = readRotation(metadata, headDim, weights.get('rope_freqs.weight'));
   return {
     blocks: metadata.number(key('block_count')),
     width,
@@ -46,8 +58,13 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     kvHeads: metadata.optionalNumber(key('attention.head_count_kv')) ?? heads,
     headDim,
     eps: metadata.number(key('attention.layer_norm_rms_epsilon')),
-    window: metadata.optionalNumber(key('attention.sliding_window')) ?? Number.POSITIVE_INFINITY,
-    rotation: readRotation(metadata, headDim, weights.get('rope_freqs.weight')),
+    window: metadata.optionalNumber(key('attention.sliding_window')) ?? infinite,
+    period: metadata.optionalNumber(key('attention.sliding_window_pattern')) ?? (gemma ? 2 : infinite),
+    rotation,
+    localRotation: architecture === 'gemma3' ? readLocalRotation(metadata, headDim) : rotation,
+    gemma,
+    scoreCap: metadata.optionalNumber(key('attn_logit_softcapping')) ?? infinite,
+    logitCap: metadata.optionalNumber(key('final_logit_softcapping')) ?? infinite,
     weights,
   };
 }
@@ -59,25 +76,35 @@ export function forward(
   positions: readonly number[] = tokens.map((_, i) => i),
 ): Vector[] {
   const table = weight(model, 'token_embd.weight');
-  const stream = tokens.map((token) => table.slice(token * model.width, (token + 1) * model.width));
+  const root = model.gemma ? Math.sqrt(model.width) : 1;
+  const stream = tokens.map((token) =>
+    table.slice(token * model.width, (token + 1) * model.width).map((value) => value * root),
+  );
+  const after = (name: string, x: Vector) => (model.gemma ? norm(model, `${name}.weight`, x) : x);
   for (let block = 0; block < model.blocks; block++) {
-    const attended = attention(model, `blk.${block}.`, stream);
+    const prefix = `blk.${block}.`;
+    const attended = attention(model, block, stream);
     for (const [i, x] of stream.entries()) {
-      add(x, attended[i] ?? []);
-      add(x, feedForward(model, `blk.${block}.`, x));
+      add(x, after(`${prefix}post_attention_norm`, attended[i] ?? x));
+      add(x, after(`${prefix}post_ffw_norm`, feedForward(model, prefix, x)));
     }
   }
   const output = model.weights.has('output.weight') ? 'output' : 'token_embd';
   return positions.map((position) => {
     const x = stream[position];
     if (x === undefined) throw new Error(`there is no position ${position}`);
-    return linear(model, output, norm(model, 'output_norm.weight', x));
+    const logits = linear(model, output, norm(model, 'output_norm.weight', x));
+    return logits.map((logit) => cap(logit, model.logitCap));
   });
 }
 
 /** Causal attention of all positions, without the residual. */
-function attention(model: FloatModel, block: string, stream: readonly Vector[]): Vector[] {
-  const { heads, kvHeads, headDim, rotation, window } = model;
+function attention(model: FloatModel, index: number, stream: readonly Vector[]): Vector[] {
+  const { heads, kvHeads, headDim } = model;
+  const block = `blk.${index}.`;
+  const local = model.period === Number.POSITIVE_INFINITY || (index + 1) % model.period !== 0;
+  const rotation = local ? model.localRotation : model.rotation;
+  const window = local ? model.window : Number.POSITIVE_INFINITY;
   const project = (name: string, x: Vector) => split(linear(model, `${block}attn_${name}`, x), headDim);
   const normed = stream.map((x) => norm(model, `${block}attn_norm.weight`, x));
   const turned = (name: string) =>
@@ -97,15 +124,15 @@ function attention(model: FloatModel, block: string, stream: readonly Vector[]):
     query.forEach((q, head) => {
       const group = Math.floor((head * kvHeads) / heads);
       const seen = (all: Vector[][]) => all.slice(first, position + 1).map((each) => each[group] ?? q);
-      out.set(attend(q, seen(keys), seen(values)), head * headDim);
+      out.set(attend(q, seen(keys), seen(values), model.scoreCap), head * headDim);
     });
     return linear(model, `${block}attn_output`, out);
   });
 }
 
-/** One head at one position: values weighed by softmax(q · k / sqrt(dimensions)). */
-function attend(query: Vector, keys: readonly Vector[], values: readonly Vector[]): Vector {
-  const scores = keys.map((key) => dot(query, key, 0) / Math.sqrt(query.length));
+/** One head at one position: values weighed by softmax(q · k / sqrt(dimensions)), the scores held within `limit`. */
+function attend(query: Vector, keys: readonly Vector[], values: readonly Vector[], limit: number): Vector {
+  const scores = keys.map((key) => cap(dot(query, key, 0) / Math.sqrt(query.length), limit));
   const most = Math.max(...scores);
   const powers = scores.map((score) => Math.exp(score - most));
   const sum = powers.reduce((a, b) => a + b, 0);
@@ -117,12 +144,19 @@ function attend(query: Vector, keys: readonly Vector[], values: readonly Vector[
   return out;
 }
 
-/** SwiGLU (Shazeer, 2020, arXiv:2002.05202), without the residual. */
+/** Soft capping (Bello et al., 2016, arXiv:1611.09940). */
+function cap(x: number, limit: number): number {
+  return limit === Number.POSITIVE_INFINITY ? x : limit * Math.tanh(x / limit);
+}
+
+/** SwiGLU, or with GELU in the approximation by tanh (Shazeer, 2020, arXiv:2002.05202), without the residual. */
 function feedForward(model: FloatModel, block: string, x: Vector): Vector {
   const normed = norm(model, `${block}ffn_norm.weight`, x);
   const gate = linear(model, `${block}ffn_gate`, normed);
   const up = linear(model, `${block}ffn_up`, normed);
-  const gated = gate.map((value, i) => (value / (1 + Math.exp(-value))) * (up[i] ?? 0));
+  const silu = (x: number) => x / (1 + Math.exp(-x));
+  const gelu = (x: number) => (x / 2) * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+  const gated = gate.map((value, i) => (model.gemma ? gelu(value) : silu(value)) * (up[i] ?? 0));
   return linear(model, `${block}ffn_down`, gated);
 }
 

@@ -4,7 +4,7 @@ import { type Entry, type TensorSpec, writeGguf } from '../gguf/writer.js';
 import { encode, type WeightType } from './numbers.js';
 
 export interface Shape {
-  readonly architecture: 'llama' | 'qwen2' | 'qwen3';
+  readonly architecture: 'llama' | 'qwen2' | 'qwen3' | 'gemma2' | 'gemma3';
   readonly headDim: number;
   readonly heads: number;
   readonly kvHeads: number;
@@ -60,6 +60,11 @@ function hyperParameters(shape: Shape): Entry[] {
     kind: 'uint32',
     value,
   });
+  // Small enough to bend scores and logits.
+  const caps: Entry[] = [
+    { key: 'gemma2.attn_logit_softcapping', kind: 'float32', value: 2 },
+    { key: 'gemma2.final_logit_softcapping', kind: 'float32', value: 5 },
+  ];
   return [
     { key: 'general.architecture', kind: 'string', value: architecture },
     count('vocab_size', VOCAB_SIZE),
@@ -74,15 +79,22 @@ function hyperParameters(shape: Shape): Entry[] {
     count('rope.dimension_count', headDim),
     { key: `${architecture}.rope.freq_base`, kind: 'float32', value: 10_000 },
     { key: `${architecture}.attention.layer_norm_rms_epsilon`, kind: 'float32', value: 1e-5 },
+    ...(architecture === 'gemma2' ? caps : []),
+    ...(architecture === 'gemma3' ? [count('attention.sliding_window_pattern', 2)] : []),
   ];
 }
 
 function variantKeys({ architecture }: Shape, variant: Variant): Entry[] {
-  if (variant === 'window')
-    return [{ key: `${architecture}.attention.sliding_window`, kind: 'uint32', value: WINDOW }];
-  if (variant !== 'linear' && variant !== 'yarn') return [];
+  const window = (value: number): Entry[] => [
+    { key: `${architecture}.attention.sliding_window`, kind: 'uint32', value },
+  ];
+  if (variant === 'window') return window(WINDOW);
+  // Every Gemma has a window; this one reaches over all of the test's tokens.
+  const wide = architecture.startsWith('gemma') ? window(CONTEXT / 2) : [];
+  if (variant !== 'linear' && variant !== 'yarn') return wide;
   const scaling = `${architecture}.rope.scaling`;
   return [
+    ...wide,
     { key: `${scaling}.type`, kind: 'string', value: variant },
     { key: `${scaling}.factor`, kind: 'float32', value: FACTOR },
     { key: `${scaling}.original_context_length`, kind: 'uint32', value: CONTEXT / FACTOR },
@@ -105,6 +117,7 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
     values: numbers(inputs * outputs, 0, deviation),
   });
   const unit = 1 / Math.sqrt(WIDTH);
+  const gemma = architecture.startsWith('gemma');
   const block = (prefix: string): Drawn[] => [
     vector(`${prefix}attn_norm.weight`, WIDTH),
     // Queries and keys large enough that attention has favourites.
@@ -118,10 +131,16 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
           vector(`${prefix}attn_v.bias`, kvHeads * headDim, 0, 0.2),
         ]
       : []),
-    ...(architecture === 'qwen3'
+    ...(architecture === 'qwen3' || architecture === 'gemma3'
       ? [vector(`${prefix}attn_q_norm.weight`, headDim), vector(`${prefix}attn_k_norm.weight`, headDim)]
       : []),
     matrix(`${prefix}attn_output`, heads * headDim, WIDTH, 0.3 / Math.sqrt(heads * headDim)),
+    ...(gemma
+      ? [
+          vector(`${prefix}post_attention_norm.weight`, WIDTH, 0.3, 0.03),
+          vector(`${prefix}post_ffw_norm.weight`, WIDTH, 0.3, 0.03),
+        ]
+      : []),
     vector(`${prefix}ffn_norm.weight`, WIDTH),
     matrix(`${prefix}ffn_gate`, WIDTH, FEED_FORWARD, unit),
     matrix(`${prefix}ffn_up`, WIDTH, FEED_FORWARD, unit),

@@ -38,6 +38,15 @@ export function readRotation(
   };
 }
 
+/** Gemma 3's in blocks with a window: another base, and never scaled. */
+export function readLocalRotation(metadata: GgufMetadata, headDim: number): Rotation {
+  const frequencies = Array.from({ length: headDim / 2 }, (_, i) => {
+    const base = metadata.optionalNumber('gemma3.rope.freq_base_swa') ?? 10_000;
+    return base ** ((-2 * i) / headDim);
+  });
+  return { frequencies, magnitude: 1, pair: (i) => [i, i + headDim / 2] };
+}
+
 /**
  * Pairs that turn 32 times or more within the original context stay as they are; those that turn at most
  * once are slowed by the factor; between the two, a ramp over the pairs' numbers, as its authors' code has it.

@@ -1,10 +1,10 @@
 import type { PlanBuffer, PlanOp } from '../plan/types.js';
-import type { Experts, Hyper } from './hyper.js';
+import { type Experts, type Hyper, isLocal } from './hyper.js';
 import type { Differences } from './table.js';
 import type { TensorTable } from './tensors.js';
 
 /** The buffer names of a decoder. Layers share them; `x` is the residual stream. */
-export function decoderBuffers(hyper: Hyper): PlanBuffer[] {
+export function decoderBuffers(hyper: Hyper, row: Differences): PlanBuffer[] {
   const { embeddingLength, heads, kvHeads, headDim, feedForward, experts } = hyper;
   return [
     { name: 'x', width: embeddingLength, rows: 'tokens' },
@@ -16,6 +16,7 @@ export function decoderBuffers(hyper: Hyper): PlanBuffer[] {
     experts
       ? { name: 'gates', width: experts.count, rows: 'tokens' }
       : { name: 'gated', width: feedForward, rows: 'tokens' },
+    ...(row.postNorms ? [{ name: 'branch', width: embeddingLength, rows: 'tokens' } as const] : []),
     { name: 'selected', width: embeddingLength, rows: 'outputs' },
     { name: 'hidden', width: embeddingLength, rows: 'outputs' },
   ];
@@ -29,7 +30,8 @@ export function decoderBuffers(hyper: Hyper): PlanBuffer[] {
 export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable): PlanOp[] {
   const { embeddingLength, vocabSize } = hyper;
   const table = tensors.required('token_embd.weight', [embeddingLength, vocabSize], 'matrix');
-  const ops: PlanOp[] = [{ op: 'embed', table, out: 'x' }];
+  const scale = row.scaledEmbedding ? { scale: Math.sqrt(embeddingLength) } : {};
+  const ops: PlanOp[] = [{ op: 'embed', table, out: 'x', ...scale }];
   for (let layer = 0; layer < hyper.blockCount; layer++) {
     ops.push(...attentionOps(hyper, row, tensors, layer), ...feedForwardOps(hyper, row, tensors, layer));
   }
@@ -45,7 +47,13 @@ export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable)
       out: 'hidden',
       eps: hyper.normEps,
     },
-    { op: 'logits', x: 'hidden', weight: output, ...(bias === undefined ? {} : { bias }) },
+    {
+      op: 'logits',
+      x: 'hidden',
+      weight: output,
+      ...(bias === undefined ? {} : { bias }),
+      ...(hyper.logitCap === undefined ? {} : { softcap: hyper.logitCap }),
+    },
   );
   return ops;
 }
@@ -53,6 +61,8 @@ export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable)
 function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
   const { embeddingLength, heads, kvHeads, headDim, normEps } = hyper;
   const block = `blk.${layer}`;
+  const local = isLocal(hyper, layer);
+  const rope = local && hyper.localRopeBase !== undefined ? 1 : 0;
   // Precise, because the softmax magnifies errors of queries and keys; these matrices are a small part of a layer.
   const project = (name: 'q' | 'k' | 'v', count: number): PlanOp => ({
     ...linear(
@@ -84,8 +94,8 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
     project('k', kvHeads),
     project('v', kvHeads),
     ...(row.qkNorm === undefined ? [] : [norm('q', heads), norm('k', kvHeads)]),
-    { op: 'rope', x: 'q', rope: 0, headDim },
-    { op: 'rope', x: 'k', rope: 0, headDim },
+    { op: 'rope', x: 'q', rope, headDim },
+    { op: 'rope', x: 'k', rope, headDim },
     {
       op: 'attention',
       q: 'q',
@@ -94,9 +104,13 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
       out: 'attended',
       layer,
       heads,
-      ...(hyper.window === undefined ? {} : { window: hyper.window }),
+      ...(local && hyper.window !== undefined ? { window: hyper.window } : {}),
+      ...(hyper.scoreScale === undefined ? {} : { scale: hyper.scoreScale }),
+      ...(hyper.scoreCap === undefined ? {} : { softcap: hyper.scoreCap }),
     },
-    addTo('x', linear(tensors, 'attended', `${block}.attn_output`, heads * headDim, embeddingLength, 'x')),
+    ...addBranch(hyper, row, tensors, `${block}.post_attention_norm`, (out) =>
+      linear(tensors, 'attended', `${block}.attn_output`, heads * headDim, embeddingLength, out),
+    ),
   ];
 }
 
@@ -113,22 +127,25 @@ function feedForwardOps(hyper: Hyper, row: Differences, tensors: TensorTable, la
     },
     ...(experts
       ? expertOps(experts, embeddingLength, row, tensors, block)
-      : denseOps(hyper.feedForward, embeddingLength, tensors, block)),
+      : denseOps(hyper, row, tensors, block)),
   ];
 }
 
-function denseOps(feedForward: number, width: number, tensors: TensorTable, block: string): PlanOp[] {
-  const shape = [width, feedForward];
+function denseOps(hyper: Hyper, row: Differences, tensors: TensorTable, block: string): PlanOp[] {
+  const { embeddingLength, feedForward } = hyper;
+  const shape = [embeddingLength, feedForward];
   return [
     {
       op: 'glu',
       x: 'normed',
       gate: tensors.required(`${block}.ffn_gate.weight`, shape, 'matrix'),
       up: tensors.required(`${block}.ffn_up.weight`, shape, 'matrix'),
-      activation: 'silu',
+      activation: row.activation ?? 'silu',
       out: 'gated',
     },
-    addTo('x', linear(tensors, 'gated', `${block}.ffn_down`, feedForward, width, 'x')),
+    ...addBranch(hyper, row, tensors, `${block}.post_ffw_norm`, (out) =>
+      linear(tensors, 'gated', `${block}.ffn_down`, feedForward, embeddingLength, out),
+    ),
   ];
 }
 
@@ -178,7 +195,19 @@ function linear(
   return { op: 'linear', x, weight, ...(bias === undefined ? {} : { bias }), out };
 }
 
-/** The projection back into the residual stream. */
-function addTo(out: string, op: Linear): Linear {
-  return { ...op, out, add: true };
+/** The projection back into the residual stream, normalised before it is added where the architecture does so. */
+function addBranch(
+  hyper: Hyper,
+  row: Differences,
+  tensors: TensorTable,
+  norm: string,
+  project: (out: string) => Linear,
+): PlanOp[] {
+  if (!row.postNorms) return [{ ...project('x'), add: true }];
+  const weight = tensors.required(`${norm}.weight`, [hyper.embeddingLength], 'vector');
+  return [
+    project('branch'),
+    { op: 'rms_norm', x: 'branch', weight, out: 'branch', eps: hyper.normEps },
+    { op: 'add', x: 'branch', out: 'x' },
+  ];
 }

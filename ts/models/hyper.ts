@@ -15,8 +15,22 @@ export interface Hyper {
   readonly trainedContext: number;
   readonly contextLength: number;
   readonly experts?: Experts;
-  /** Positions that attention looks back over, where that is fewer than the context. */
+  /** Positions that attention looks back over in layers with a window, where that is fewer than the context. */
   readonly window?: number;
+  /** Each layer of this number sees all positions; without it all layers have the window. */
+  readonly windowPeriod?: number;
+  /** The base of the rotation in layers with a window, where it is another one. */
+  readonly localRopeBase?: number;
+  /** Multiplies scores. @default 1 / sqrt(headDim) */
+  readonly scoreScale?: number;
+  /** What scores and logits are held within. */
+  readonly scoreCap?: number;
+  readonly logitCap?: number;
+}
+
+/** Whether a layer's attention has the sliding window. */
+export function isLocal({ windowPeriod }: Hyper, layer: number): boolean {
+  return windowPeriod === undefined || layer % windowPeriod < windowPeriod - 1;
 }
 
 /** A mixture of experts in every layer: how many there are, how many a token uses, and how wide each is. */
@@ -56,8 +70,7 @@ export function readHyper(
   const trainedContext = keys.count('context_length', MAX_TRAINED_CONTEXT);
   const context = chooseContext(contextLength, trainedContext);
   const attention = readHeads(keys, embeddingLength);
-  refuseOtherArithmetic(keys, attention.headDim);
-  const window = readWindow(keys);
+  refuseOtherArithmetic(keys, row, attention.headDim);
   const feedForward = keys.count('feed_forward_length', MAX_WIDTH);
   const experts = readExperts(keys, row, feedForward);
   return {
@@ -70,7 +83,11 @@ export function readHyper(
     trainedContext,
     contextLength: context,
     ...(experts === undefined ? {} : { experts }),
-    ...(window !== undefined && window < context ? { window } : {}),
+    ...readWindows(keys, row, context),
+    ...(row.softCaps ? readCaps(keys) : {}),
+    ...(blockCount === row.blocksOfWideScale
+      ? { scoreScale: 1 / Math.sqrt(Math.floor(embeddingLength / attention.heads)) }
+      : {}),
   };
 }
 
@@ -154,11 +171,35 @@ function readExperts(keys: Keys, row: Differences, feedForward: number): Experts
   };
 }
 
-/** Mistral's sliding window, for all layers alike. Zero says none. */
-function readWindow(keys: Keys): number | undefined {
+/** A sliding window (zero says none): for all layers alike, as Mistral has it, or for some, as the row says. */
+function readWindows(
+  keys: Keys,
+  { windows }: Differences,
+  context: number,
+): Pick<Hyper, 'window' | 'windowPeriod' | 'localRopeBase'> {
   const key = 'attention.sliding_window';
-  if (keys.optionalFinite(key) === 0) return undefined;
-  return keys.optionalCount(key, MAX_TRAINED_CONTEXT);
+  const none = keys.optionalFinite(key) === 0;
+  const size = none ? undefined : (keys.optionalCount(key, MAX_TRAINED_CONTEXT) ?? windows?.size);
+  if (size === undefined) return {};
+  const window = size < context ? { window: size } : {};
+  if (windows === undefined) return window;
+  const windowPeriod = keys.optionalCount('attention.sliding_window_pattern', MAX_BLOCKS) ?? windows.period;
+  if (windows.ropeBase === undefined) return { ...window, windowPeriod };
+  const localRopeBase = keys.optionalPositive('rope.freq_base_swa') ?? windows.ropeBase;
+  return { ...window, windowPeriod, localRopeBase };
+}
+
+const SCORE_CAP = 'attn_logit_softcapping';
+const LOGIT_CAP = 'final_logit_softcapping';
+
+/** Gemma's caps; zero says none. */
+function readCaps(keys: Keys): Pick<Hyper, 'scoreCap' | 'logitCap'> {
+  const read = (key: string) => (keys.optionalFinite(key) === 0 ? undefined : keys.optionalPositive(key));
+  const [scoreCap, logitCap] = [read(SCORE_CAP), read(LOGIT_CAP)];
+  return {
+    ...(scoreCap === undefined ? {} : { scoreCap }),
+    ...(logitCap === undefined ? {} : { logitCap }),
+  };
 }
 
 /** Metadata keys of related architectures that would change the arithmetic, when not 0 or 1. */
@@ -169,14 +210,15 @@ const SCALES = [
   'expert_weights_scale',
   'attention.clamp_kqv',
   'attention.max_alibi_bias',
-  'attn_logit_softcapping',
-  'final_logit_softcapping',
+  SCORE_CAP,
+  LOGIT_CAP,
   'rope.scaling.yarn_log_multiplier',
 ];
 
-function refuseOtherArithmetic(keys: Keys, headDim: number): void {
+function refuseOtherArithmetic(keys: Keys, row: Differences, headDim: number): void {
   const { metadata } = keys;
   for (const key of SCALES) {
+    if (row.softCaps && (key === SCORE_CAP || key === LOGIT_CAP)) continue;
     const value = keys.optionalFinite(key) ?? 0;
     if (value !== 0 && value !== 1) throw unsupportedKey(keys.full(key), value);
   }

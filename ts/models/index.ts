@@ -2,7 +2,7 @@ import type { Plan } from '../plan/types.js';
 import { decoderBuffers, decoderOps } from './decoder.js';
 import { type Hyper, readHyper } from './hyper.js';
 import { createKeys } from './keys.js';
-import { readRope } from './rope.js';
+import { readRopes } from './rope.js';
 import { differencesOf } from './table.js';
 import { createTensorTable, type TakenTensors } from './tensors.js';
 import type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
@@ -24,7 +24,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const keys = createKeys(model.metadata, architecture);
   const hyper = readHyper(keys, row, model.tensors.size, options.contextLength);
   const table = createTensorTable(model, architecture, options.tensorTypes);
-  const rope = readRope(keys, hyper, row, table);
+  const ropes = readRopes(keys, hyper, row, table);
   const ops = decoderOps(hyper, row, table);
   const taken = table.finish();
   const name = model.metadata.optionalString('general.name') ?? architecture;
@@ -36,8 +36,8 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
     contextLength: hyper.contextLength,
     kvLayers: Array.from({ length: hyper.blockCount }, () => ({ kvHeads, headDim })),
     tensors: taken.tensors,
-    buffers: decoderBuffers(hyper),
-    ropes: [rope],
+    buffers: decoderBuffers(hyper, row),
+    ropes,
     ops,
     hidden: 'hidden',
   };

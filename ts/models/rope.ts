@@ -10,7 +10,7 @@ const SCALINGS = ['none', 'linear', 'yarn', 'longrope'] as const;
  * The rotary embedding that the metadata describes. Absent keys mean: all of a head's dimensions,
  * base 10000, no scaling.
  */
-export function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTable): Rope {
+function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTable): Rope {
   const dims = keys.optionalCount('rope.dimension_count', hyper.headDim) ?? hyper.headDim;
   if (dims % 2 !== 0) throw invalid(keys.full('rope.dimension_count'), 'even', dims);
   const scaling = readScaling(keys, row);
@@ -32,6 +32,14 @@ export function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: Te
     originalContext,
     ...(factors === undefined ? {} : { factors }),
   };
+}
+
+/** The rotations of a plan: of layers that see all positions and, where it differs, of those with a window. */
+export function readRopes(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTable): Rope[] {
+  const rope = readRope(keys, hyper, row, tensors);
+  if (hyper.localRopeBase === undefined) return [rope];
+  // A window needs no extension of the context.
+  return [rope, { ...rope, base: hyper.localRopeBase, factor: 1, extFactor: 0, attnFactor: 1 }];
 }
 
 /** Linear is what an old file means that gives a factor and no type. */

@@ -1,4 +1,5 @@
 import { FrugalError } from '../errors.js';
+import type { Activation } from '../plan/types.js';
 
 /** Where one decoder architecture differs from the others. Everything else is one function. */
 export interface Differences {
@@ -18,9 +19,41 @@ export interface Differences {
    * weights of the chosen ones are divided by their sum.
    */
   readonly experts?: { readonly required: boolean; readonly normalise: boolean };
+  /** The activation of feed-forward gates. @default 'silu' */
+  readonly activation?: Activation;
+  /** Token embeddings are multiplied by the square root of their length. */
+  readonly scaledEmbedding?: boolean;
+  /** What attention and feed-forward give is normalised too, before it is added to the residual stream. */
+  readonly postNorms?: boolean;
+  /** Scores and logits are held within the caps that the file states. */
+  readonly softCaps?: boolean;
+  /** Only some layers have the sliding window. @default all have it where the file states one */
+  readonly windows?: Windows;
+  /** The model of this many blocks scales scores by what its heads would have if they made up the embedding. */
+  readonly blocksOfWideScale?: number;
 }
 
-const TABLE: ReadonlyMap<string, Differences> = new Map([
+export interface Windows {
+  /** Each `period`th layer sees all positions. */
+  readonly period: number;
+  /** Where the file states no window. */
+  readonly size?: number;
+  /** The base of the rotation in layers with a window, where it is another one and the file does not state it. */
+  readonly ropeBase?: number;
+}
+
+/** Gemma 2 (Riviere et al., 2024, arXiv:2408.00118) and 3 (Kamath et al., 2025, arXiv:2503.19786). */
+const GEMMA = {
+  ropeLayout: 'neox',
+  ropeFactors: false,
+  qkvBias: false,
+  activation: 'gelu',
+  scaledEmbedding: true,
+  postNorms: true,
+  softCaps: true,
+} as const;
+
+const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
   [
     'llama',
     {
@@ -52,6 +85,8 @@ const TABLE: ReadonlyMap<string, Differences> = new Map([
       experts: { required: true, normalise: false },
     },
   ],
+  ['gemma2', { ...GEMMA, windows: { period: 2, size: 4096 }, blocksOfWideScale: 46 }],
+  ['gemma3', { ...GEMMA, qkNorm: 'heads', windows: { period: 6, ropeBase: 10_000 }, blocksOfWideScale: 62 }],
 ]);
 
 /** The values of `general.architecture` that plans can be built for. */
