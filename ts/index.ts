@@ -2,6 +2,7 @@ export type { BackendInfo, Isa } from './backend/types.js';
 export * from './engine/index.js';
 export { type ErrorCode, FrugalError, isFrugalError } from './errors.js';
 export { blobSource } from './gguf/blob-source.js';
+export { type CachedFile, listCached, removeCached } from './gguf/cache.js';
 export { openFile } from './gguf/file-source.js';
 export { type GgufMetadata, type GgufModel, type GgufTensor, openGguf } from './gguf/index.js';
 export type { ByteSource } from './gguf/source.js';

@@ -1,8 +1,8 @@
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { type ErrorCode, FrugalError } from '../errors.js';
-import type { ByteSource } from '../gguf/source.js';
 import type { Plan } from '../plan/types.js';
+import { readTiles } from './read-ahead.js';
 import type {
   Backend,
   BackendModel,
@@ -78,12 +78,7 @@ const WANTS: Record<StepOutput, number> = {
   'all-hidden': 4,
 };
 
-/** Bytes that are read at a time from a source that only JavaScript can read. */
-const READ_BYTES = 4 << 20;
 const PROGRESS_MS = 100;
-
-/** Rows that are packed side by side: pushed bytes are a multiple of so many rows. */
-const TILE_ROWS = 16;
 
 /**
  * The native addon.
@@ -195,50 +190,18 @@ async function loadTensors(
     reported = now;
     onProgress?.(loaded);
   };
-  for (const placement of placements) {
+  for (const { tensor, source, offset, bytes } of placements) {
+    if (source.path === undefined) continue;
     signal?.throwIfAborted();
-    const { path } = placement.source;
-    if (path === undefined) {
-      await pushTensor(model, plan, placement, advance, signal);
-    } else {
-      await translateAsync(() => model.loadTensor(placement.tensor, path, placement.offset));
-      advance(placement.bytes);
-    }
+    const { path } = source;
+    await translateAsync(() => model.loadTensor(tensor, path, offset));
+    advance(bytes);
   }
-}
-
-/** Reads a tensor's rows in JavaScript, some at a time, and hands them to be packed. */
-async function pushTensor(
-  model: NativeModel,
-  plan: Plan,
-  { tensor, source, offset, bytes }: TensorPlacement,
-  advance: (bytes: number) => void,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  const { rows = 1, experts = 1 } = plan.tensors[tensor] ?? {};
-  // Experts whose rows do not fill tiles are packed whole.
-  const unit = experts > 1 && rows % TILE_ROWS !== 0 ? rows : TILE_ROWS;
-  const tileBytes = (bytes / (rows * experts)) * unit;
-  const chunk = Math.max(1, Math.floor(READ_BYTES / tileBytes)) * tileBytes;
-  for (let at = 0; at < bytes; at += chunk) {
-    const length = Math.min(chunk, bytes - at);
-    const part = await readPart(source, offset + at, length, signal);
-    if (part.length !== length) throw shortRead(source, offset + at, length, part.length);
-    await translateAsync(() => model.pushRows(tensor, part));
-    advance(length);
+  const pushed = placements.filter(({ source }) => source.path === undefined);
+  for await (const [tensor, bytes] of readTiles(plan, pushed, signal)) {
+    await translateAsync(() => model.pushRows(tensor, bytes));
+    advance(bytes.length);
   }
-}
-
-function shortRead(source: ByteSource, offset: number, length: number, got: number): FrugalError {
-  return new FrugalError(
-    'SOURCE_READ',
-    `${source.name} gave ${got} bytes at ${offset} where ${length} were asked for`,
-    { cure: 'Check that the source reads as many bytes as it is asked for.', data: { offset, length, got } },
-  );
-}
-
-function readPart(source: ByteSource, offset: number, length: number, signal: AbortSignal | undefined) {
-  return signal ? source.read(offset, length, signal) : source.read(offset, length);
 }
 
 function translate<T>(call: () => T): T {

@@ -57,7 +57,7 @@ export function addInspect(program: Command): void {
 
 async function inspect(path: string, flags: InspectFlags): Promise<void> {
   await interruptible(async (signal) => {
-    const gguf = await openGguf(await openSource(runtime, path, signal), { signal });
+    const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
     try {
       const report = createReport(path, gguf, flags.ctx);
       await print(flags.json ? `${toJson(report)}\n` : formatReport(report));

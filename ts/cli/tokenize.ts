@@ -28,7 +28,7 @@ export function addTokenize(program: Command): void {
 async function tokenize(path: string, flags: TokenizeFlags): Promise<void> {
   const text = await requirePrompt(flags);
   await interruptible(async (signal) => {
-    const gguf = await openGguf(await openSource(runtime, path, signal), { signal });
+    const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
     const tokenizer = await createTokenizer(gguf.metadata, { signal }).finally(() => gguf.close());
     try {
       const tokens = await tokenizer.encode(text, {

@@ -1,9 +1,11 @@
-import type { Backend, BackendModel, Isa } from '../backend/types.js';
-import { FrugalError } from '../errors.js';
+import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
+import { FrugalError, isFrugalError } from '../errors.js';
+import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
+import { verifiedSource } from '../gguf/verified-source.js';
 import { buildPlan } from '../models/index.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
-import { checkChoice, checkKnown, checkNumber, checkSignal, invalid } from './check.js';
+import { checkBoolean, checkChoice, checkKnown, checkNumber, checkSignal, invalid } from './check.js';
 import { createModel, type Model } from './model.js';
 import { createScheduler } from './scheduler.js';
 import { type ModelSource, openSource, type Runtime } from './source.js';
@@ -30,6 +32,13 @@ export interface LoadOptions {
   readonly chunk?: number;
   /** A Jinja chat template in place of the model's own. */
   readonly chatTemplate?: string;
+  /**
+   * The SHA-256 that the file must have, in hexadecimal; of a split model, one for each part. The load then reads the
+   * whole file, and rejects with `SOURCE_CHECKSUM` if it is another.
+   */
+  readonly sha256?: string | readonly string[];
+  /** Keeps what a URL gives in the browser's file system, where later loads find it (see `listCached`). @default false */
+  readonly cache?: boolean;
   readonly onProgress?: (event: LoadEvent) => void;
   /** Aborts the load, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
@@ -51,6 +60,8 @@ const LOAD_NAMES = [
   'backend',
   'chunk',
   'chatTemplate',
+  'sha256',
+  'cache',
   'onProgress',
   'signal',
 ];
@@ -62,6 +73,8 @@ interface LoadSettings {
   readonly backend: (typeof BACKENDS)[number];
   readonly chunk: number;
   readonly chatTemplate: string | undefined;
+  readonly sha256: readonly string[] | undefined;
+  readonly cache: boolean;
   readonly report: (event: LoadEvent) => void;
   readonly signal: AbortSignal | undefined;
 }
@@ -80,9 +93,20 @@ function checkLoad(options: LoadOptions): LoadSettings {
     backend: checkChoice('backend', options.backend, BACKENDS, 'auto'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
     chatTemplate,
+    sha256: checkSha256(options.sha256),
+    cache: checkBoolean('cache', options.cache, false),
     report: onProgress ?? (() => {}),
     signal: checkSignal(options.signal),
   };
+}
+
+function checkSha256(sha256: unknown): readonly string[] | undefined {
+  if (sha256 === undefined) return undefined;
+  const list: readonly unknown[] = Array.isArray(sha256) ? sha256 : [sha256];
+  return list.map((item) => {
+    if (typeof item === 'string' && /^[0-9a-f]{64}$/i.test(item)) return item;
+    throw invalid('sha256', '64 hexadecimal digits or a list of them', item);
+  });
 }
 
 /**
@@ -94,14 +118,28 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   settings.signal?.throwIfAborted();
   const backend = await openBackend(runtime, settings.backend);
   settings.report({ phase: 'header', loaded: 0, total: 1 });
-  const bytes = await openSource(runtime, source, settings.signal);
-  const gguf = await openGguf(bytes, settings.signal ? { signal: settings.signal } : {});
+  const bytes = await openSource(runtime, source, settings);
+  const checked = settings.sha256 ? verifiedSource(bytes, settings.sha256) : bytes;
+  const gguf = await openGguf(checked, settings.signal ? { signal: settings.signal } : {});
   try {
     settings.report({ phase: 'header', loaded: 1, total: 1 });
+    checkChecksums(gguf, settings.sha256);
     return await assemble(backend, gguf, settings);
+  } catch (error) {
+    // A wrong file must not be what the next load finds.
+    if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
+      await gguf.close();
+      await Promise.all(gguf.parts.map(({ name }) => removeCached(name)));
+    }
+    throw error;
   } finally {
     await gguf.close();
   }
+}
+
+function checkChecksums(gguf: GgufModel, sha256: readonly string[] | undefined): void {
+  if (sha256 === undefined || sha256.length === gguf.parts.length) return;
+  throw invalid('sha256', `one checksum for each of the model's ${gguf.parts.length} files`, sha256);
 }
 
 async function openBackend(runtime: Runtime, wanted: (typeof BACKENDS)[number]): Promise<Backend> {
@@ -131,7 +169,8 @@ async function assemble(backend: Backend, gguf: GgufModel, settings: LoadSetting
     signal?.throwIfAborted();
     const tokenizer = await readTokenizer(gguf, settings);
     owned.push(tokenizer);
-    await loadWeights(compiled, placements, settings);
+    await loadWeights(compiled, inFileOrder(gguf, placements), settings);
+    for (const part of gguf.parts) await part.finish?.(signal);
     const engine = {
       scheduler: createScheduler(compiled, { maxStepTokens, chunk: settings.chunk }),
       tokenizer,
@@ -153,9 +192,15 @@ async function readTokenizer(gguf: GgufModel, settings: LoadSettings): Promise<T
   return tokenizer;
 }
 
+/** Networks and hashes are best served front to back. */
+function inFileOrder(gguf: GgufModel, placements: readonly TensorPlacement[]): TensorPlacement[] {
+  const part = ({ source }: TensorPlacement) => gguf.parts.indexOf(source);
+  return [...placements].sort((a, b) => part(a) - part(b) || a.offset - b.offset);
+}
+
 async function loadWeights(
   compiled: BackendModel,
-  placements: Parameters<BackendModel['loadTensors']>[0],
+  placements: readonly TensorPlacement[],
   settings: LoadSettings,
 ): Promise<void> {
   const { signal } = settings;

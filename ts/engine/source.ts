@@ -1,5 +1,6 @@
 import type { Backend } from '../backend/types.js';
 import { blobSource } from '../gguf/blob-source.js';
+import { openCached } from '../gguf/cached-source.js';
 import type { ByteSource } from '../gguf/source.js';
 import { openUrl } from '../gguf/url-source.js';
 import { invalid } from './check.js';
@@ -15,14 +16,20 @@ export interface Runtime {
   loadNative(): Promise<Backend>;
 }
 
-/** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ` */
+export interface SourceOptions {
+  /** Keeps what a URL gives in the browser. */
+  readonly cache: boolean;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ`, `CACHE_UNAVAILABLE`, `CACHE_QUOTA` */
 export async function openSource(
   runtime: Pick<Runtime, 'openFile'>,
   source: ModelSource,
-  signal?: AbortSignal,
+  options: SourceOptions,
 ): Promise<ByteSource> {
-  if (typeof source === 'string') return openAddress(runtime, source, signal);
-  if (source instanceof URL) return openAddress(runtime, source.href, signal);
+  if (typeof source === 'string') return openAddress(runtime, source, options);
+  if (source instanceof URL) return openAddress(runtime, source.href, options);
   if (source instanceof Blob) return blobSource(source);
   if (typeof source?.read === 'function' && typeof source.size === 'number') return source;
   throw invalid('source', 'a path, a URL, a Blob or a ByteSource', source);
@@ -34,12 +41,14 @@ const SCHEME = /^([a-z][a-z0-9+.-]+):\/\//i;
 async function openAddress(
   runtime: Pick<Runtime, 'openFile'>,
   address: string,
-  signal: AbortSignal | undefined,
+  { cache, signal }: SourceOptions,
 ): Promise<ByteSource> {
   if (address === '') throw invalid('source', 'a path, a URL, a Blob or a ByteSource', address);
   const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return runtime.openFile(address);
-  if (scheme === 'http' || scheme === 'https') return openUrl(address, signal ? { signal } : {});
+  if (scheme === 'http' || scheme === 'https') {
+    return (cache ? openCached : openUrl)(address, signal ? { signal } : {});
+  }
   if (scheme === 'file') return runtime.openFile(filePath(new URL(address)));
   throw invalid('source', 'a path or a file:, http: or https: URL', address);
 }

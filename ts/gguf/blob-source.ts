@@ -1,3 +1,4 @@
+import { releaseBytes } from './release.js';
 import type { ByteSource } from './source.js';
 import { checkRange, sourceError } from './source-error.js';
 
@@ -15,6 +16,14 @@ export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource 
       const bytes = await readBlob(blob.slice(offset, offset + length), name, offset);
       signal?.throwIfAborted();
       return bytes;
+    },
+    async readInto(target, offset, signal) {
+      signal?.throwIfAborted();
+      checkRange(name, blob.size, offset, target.length);
+      const bytes = await readBlob(blob.slice(offset, offset + target.length), name, offset);
+      signal?.throwIfAborted();
+      target.set(bytes);
+      releaseBytes(bytes);
     },
     async close() {
       // A Blob holds nothing that must be given back.

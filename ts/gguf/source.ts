@@ -14,7 +14,14 @@ export interface ByteSource {
    * @throws FrugalError `SOURCE_READ` when fewer bytes can be had, or the range is outside the source
    */
   read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array>;
+  /** As `read`, into memory that the caller uses again and again. The result is the same. */
+  readInto?(target: Uint8Array, offset: number, signal?: AbortSignal): Promise<void>;
   /** Opens a file beside this one (the other parts of a split model). Absent where there is no such notion. */
   sibling?(name: string, signal?: AbortSignal): Promise<ByteSource>;
+  /**
+   * Called before `close` when all that a model needs has been read. A source that checks or keeps the file then reads
+   * the rest.
+   */
+  finish?(signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;
 }

@@ -11,7 +11,7 @@ import type { SourceModel } from './types.js';
 /** Opens a GGUF or safetensors model, whichever it is. */
 export async function openModel(source: ModelSource, signal?: AbortSignal): Promise<SourceModel> {
   const place = typeof source === 'string' ? await findInFolder(source) : source;
-  const bytes = await openSource(runtime, place, signal);
+  const bytes = await openSource(runtime, place, { cache: false, signal });
   if (isSafetensors(bytes.name)) return openSafetensorsModel(bytes, signal);
   const gguf = await openGguf(bytes, signal === undefined ? {} : { signal });
   try {

@@ -1,0 +1,177 @@
+import { FrugalError, isFrugalError } from '../errors.js';
+import type { RemoteFile } from './remote.js';
+import { sourceError } from './source-error.js';
+
+/** A model in the browser's own file system (OPFS). */
+export interface CachedFile {
+  /** The address that it came from, without its query: what `removeCached` takes. */
+  readonly name: string;
+  readonly size: number;
+  /** Bytes that have been stored; less than `size` where a download was left off, which the next load goes on with. */
+  readonly cachedBytes: number;
+}
+
+/** What is stored of one address: `file.json`, and the file in segments named by their number. */
+export interface CacheFolder {
+  readonly folder: FileSystemDirectoryHandle;
+  readonly name: string;
+  readonly file: RemoteFile | undefined;
+  /** The segments that are there, by number. */
+  readonly segments: Map<number, File>;
+}
+
+/** A download resumes at a segment. A file system writes one at a time and as a whole. */
+export const SEGMENT_BYTES = 8 << 20;
+
+const ROOT = 'frugal-models';
+const ABOUT = 'file.json';
+
+/** @throws FrugalError `CACHE_UNAVAILABLE` outside browsers, and on pages that may not store anything */
+async function openRoot(): Promise<FileSystemDirectoryHandle> {
+  const storage = typeof navigator === 'object' ? navigator.storage : undefined;
+  if (typeof storage?.getDirectory !== 'function') {
+    throw unavailable('there is no file system of the page (OPFS) here');
+  }
+  try {
+    return await (await storage.getDirectory()).getDirectoryHandle(ROOT, { create: true });
+  } catch (cause) {
+    throw unavailable(`the file system of the page (OPFS) cannot be opened: ${reasonOf(cause)}`, cause);
+  }
+}
+
+/** Models that have been stored, in no order. @throws FrugalError `CACHE_UNAVAILABLE` */
+export async function listCached(): Promise<CachedFile[]> {
+  const found: CachedFile[] = [];
+  for await (const handle of (await openRoot()).values()) {
+    if (handle.kind !== 'directory') continue;
+    const { name, file, segments } = await readFolder(handle as FileSystemDirectoryHandle);
+    if (file !== undefined) found.push({ name, size: file.size, cachedBytes: storedBytes(segments) });
+  }
+  return found;
+}
+
+/**
+ * Removes a stored model.
+ * @param name as `listCached` gives it, or the address that was loaded
+ * @returns whether there was one
+ * @throws FrugalError `CACHE_UNAVAILABLE`
+ */
+export async function removeCached(name: string): Promise<boolean> {
+  const root = await openRoot();
+  const address = URL.canParse(name) ? new URL(name) : undefined;
+  try {
+    await root.removeEntry(
+      await keyOf(address === undefined ? name : `${address.origin}${address.pathname}`),
+      {
+        recursive: true,
+      },
+    );
+    return true;
+  } catch (cause) {
+    if (cause instanceof DOMException && cause.name === 'NotFoundError') return false;
+    throw storageError(name, cause);
+  }
+}
+
+export async function openFolder(name: string): Promise<CacheFolder> {
+  const root = await openRoot();
+  try {
+    const opened = await readFolder(await root.getDirectoryHandle(await keyOf(name), { create: true }));
+    return { ...opened, name };
+  } catch (cause) {
+    throw storageError(name, cause);
+  }
+}
+
+/** Makes a folder ready for another version of its file. */
+export async function startFolder(opened: CacheFolder, file: RemoteFile): Promise<CacheFolder> {
+  const { folder, name } = opened;
+  try {
+    for await (const key of folder.keys()) await folder.removeEntry(key);
+    const about = await folder.getFileHandle(ABOUT, { create: true });
+    const writable = await about.createWritable();
+    await writable.write(JSON.stringify({ name, ...file, segmentBytes: SEGMENT_BYTES }));
+    await writable.close();
+  } catch (cause) {
+    throw storageError(name, cause);
+  }
+  return { folder, name, file, segments: new Map() };
+}
+
+/** @throws FrugalError `CACHE_QUOTA` when the rest of the file does not fit in what the browser allows */
+export async function checkQuota({ name, segments }: CacheFolder, size: number): Promise<void> {
+  const needed = size - storedBytes(segments);
+  const { quota = Number.POSITIVE_INFINITY, usage = 0 } = await navigator.storage.estimate();
+  if (needed > quota - usage) throw quotaError(name, needed, quota - usage);
+}
+
+/** The failure of a call of the file system. */
+export function storageError(name: string, cause: unknown): unknown {
+  if (isFrugalError(cause)) return cause;
+  if (cause instanceof DOMException && cause.name === 'QuotaExceededError') return quotaError(name);
+  return sourceError(
+    name,
+    `the copy in the browser failed: ${reasonOf(cause)}`,
+    'Load it again; if that fails too, use removeCached, or load without cache.',
+    {},
+    cause,
+  );
+}
+
+function quotaError(name: string, needed?: number, available?: number): FrugalError {
+  const amounts =
+    needed === undefined ? '' : `: ${needed} bytes are needed, and ${Math.max(0, available ?? 0)} are left`;
+  return new FrugalError('CACHE_QUOTA', `${name} does not fit in the browser's storage${amounts}`, {
+    cure: 'Free storage (listCached and removeCached), or load without cache.',
+    data: { source: name, needed, available },
+  });
+}
+
+function unavailable(problem: string, cause?: unknown): FrugalError {
+  return new FrugalError('CACHE_UNAVAILABLE', `Models cannot be kept: ${problem}`, {
+    cure: 'Load without cache. Browsers have it on https pages, outside private windows.',
+    cause,
+  });
+}
+
+async function readFolder(folder: FileSystemDirectoryHandle): Promise<CacheFolder> {
+  const files = new Map<string, File>();
+  for await (const [key, handle] of folder.entries()) {
+    if (handle.kind === 'file') files.set(key, await (handle as FileSystemFileHandle).getFile());
+  }
+  const about = parseAbout(await files.get(ABOUT)?.text());
+  const segments = new Map<number, File>();
+  if (about === undefined) return { folder, name: '', file: undefined, segments };
+  for (let i = 0; i * SEGMENT_BYTES < about.size; i++) {
+    const stored = files.get(`${i}`);
+    if (stored?.size === Math.min(SEGMENT_BYTES, about.size - i * SEGMENT_BYTES)) segments.set(i, stored);
+  }
+  return { folder, name: about.name, file: { size: about.size, version: about.version }, segments };
+}
+
+/** A description that was cut off, or that another version of this package wrote, counts as none. */
+function parseAbout(text: string | undefined): (RemoteFile & { readonly name: string }) | undefined {
+  try {
+    const about: unknown = JSON.parse(text ?? '');
+    if (typeof about !== 'object' || about === null) return undefined;
+    const { name, size, version, segmentBytes } = about as Record<string, unknown>;
+    const known = typeof name === 'string' && typeof size === 'number' && typeof version === 'string';
+    return known && segmentBytes === SEGMENT_BYTES ? { name, size, version } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function storedBytes(segments: ReadonlyMap<number, File>): number {
+  return [...segments.values()].reduce((sum, { size }) => sum + size, 0);
+}
+
+/** Names in the file system are short and plain, addresses are not. */
+async function keyOf(name: string): Promise<string> {
+  const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(name));
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+function reasonOf(cause: unknown): string {
+  return cause instanceof Error ? cause.message : String(cause);
+}

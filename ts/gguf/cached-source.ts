@@ -1,0 +1,159 @@
+import { isFrugalError } from '../errors.js';
+import { blobSource } from './blob-source.js';
+import {
+  type CacheFolder,
+  checkQuota,
+  openFolder,
+  SEGMENT_BYTES,
+  startFolder,
+  storageError,
+} from './cache.js';
+import { createRemote, type Remote, type RemoteFile } from './remote.js';
+import type { ByteSource } from './source.js';
+import { checkRange } from './source-error.js';
+import { askRemote, download, siblingUrl, type UrlOptions } from './url-source.js';
+
+/** Segments that are downloaded at once: the one wanted, and those after it. */
+const AT_ONCE = 4;
+
+/**
+ * Opens a URL whose file is kept in the browser: what is read is downloaded and stored on the way, the rest in `finish`.
+ * A later opening reads what is stored, as long as the server has the same file; without a network, what is complete.
+ * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
+ */
+export async function openCached(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
+  const remote = createRemote(url, options.headers ?? {});
+  const found = await openFolder(remote.name);
+  const file = await currentFile(remote, found, options.signal);
+  const same = found.file?.size === file.size && found.file.version === file.version;
+  const folder = same ? found : await startFolder(found, file);
+  await checkQuota(folder, file.size);
+  return cachedSource(remote, file, folder, options);
+}
+
+async function currentFile(remote: Remote, found: CacheFolder, signal?: AbortSignal): Promise<RemoteFile> {
+  try {
+    return await askRemote(remote, signal);
+  } catch (error) {
+    const unreachable = isFrugalError(error) && error.data.status === undefined;
+    const complete = found.file && found.segments.size === segmentCount(found.file.size);
+    if (unreachable && complete && found.file) return found.file;
+    throw error;
+  }
+}
+
+function segmentCount(size: number): number {
+  return Math.ceil(size / SEGMENT_BYTES);
+}
+
+function cachedSource(
+  remote: Remote,
+  file: RemoteFile,
+  stored: CacheFolder,
+  options: UrlOptions,
+): ByteSource {
+  const closing = new AbortController();
+  const { signal } = closing;
+  const downloads = new Map<number, Promise<ByteSource>>();
+
+  function segment(number: number): Promise<ByteSource> {
+    const known = downloads.get(number);
+    if (known !== undefined) return known;
+    const ready = stored.segments.get(number);
+    const opened = ready
+      ? Promise.resolve(blobSource(ready, remote.name))
+      : fetchSegment(remote, file, stored, number, { ...options, signal });
+    downloads.set(number, opened);
+    // A failure is told to whoever waits for the segment; the next one who wants it tries again.
+    opened.catch(() => downloads.delete(number));
+    return opened;
+  }
+
+  /** The segment, with those after it on their way. */
+  function want(number: number): Promise<ByteSource> {
+    const wanted = segment(number);
+    const end = Math.min(number + AT_ONCE, segmentCount(file.size));
+    for (let next = number + 1; next < end; next++) segment(next);
+    return wanted;
+  }
+
+  async function readInto(target: Uint8Array, offset: number, abort?: AbortSignal): Promise<void> {
+    checkRange(remote.name, file.size, offset, target.length);
+    let done = 0;
+    while (done < target.length) {
+      const at = offset + done;
+      const number = Math.floor(at / SEGMENT_BYTES);
+      const start = at - number * SEGMENT_BYTES;
+      const part = await settled(want(number), abort);
+      const length = Math.min(target.length - done, part.size - start);
+      await part.readInto?.(target.subarray(done, done + length), start, abort);
+      done += length;
+    }
+  }
+
+  return {
+    name: remote.name,
+    size: file.size,
+    readInto,
+    async read(offset, length, abort) {
+      checkRange(remote.name, file.size, offset, length);
+      const bytes = new Uint8Array(length);
+      await readInto(bytes, offset, abort);
+      return bytes;
+    },
+    sibling(name, abort) {
+      const { headers, retryMs } = options;
+      return openCached(siblingUrl(remote, name), {
+        ...(headers && { headers }),
+        ...(retryMs !== undefined && { retryMs }),
+        ...(abort && { signal: abort }),
+      });
+    },
+    async finish(abort) {
+      for (let number = 0; number < segmentCount(file.size); number++) await settled(want(number), abort);
+    },
+    async close() {
+      closing.abort();
+      await Promise.allSettled(downloads.values());
+    },
+  };
+}
+
+/** Downloads one segment into its file, which is there once it is whole. */
+async function fetchSegment(
+  remote: Remote,
+  file: RemoteFile,
+  { folder }: CacheFolder,
+  number: number,
+  options: UrlOptions,
+): Promise<ByteSource> {
+  const offset = number * SEGMENT_BYTES;
+  const range = { offset, length: Math.min(SEGMENT_BYTES, file.size - offset) };
+  try {
+    const handle = await folder.getFileHandle(`${number}`, { create: true });
+    const writable = await handle.createWritable();
+    try {
+      await download(remote, file, range, (chunk) => writable.write(chunk), options);
+      await writable.close();
+    } catch (error) {
+      // What went wrong first is what counts.
+      await writable.abort().catch(() => undefined);
+      throw error;
+    }
+    return blobSource(await handle.getFile(), remote.name);
+  } catch (cause) {
+    if (options.signal?.aborted) throw options.signal.reason;
+    throw storageError(remote.name, cause);
+  }
+}
+
+/** The result, unless the signal is aborted before. */
+function settled<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
+  if (signal === undefined) return promise;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    signal.addEventListener('abort', abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+  });
+}
