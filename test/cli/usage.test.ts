@@ -10,7 +10,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true }));
 
-const COMMANDS = ['run', 'chat', 'inspect', 'tokenize', 'perplexity', 'score', 'digest'];
+const COMMANDS = ['run', 'chat', 'inspect', 'tokenize', 'perplexity', 'score', 'digest', 'bench'];
 
 describe('help', () => {
   it('lists every command on stdout', async () => {
@@ -54,7 +54,9 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['run', 'm', '--seed', '-1'], "option '--seed <number>'"],
     [['run', 'm', '--seed', '18446744073709551616'], 'It must be an integer from 0 to 2^64 - 1'],
     [['run', 'm', '--stop', ''], "option '--stop <text>'"],
-    [['run', 'm', '--threads', '0'], "option '--threads <count>'"],
+    [['bench', 'm', '-t', '1,zero'], '-t takes numbers of threads from 1 to 1024'],
+    [['bench', 'm', '-p', '0', '-n', '0'], 'nothing to measure'],
+    [['run', 'm', '--threads', '0'], "option '-t, --threads <count>'"],
     [['run', 'm', '--threads', 'two'], 'It must be an integer from 1 to 1024'],
     [['run', 'm', '--isa', 'sse'], 'Allowed choices are scalar, avx2, avx512, neon'],
     [['run', 'm', '--backend', 'gpu'], 'Allowed choices are native, wasm'],

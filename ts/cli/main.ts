@@ -1,6 +1,7 @@
 #!/usr/bin/env node
-import { readFile } from 'node:fs/promises';
 import { Command, CommanderError } from 'commander';
+import { packageVersion } from '../bench/machine.js';
+import { addBench } from './bench.js';
 import { addChat } from './chat.js';
 import { addDigest } from './digest.js';
 import { addInspect } from './inspect.js';
@@ -10,13 +11,6 @@ import { addRun } from './run.js';
 import { addScore } from './score.js';
 import { handleClosedPipes, reportError } from './terminal.js';
 import { addTokenize } from './tokenize.js';
-
-async function readVersion(): Promise<string> {
-  const manifest: { version: string } = JSON.parse(
-    await readFile(new URL('../../package.json', import.meta.url), 'utf8'),
-  );
-  return manifest.version;
-}
 
 function createProgram(version: string): Command {
   const program = new Command('frugal')
@@ -30,6 +24,7 @@ function createProgram(version: string): Command {
   for (const add of [
     ...[addRun, addChat, addInspect, addTokenize, addPerplexity, addScore, addDigest],
     addQuantize,
+    addBench,
   ])
     add(program);
   for (const command of program.commands) command.option('--debug', 'print stack traces of errors');
@@ -44,7 +39,7 @@ function commandName(program: Command): string {
 
 async function main(): Promise<void> {
   handleClosedPipes();
-  const program = createProgram(await readVersion());
+  const program = createProgram(await packageVersion());
   try {
     if (process.argv.length <= 2) throw new CommanderError(2, 'frugal.usage', 'give a command');
     await program.parseAsync();

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
-import { load, type Model } from '../engine/index.js';
+import { type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
 import { FrugalError } from '../errors.js';
@@ -23,9 +23,13 @@ export interface ModelSettings extends LoadFlags {
   readonly chatTemplate?: string;
 }
 
-export function addLoadFlags(command: Command): Command {
+/** @param parseThreads for commands that take more than one number of threads */
+export function addLoadFlags(
+  command: Command,
+  parseThreads: (text: string) => unknown = numberParser(THREADS_RANGE),
+): Command {
   return command
-    .option('--threads <count>', 'threads to compute with (default: all cores)', numberParser(THREADS_RANGE))
+    .option('-t, --threads <count>', 'threads to compute with (default: all cores)', parseThreads)
     .addOption(new Option('--backend <name>', 'what computes').choices(['native', 'wasm']))
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
@@ -126,6 +130,16 @@ export async function readText(path: string): Promise<string> {
   }
 }
 
+export function loadOptions(flags: LoadFlags): LoadOptions {
+  return {
+    ...(flags.threads === undefined ? {} : { threads: flags.threads }),
+    ...(flags.backend === undefined ? {} : { backend: flags.backend }),
+    ...(flags.isa === undefined ? {} : { isa: flags.isa }),
+    ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
+    ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+  };
+}
+
 /** Loads a model, with progress and notes on stderr, and disposes it when `body` is done. */
 export async function withModel<T>(
   path: string,
@@ -135,11 +149,7 @@ export async function withModel<T>(
 ): Promise<T> {
   const progress = createProgress();
   const model = await load(path, {
-    ...(flags.threads === undefined ? {} : { threads: flags.threads }),
-    ...(flags.backend === undefined ? {} : { backend: flags.backend }),
-    ...(flags.isa === undefined ? {} : { isa: flags.isa }),
-    ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
-    ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+    ...loadOptions(flags),
     ...(flags.chatTemplate === undefined ? {} : { chatTemplate: flags.chatTemplate }),
     signal,
     onProgress: ({ phase, loaded, total }) =>
