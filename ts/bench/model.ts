@@ -121,7 +121,8 @@ export async function benchModel(
 
 async function readWork(path: string, signal: AbortSignal | undefined): Promise<TokenWork> {
   const { tensorTypes } = await runtime.loadNative();
-  const gguf = await openGguf(await openSource(runtime, path, signal), signal ? { signal } : {});
+  const source = await openSource(runtime, path, { cache: false, signal });
+  const gguf = await openGguf(source, signal ? { signal } : {});
   try {
     const { plan, placements } = buildPlan(gguf, { tensorTypes });
     return tokenWork(plan, (i) => placements[i]?.bytes ?? 0);
