@@ -333,3 +333,38 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal score, digest and p
     expect(stderr).toMatch(/^frugal: INVALID_ARGUMENT: There is nothing to predict.*\n$/);
   });
 });
+
+const MIXTURE = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
+
+describe('frugal inspect --routing', () => {
+  const args = ['inspect', MIXTURE, '--routing', 'Once upon a time'];
+
+  it('prints a row for each layer, whose counts add up', async () => {
+    const { code, stdout } = await frugal(args);
+    expect(code).toBe(0);
+    const [title = '', ...lines] = stdout.split('\n');
+    const [tokens = 0, topK = 0, layers = 0] = title.match(/\d+/g)?.map(Number) ?? [];
+    const rows = lines.filter((line) => /^ +\d+ +[01]\.\d{3} /.test(line));
+    expect(rows).toHaveLength(layers);
+    for (const row of rows) {
+      const counts = row.trim().split(/ +/).slice(3).map(Number);
+      expect(counts.reduce((sum, count) => sum + count, 0)).toBe(tokens * topK);
+    }
+  });
+
+  it('--json adds the counts to the object', async () => {
+    const report = JSON.parse((await frugal([...args, '--json'])).stdout);
+    expect(report).toMatchObject({ architecture: 'llama', routing: { text: 'Once upon a time', topK: 2 } });
+    expect(report.routing.layers).toHaveLength(6);
+    expect(report.routing.layers[0].tokens).toHaveLength(8);
+    expect(report.routing.bytesPerToken).toBeGreaterThan(0);
+  });
+});
+
+describe.runIf(hasShared('models/stories260K.gguf'))('frugal inspect --routing of a dense model', () => {
+  it('says that there is nothing to route', async () => {
+    const { code, stderr } = await frugal(['inspect', STORIES, '--routing', 'Once']);
+    expect(code).toBe(1);
+    expect(stderr).toContain('UNSUPPORTED_FEATURE');
+  });
+});

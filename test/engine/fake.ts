@@ -55,6 +55,8 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
       sequences.set(created, { tokens: [], sampler });
       return created;
     },
+    countExperts() {},
+    expertCounts: () => undefined,
     freeSequence(sequence) {
       if (!sequences.delete(sequence)) throw new Error(`sequence ${sequence} is freed twice`);
     },
@@ -155,6 +157,7 @@ const FACTS: ModelFacts = {
   weightBytes: 1000,
   bytesPerToken: 1000,
   kvBytesPerToken: 10,
+  expertLayers: [],
   notes: [],
 };
 

@@ -346,6 +346,7 @@ describe('facts', () => {
       kvHeads: 1,
       weightBytes: parameters * 2,
       bytesPerToken: parameters * 2 - 256 + 16,
+      expertLayers: [],
       kvBytesPerToken: 2 * (4 + 4) * 2,
       notes: [],
     });

@@ -7,6 +7,7 @@ import type {
   Backend,
   BackendModel,
   BackendOptions,
+  ExpertCounts,
   Isa,
   LoadProgress,
   SamplerSettings,
@@ -55,6 +56,8 @@ interface NativeModel {
   loadTensor(id: number, path: string, offset: number): Promise<void>;
   pushRows(id: number, rows: Uint8Array): Promise<void>;
   createSequence(settings?: NativeSettings): number;
+  countExperts(sequence: number): void;
+  expertCounts(sequence: number): ExpertCounts | null;
   freeSequence(sequence: number): Promise<void>;
   step(
     sequences: Uint32Array,
@@ -133,6 +136,8 @@ function compile(addon: Addon, isas: readonly Isa[], plan: Plan, options: Backen
     setThreads: (threads) => model.setStepThreads(threads),
     loadTensors: (placements, progress) => loadTensors(model, plan, placements, progress),
     createSequence: (sampler) => translate(() => model.createSequence(sampler && toNative(sampler))),
+    countExperts: (sequence) => translate(() => model.countExperts(sequence)),
+    expertCounts: (sequence) => model.expertCounts(sequence) ?? undefined,
     freeSequence: (sequence) => void model.freeSequence(sequence),
     step: (batch) => step(model, batch),
     dispose: () => model.dispose(),

@@ -68,6 +68,16 @@ export interface StepResult {
   readonly values?: Float32Array;
 }
 
+/** Counts of a sequence's routes, of one mixture of experts after another, in the plan's order. */
+export interface ExpertCounts {
+  /** How many tokens each expert of each mixture got. */
+  readonly tokens: Uint32Array;
+  /** Per mixture: how often an expert's weights were read, once a step for all of the sequence's tokens. */
+  readonly reads: Uint32Array;
+  /** Per mixture: how many of these reads found the weights missing from memory. */
+  readonly misses: Uint32Array;
+}
+
 /** A compiled plan with its weights. One step at a time; the engine's scheduler sees to that. */
 export interface BackendModel {
   readonly info: BackendInfo;
@@ -82,6 +92,10 @@ export interface BackendModel {
   loadTensors(placements: readonly TensorPlacement[], progress: LoadProgress): Promise<void>;
   /** A new empty sequence; `sampler` is needed for the output `sample`. */
   createSequence(sampler?: SamplerSettings): number;
+  /** Starts to count, from zero, which experts the sequence's tokens are routed to; it costs nothing otherwise. */
+  countExperts(sequence: number): void;
+  /** Ends counting. Undefined where it never began, or the sequence has ended. */
+  expertCounts(sequence: number): ExpertCounts | undefined;
   /** Frees the sequence's cache. A step in progress that holds it is cut short. */
   freeSequence(sequence: number): void;
   /** Runs the plan for all entries at once. Rejects as a whole; the sequences are then unchanged. */

@@ -6,10 +6,12 @@ import { isFrugalError } from '../errors.js';
 import { GGML_TYPES, type GgufMetadata, type GgufModel, openGguf, StringArray } from '../gguf/index.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
 import { formatBytes, numberParser, toJson } from './numbers.js';
+import { formatRouting, readRouting } from './routing.js';
 import { interruptible, print } from './terminal.js';
 
 interface InspectFlags {
   readonly ctx?: number;
+  readonly routing?: string;
   readonly json?: boolean;
 }
 
@@ -51,6 +53,7 @@ export function addInspect(program: Command): void {
     .description('Show the metadata and tensors of any GGUF file, and the memory that the model needs.')
     .argument('<model>', 'a GGUF file or its http(s) address')
     .option('--ctx <tokens>', 'context length to give the memory for', numberParser(CONTEXT_RANGE))
+    .option('--routing <text>', 'run the text and show which experts its tokens are routed to')
     .option('--json', 'print one JSON object')
     .action(inspect);
 }
@@ -60,7 +63,12 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
     const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
     try {
       const report = createReport(path, gguf, flags.ctx);
-      await print(flags.json ? `${toJson(report)}\n` : formatReport(report));
+      if (flags.routing === undefined) {
+        await print(flags.json ? `${toJson(report)}\n` : formatReport(report));
+      } else {
+        const routing = await readRouting(path, flags.routing, flags.ctx, signal);
+        await print(flags.json ? `${toJson({ ...report, routing })}\n` : formatRouting(routing));
+      }
     } finally {
       await gguf.close();
     }

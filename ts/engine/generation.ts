@@ -1,6 +1,7 @@
 import { FrugalError } from '../errors.js';
 import { checkTokens, invalid, isTokenList } from './check.js';
 import { checkFits, type Engine } from './context.js';
+import { type ExpertUsage, expertUsage } from './experts.js';
 import { type GenerateSettings, reportSeed } from './options.js';
 import { createStopMatcher } from './stop.js';
 
@@ -26,6 +27,8 @@ export interface Usage {
   readonly decodeTokensPerSecond: number;
   /** Bytes of all key/value caches of the model when the generation ended. */
   readonly kvBytes: number;
+  /** Where the computed tokens were routed: of models with experts, with the option `expertUsage`. */
+  readonly experts?: ExpertUsage;
 }
 
 export interface Completion {
@@ -73,6 +76,7 @@ export interface GenerationRecord {
   prefillMs: number;
   decodeMs: number;
   kvBytes: number;
+  experts: ExpertUsage | undefined;
 }
 
 /** Where a generation starts: a sequence that holds the first `cachedTokens` tokens of the prompt, and not all. */
@@ -139,6 +143,7 @@ async function* produce(
   const { signal } = start.settings;
   const abort = () => engine.scheduler.close(start.sequence, signal?.reason);
   signal?.addEventListener('abort', abort, { once: true });
+  if (start.settings.expertUsage) engine.scheduler.countExperts(start.sequence);
   try {
     if (start.settings.maxTokens === 0) {
       record.finishReason = 'length';
@@ -151,6 +156,9 @@ async function* produce(
   } finally {
     signal?.removeEventListener('abort', abort);
     record.kvBytes = engine.scheduler.kvBytes();
+    const counts = engine.scheduler.expertCounts(start.sequence);
+    if (counts && engine.facts.expertLayers.length > 0)
+      record.experts = expertUsage(counts, engine.facts.expertLayers);
     start.release(record);
   }
 }
@@ -260,6 +268,7 @@ function emptyRecord(): GenerationRecord {
     prefillMs: 0,
     decodeMs: 0,
     kvBytes: 0,
+    experts: undefined,
   };
 }
 
@@ -282,6 +291,7 @@ function toCompletion(record: GenerationRecord): Completion {
       prefillTokensPerSecond: perSecond(computed, record.prefillMs),
       decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
       kvBytes: record.kvBytes,
+      ...(record.experts === undefined ? {} : { experts: record.experts }),
     },
   };
 }

@@ -45,6 +45,8 @@ export interface GenerateOptions extends SamplingOptions {
   readonly parseSpecial?: boolean;
   /** Goes on after end tokens. @default false */
   readonly ignoreEnd?: boolean;
+  /** Reports in `usage.experts` which experts the tokens were routed to. @default false */
+  readonly expertUsage?: boolean;
   /** Aborts the call, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
 }
@@ -57,6 +59,7 @@ export interface GenerateSettings {
   readonly addSpecial: boolean;
   readonly parseSpecial: boolean;
   readonly ignoreEnd: boolean;
+  readonly expertUsage: boolean;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -95,6 +98,7 @@ export const GENERATE_NAMES: readonly string[] = [
   'addSpecial',
   'parseSpecial',
   'ignoreEnd',
+  'expertUsage',
   'signal',
 ];
 
@@ -108,6 +112,7 @@ export function checkGenerate(call: string, options: GenerateOptions, vocabSize:
     addSpecial: checkBoolean('addSpecial', options.addSpecial, true),
     parseSpecial: checkBoolean('parseSpecial', options.parseSpecial, false),
     ignoreEnd: checkBoolean('ignoreEnd', options.ignoreEnd, false),
+    expertUsage: checkBoolean('expertUsage', options.expertUsage, false),
     signal: checkSignal(options.signal),
   };
 }

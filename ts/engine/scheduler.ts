@@ -1,4 +1,11 @@
-import type { BackendModel, SamplerSettings, StepEntry, StepOutput, StepResult } from '../backend/types.js';
+import type {
+  BackendModel,
+  ExpertCounts,
+  SamplerSettings,
+  StepEntry,
+  StepOutput,
+  StepResult,
+} from '../backend/types.js';
 import { FrugalError } from '../errors.js';
 
 /** What became of a request: the first `consumed` of its tokens are in the sequence now. */
@@ -40,6 +47,10 @@ export interface Scheduler {
   /** Frees a sequence, also one in a running step; its request rejects. Twice is harmless. */
   close(sequence: number, reason?: unknown): void;
   isOpen(sequence: number): boolean;
+  /** Starts to count which experts a sequence's tokens are routed to. */
+  countExperts(sequence: number): void;
+  /** Ends counting; undefined where it never began, or the sequence is closed. */
+  expertCounts(sequence: number): ExpertCounts | undefined;
   kvBytes(): number;
   /** See `BackendModel.setThreads`. */
   setThreads(threads: number): void;
@@ -105,6 +116,8 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
     assertLive,
     close,
     isOpen: (sequence) => live.has(sequence),
+    countExperts: (sequence) => model.countExperts(sequence),
+    expertCounts: (sequence) => (live.has(sequence) ? model.expertCounts(sequence) : undefined),
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
     setThreads(threads) {
       assertLive();

@@ -1,14 +1,22 @@
-import type { Plan } from '../plan/types.js';
+import type { Plan, PlanOp } from '../plan/types.js';
 import { decoderBuffers, decoderOps } from './decoder.js';
 import { type Hyper, readHyper } from './hyper.js';
 import { createKeys } from './keys.js';
 import { readRopes } from './rope.js';
 import { differencesOf } from './table.js';
 import { createTensorTable, type TakenTensors } from './tensors.js';
-import type { ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
+import type { ExpertLayer, ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
 
 export { architectures } from './table.js';
-export type { FileTensor, Metadata, ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
+export type {
+  ExpertLayer,
+  FileTensor,
+  Metadata,
+  ModelFacts,
+  ModelFile,
+  ModelPlan,
+  PlanOptions,
+} from './types.js';
 
 const VALUE_BYTES = 2; // keys and values are cached as F16
 
@@ -41,7 +49,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
     ops,
     hidden: 'hidden',
   };
-  const facts = modelFacts(architecture, name, hyper, taken, table.has('output.weight'));
+  const facts = modelFacts(architecture, name, hyper, taken, ops, table.has('output.weight'));
   return { plan, placements: taken.placements, facts };
 }
 
@@ -50,6 +58,7 @@ function modelFacts(
   name: string,
   hyper: Hyper,
   taken: TakenTensors,
+  ops: readonly PlanOp[],
   ownOutput: boolean,
 ): ModelFacts {
   const { contextLength, trainedContext } = hyper;
@@ -73,7 +82,22 @@ function modelFacts(
     weightBytes: taken.bytes,
     bytesPerToken: bytesPerToken(taken, hyper, ownOutput),
     kvBytesPerToken: hyper.blockCount * 2 * hyper.kvHeads * hyper.headDim * VALUE_BYTES,
+    expertLayers: ops.flatMap((op) => (op.op === 'experts' ? [expertLayer(op, taken)] : [])),
     notes,
+  };
+}
+
+function expertLayer(op: Extract<PlanOp, { op: 'experts' }>, taken: TakenTensors): ExpertLayer {
+  const ids = [op.gate, op.up, op.down].map((name) => taken.tensors.findIndex((each) => each.name === name));
+  const stacks = ids.map((id) => ({
+    bytes: taken.placements[id]?.bytes ?? 0,
+    experts: taken.tensors[id]?.experts ?? 1,
+  }));
+  return {
+    block: Number(/^blk\.(\d+)\./.exec(op.gate)?.[1]),
+    experts: stacks[0]?.experts ?? 1,
+    topK: op.topK,
+    expertBytes: stacks.reduce((sum, { bytes, experts }) => sum + bytes / experts, 0),
   };
 }
 

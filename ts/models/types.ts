@@ -41,6 +41,17 @@ export interface PlanOptions {
   readonly tensorTypes: readonly string[];
 }
 
+/** A layer that is a mixture of experts. */
+export interface ExpertLayer {
+  /** Number of the transformer block. */
+  readonly block: number;
+  readonly experts: number;
+  /** Experts that a token is routed to. */
+  readonly topK: number;
+  /** Bytes of one expert's weights. */
+  readonly expertBytes: number;
+}
+
 /** Numbers about a model for people and for memory estimates. Sizes are in bytes. */
 export interface ModelFacts {
   readonly architecture: string;
@@ -58,6 +69,8 @@ export interface ModelFacts {
   readonly bytesPerToken: number;
   /** Bytes that one position takes in the key/value caches of all layers. */
   readonly kvBytesPerToken: number;
+  /** In the order of the plan; empty for dense models. */
+  readonly expertLayers: readonly ExpertLayer[];
   /** What a user should know about this combination of file and options; mostly empty. */
   readonly notes: readonly string[];
 }

@@ -12,6 +12,7 @@ use napi_derive::napi;
 use runtime::error::Error;
 use runtime::model::{Entry, Freed, Model, Output, Want};
 use runtime::plan::Plan;
+use runtime::routing::Routing;
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use std::fs::File;
@@ -62,6 +63,15 @@ pub struct Settings {
 pub struct StepOutput {
     pub token: Option<u32>,
     pub values: Option<Float32Array>,
+}
+
+/// Counts of a sequence's routes, of one mixture of experts after another.
+#[napi(object)]
+pub struct ExpertCounts {
+    /// How many tokens each expert of each mixture got.
+    pub tokens: Uint32Array,
+    pub reads: Uint32Array,
+    pub misses: Uint32Array,
 }
 
 #[napi]
@@ -142,6 +152,24 @@ impl NativeModel {
     pub fn create_sequence(&self, settings: Option<Settings>) -> napi::Result<u32> {
         let model = self.get()?;
         guarded(|| model.create_sequence(settings.map(sampler_settings)))
+    }
+
+    /// Starts to count, from zero, which experts the sequence's tokens are routed to.
+    #[napi]
+    pub fn count_experts(&self, sequence: u32) -> napi::Result<()> {
+        self.get()?.count_experts(sequence);
+        Ok(())
+    }
+
+    /// Ends counting; nothing where it never began or the sequence has ended.
+    #[napi]
+    pub fn expert_counts(&self, sequence: u32) -> Option<ExpertCounts> {
+        let Routing(tallies) = self.held().as_ref()?.expert_counts(sequence)?;
+        Some(ExpertCounts {
+            tokens: tallies.iter().flat_map(|tally| &tally.tokens).copied().collect::<Vec<_>>().into(),
+            reads: tallies.iter().map(|tally| tally.reads).collect::<Vec<_>>().into(),
+            misses: tallies.iter().map(|tally| tally.misses).collect::<Vec<_>>().into(),
+        })
     }
 
     /// Ends the sequence at once; its memory is given back on another thread.

@@ -69,6 +69,8 @@ pub struct Attention {
 /// A mixture of experts: what all its phases need.
 #[derive(Clone, Copy, Debug)]
 pub struct Experts {
+    /// How many mixtures come before it in the plan.
+    pub mixture: usize,
     pub gates: BufferId,
     pub router: Router,
     /// Experts, and the widths of the model and of an expert.
@@ -128,6 +130,8 @@ pub struct Compiled {
     pub logits_cap: Option<f32>,
     pub uses: Vec<Use>,
     pub hidden: BufferId,
+    /// How many experts each mixture has.
+    pub mixtures: Vec<usize>,
     /// The widest row that is ever prepared.
     pub prepared_width: usize,
 }
@@ -143,6 +147,7 @@ struct Compiler<'a> {
     buffers: HashMap<&'a str, BufferId>,
     uses: Vec<Option<Use>>,
     phases: Vec<Phase>,
+    mixtures: Vec<usize>,
     /// Which buffer's rows the prepared floats and the prepared bytes hold.
     prepared: HashMap<bool, (BufferId, ActKind)>,
     prepared_width: usize,
@@ -188,6 +193,7 @@ pub fn compile(plan: &Plan) -> Result<Compiled> {
         logits_cap,
         uses,
         hidden,
+        mixtures: compiler.mixtures,
         prepared_width: compiler.prepared_width,
     })
 }
@@ -208,6 +214,7 @@ impl<'a> Compiler<'a> {
             buffers,
             uses: vec![None; plan.tensors.len()],
             phases: Vec::new(),
+            mixtures: Vec::new(),
             prepared: HashMap::new(),
             prepared_width: 0,
             written: vec![false; plan.buffers.len()],
@@ -361,6 +368,7 @@ impl<'a> Compiler<'a> {
         self.wrote(gates);
         let activation = activation_of(*activation);
         let experts = Experts {
+            mixture: self.mixtures.len(),
             gates,
             router,
             count,
@@ -374,6 +382,7 @@ impl<'a> Compiler<'a> {
             inner_kind,
             out,
         };
+        self.mixtures.push(count);
         self.phases.extend([
             Phase::Group(experts),
             Phase::Spread(experts),

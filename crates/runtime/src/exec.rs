@@ -10,6 +10,7 @@ use crate::experts::{ExpertStore, SharedExperts};
 use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
 use crate::rope::Frequencies;
+use crate::routing::Routing;
 use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
@@ -58,6 +59,8 @@ pub struct Work<'a> {
     pub threads: usize,
     /// Each entry's pages.
     pub pages: &'a [Vec<Shared<'a, u16>>],
+    /// Where each entry's routes are counted, if they are.
+    pub routings: &'a [Option<Mutex<Routing>>],
     /// Asked between phases: whether to give up.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
 }
@@ -380,7 +383,10 @@ impl Run<'_> {
                     self.attend(of, self.spans[unit / kv_heads].clone(), unit % kv_heads, thread);
                 }
             }
-            Phase::Group(of) => self.experts.group(of, self.work.tokens.len()),
+            Phase::Group(of) => {
+                self.experts.group(of, self.work.tokens.len());
+                self.count_routes(of);
+            }
             Phase::Spread(of) => {
                 self.experts.spread(of, &self.acts, part.start..part.end.min(self.slots(of)))
             }
@@ -397,6 +403,18 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Part of the one item that groups.
+    fn count_routes(&self, of: &Experts) {
+        let top_k = of.router.top_k;
+        for (entry, routing) in self.work.routings.iter().enumerate() {
+            let Some(routing) = routing else { continue };
+            let tokens = (0..self.work.tokens.len()).filter(|&token| self.work.tokens[token].entry == entry);
+            // SAFETY: routes were written in an earlier phase, and by none that runs now.
+            let experts = tokens.flat_map(|token| unsafe { self.experts.routes(token, top_k) }.iter());
+            lock(routing).0[of.mixture].step(experts.map(|route| route.expert), |_| false);
+        }
     }
 
     fn linear(&self, on: RowKind, kind: ActKind, k: usize, parts: &[LinearPart], units: Range<usize>) {

@@ -9,5 +9,6 @@ pub mod kv;
 pub mod model;
 pub mod plan;
 pub mod rope;
+pub mod routing;
 pub mod threads;
 pub mod weights;

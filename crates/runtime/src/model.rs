@@ -6,6 +6,7 @@ use crate::exec::{Bound, Executor, Token, Work};
 use crate::kv::{KvCache, KvLayout};
 use crate::plan::Plan;
 use crate::rope::Frequencies;
+use crate::routing::Routing;
 use crate::threads::Pool;
 use crate::weights::{TensorReader, Weights};
 use kernels::sampling::{Sampler, SamplerSettings, SamplingError};
@@ -51,6 +52,8 @@ pub(crate) struct Sequence {
 pub(crate) struct Held {
     freed: AtomicBool,
     inner: Mutex<Sequence>,
+    /// Apart from the rest, which a step in progress holds.
+    routing: Mutex<Option<Routing>>,
 }
 
 /// The memory of sequences that have ended, to be dropped where that may take its time: giving back
@@ -183,12 +186,29 @@ impl Model {
             .map(|settings| Sampler::new(settings, self.plan.vocab_size).map_err(sampling_error))
             .transpose()?;
         let cache = KvCache::new(Arc::clone(&self.kv_bytes));
-        let held = Held { freed: AtomicBool::new(false), inner: Mutex::new(Sequence { cache, sampler }) };
+        let held = Held {
+            freed: AtomicBool::new(false),
+            inner: Mutex::new(Sequence { cache, sampler }),
+            routing: Mutex::default(),
+        };
         let mut sequences = lock(&self.sequences);
         let id = sequences.next;
         sequences.next = id.checked_add(1).ok_or_else(|| Error::internal("no sequence numbers are left"))?;
         sequences.held.insert(id, Arc::new(held));
         Ok(id)
+    }
+
+    /// Counts, from zero, which experts a sequence's tokens are routed to; unknown ones are ignored.
+    pub fn count_experts(&self, id: u32) {
+        if let Some(held) = lock(&self.sequences).held.get(&id) {
+            *lock(&held.routing) = Some(Routing::new(&self.compiled.mixtures));
+        }
+    }
+
+    /// What was counted since `count_experts`, and no longer counts; None for unknown sequences.
+    pub fn expert_counts(&self, id: u32) -> Option<Routing> {
+        let sequences = lock(&self.sequences);
+        lock(&sequences.held.get(&id)?.routing).take()
     }
 
     /// Ends a sequence; unknown ones are ignored. Its memory goes with the result or, where a step
@@ -220,6 +240,12 @@ impl Model {
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.reserve(&self.layout, entry.tokens.len())?;
         }
+        let routings: Vec<Option<Mutex<Routing>>> = held
+            .iter()
+            .map(|held| {
+                lock(&held.routing).is_some().then(|| Mutex::new(Routing::new(&self.compiled.mixtures)))
+            })
+            .collect();
         {
             let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
             let ropes = self.frequencies(&weights)?;
@@ -230,6 +256,7 @@ impl Model {
                 logit_rows,
                 threads: self.step_threads.load(Ordering::Relaxed),
                 pages: &pages,
+                routings: &routings,
                 cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
             };
             let bound = Bound {
@@ -245,6 +272,11 @@ impl Model {
         let results = self.collect(batch, &mut sequences, executor, logit_rows)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.advance(entry.tokens.len());
+        }
+        for (held, counted) in held.iter().zip(&routings) {
+            if let (Some(routing), Some(counted)) = (&mut *lock(&held.routing), counted) {
+                routing.add(&lock(counted));
+            }
         }
         Ok(results)
     }

@@ -495,3 +495,30 @@ fn hostile_mixtures_are_refused() {
         assert_eq!(build(&plan).map(|_| ()).unwrap_err().code, "PLAN_INVALID", "{field}");
     }
 }
+
+#[test]
+fn routes_are_counted_where_asked_and_of_steps_that_succeed() {
+    let model = mixture_on(0, 2);
+    let (a, b) = (model.create_sequence(None).unwrap(), model.create_sequence(None).unwrap());
+    model.count_experts(a);
+    let prompt = tokens(20);
+    let batch =
+        |tokens: &'static [u32]| [a, b].map(|sequence| Entry { sequence, tokens, want: Want::Nothing });
+    model.step(&batch(prompt.clone().leak())).unwrap();
+    assert_eq!(code(model.step(&batch(&[1, 99]))), "INVALID_ARGUMENT");
+    let alone = mixture_on(available().len() - 1, 1);
+    let c = alone.create_sequence(None).unwrap();
+    alone.count_experts(c);
+    for token in prompt.chunks(1) {
+        alone.step(&[Entry { sequence: c, tokens: token, want: Want::Nothing }]).unwrap();
+    }
+    let (shared, single) = (model.expert_counts(a).unwrap().0, alone.expert_counts(c).unwrap().0);
+    assert_eq!(model.expert_counts(b), None);
+    assert_eq!(model.expert_counts(a), None, "counting has ended");
+    for ((shared, single), top_k) in shared.iter().zip(&single).zip([1, 8]) {
+        assert_eq!(shared.tokens, single.tokens);
+        assert_eq!(shared.tokens.iter().sum::<u32>(), 20 * top_k);
+        let used = shared.tokens.iter().filter(|&&count| count > 0).count() as u32;
+        assert_eq!((shared.reads, single.reads), (used, 20 * top_k));
+    }
+}
