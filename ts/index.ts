@@ -1,4 +1,5 @@
 export type { BackendInfo, Isa } from './backend/types.js';
+export * from './energy/index.js';
 export * from './engine/index.js';
 export { type ErrorCode, FrugalError, isFrugalError } from './errors.js';
 export { blobSource } from './gguf/blob-source.js';

@@ -175,6 +175,7 @@ export function createFakeModel(
 ): FakeModel {
   const backend = createFakeBackend(options);
   const engine: Engine = {
+    meter: undefined,
     scheduler: createScheduler(backend, { maxStepTokens: 32, chunk: 16, ...options.limits }),
     tokenizer: createFakeTokenizer(),
     facts: { ...FACTS, contextLength: options.contextLength ?? FACTS.contextLength },

@@ -1,5 +1,7 @@
 import type { MachinePeaks } from '../backend/native.js';
 import type { BackendInfo, SamplerSettings } from '../backend/types.js';
+import { sumEnergies } from '../energy/sum.js';
+import type { Energy } from '../energy/types.js';
 import type { Engine } from '../engine/context.js';
 import { type LoadOptions, load, type Model, type ModelInfo } from '../engine/index.js';
 import { engineOf } from '../engine/model.js';
@@ -36,6 +38,8 @@ export interface BenchRow {
   readonly firstTokenMs?: Samples;
   /** Seconds of all threads of the process per generated token. */
   readonly cpuSecondsPerToken: Samples;
+  /** What generating took, all repetitions together, and the joules of one token where they are known. */
+  readonly energy?: Energy & { readonly joulesPerToken?: number };
   /** CPU time of generating over wall time times threads. */
   readonly cpuShare: number;
   /** Bytes of weights and of keys and values that a generated token reads at least. */
@@ -189,13 +193,23 @@ interface Run {
   readonly firstTokenMs: number[];
   readonly cpu: number[];
   readonly cpuShare: number[];
+  readonly energies: Energy[];
   readonly peaks: MachinePeaks[];
 }
 
 function createRun(model: Model, threads: number): Run {
   return {
     ...{ model, engine: engineOf(model), threads, sequence: undefined },
-    ...{ prefill: [], decode: [], stream: [], firstTokenMs: [], cpu: [], cpuShare: [], peaks: [] },
+    ...{
+      prefill: [],
+      decode: [],
+      stream: [],
+      firstTokenMs: [],
+      cpu: [],
+      cpuShare: [],
+      energies: [],
+      peaks: [],
+    },
   };
 }
 
@@ -265,11 +279,13 @@ async function measureDecode(run: Run, { generate }: BenchSettings, signal: Abor
   const { scheduler } = run.engine;
   const sequence = run.sequence ?? scheduler.open(GREEDY);
   let token = await feed(run, sequence, Uint32Array.of(1), signal);
+  const span = run.engine.meter?.start();
   const [cpu, began] = [process.cpuUsage(), performance.now()];
   for (let i = 0; i < generate; i++) token = await feed(run, sequence, Uint32Array.of(token), signal);
   const seconds = (performance.now() - began) / 1000;
   const { user, system } = process.cpuUsage(cpu);
   const cpuSeconds = (user + system) / 1e6;
+  if (span) run.energies.push(span.end());
   run.decode.push(generate / seconds);
   run.cpu.push(cpuSeconds / generate);
   run.cpuShare.push(cpuSeconds / seconds / run.threads);
@@ -297,10 +313,17 @@ async function measurePromptAtDepth(run: Run, { prompt }: BenchSettings, signal:
   run.prefill.push((prompt * 1000) / (performance.now() - began));
 }
 
+function energyOf(energies: readonly Energy[], generate: number): BenchRow['energy'] {
+  const sum = sumEnergies(energies);
+  if (!sum || sum.kind === 'counted') return sum;
+  return { ...sum, joulesPerToken: sum.joules / (generate * energies.length) };
+}
+
 function rowOf(run: Run, { depth, generate }: BenchSettings, info: ModelInfo, work: TokenWork): BenchRow {
   const [prefill, decode] = [summarise(run.prefill), summarise(run.decode)];
   const bytesPerToken = info.bytesPerToken + info.kvBytesPerToken * (depth + generate / 2);
   const peaks = medianPeaks(run.peaks);
+  const energy = energyOf(run.energies, generate);
   const operations = work.float ? peaks?.floatOpsPerSecond : peaks?.int8OpsPerSecond;
   return {
     ...{ threads: run.threads, prefill, decode, bytesPerToken },
@@ -308,6 +331,7 @@ function rowOf(run: Run, { depth, generate }: BenchSettings, info: ModelInfo, wo
     ...(run.firstTokenMs.length > 0 && { firstTokenMs: summarise(run.firstTokenMs) }),
     cpuSecondsPerToken: summarise(run.cpu),
     cpuShare: summarise(run.cpuShare).median,
+    ...(energy && { energy }),
     ...(peaks && {
       peaks,
       bandwidthShare: (decode.median * bytesPerToken) / peaks.readBytesPerSecond,

@@ -93,6 +93,7 @@ function headOf({ prompt, generate }: ModelBench['settings'], arithmetic: string
     'CPU ms/token',
     'CPU/wall/thread',
     'MB/token',
+    'J/token',
   ];
 }
 
@@ -108,7 +109,15 @@ function cellsOf(row: BenchRow): string[] {
     formatNumber(row.cpuSecondsPerToken.median * 1000),
     formatShare(row.cpuShare),
     formatNumber(row.bytesPerToken / 1e6),
+    formatJoules(row.energy),
   ];
+}
+
+/** A modelled figure never looks like a measured one. */
+function formatJoules(energy: BenchRow['energy']): string {
+  if (energy?.joulesPerToken === undefined) return 'unknown';
+  const joules = formatNumber(energy.joulesPerToken);
+  return energy.kind === 'measured' ? `${joules} measured` : `about ${joules} modelled`;
 }
 
 function withSpread({ median, spread, count }: Samples): string {

@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from 'commander';
+import type { Watts } from '../energy/types.js';
 import { describeRange, inRange, type NumberRange } from '../engine/check.js';
 
 /** A parser for an option's number; commander names the option in its error. */
@@ -15,6 +16,13 @@ export function parseSeed(text: string): bigint {
   const seed = /^\d{1,20}$/.test(text) ? BigInt(text) : -1n;
   if (seed >= 0n && seed < 1n << 64n) return seed;
   throw new InvalidArgumentError('It must be an integer from 0 to 2^64 - 1.');
+}
+
+/** What a machine takes when idle and when busy: `12,65`. */
+export function parseWatts(text: string): Watts {
+  const [idle = Number.NaN, busy = Number.NaN, ...rest] = text.split(',').map(Number);
+  if (rest.length === 0 && idle >= 0 && idle <= busy && busy < 1e6) return { idle, busy };
+  throw new InvalidArgumentError('It must be two numbers of watts, idle and busy, as in 12,65.');
 }
 
 /** Collects an option that may be given several times. */

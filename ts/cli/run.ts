@@ -1,4 +1,5 @@
 import type { Command } from 'commander';
+import { formatEnergy } from '../energy/format.js';
 import type { Completion, Generation } from '../engine/index.js';
 import { MAX_TOKENS_RANGE } from '../engine/options.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
@@ -82,6 +83,7 @@ export function summary({ finishReason, seed, usage }: Completion): string {
     `prefill ${usage.prefillTokensPerSecond.toFixed(1)} tokens/s`,
     `decode ${usage.decodeTokensPerSecond.toFixed(1)} tokens/s`,
     `peak memory ${peakMemory()}`,
+    ...(usage.energy ? [formatEnergy(usage.energy, usage.completionTokens)] : []),
     `seed ${seed}`,
   ];
   return parts.join(', ');

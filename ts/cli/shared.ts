@@ -1,11 +1,12 @@
 import { readFile } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
+import type { Watts } from '../energy/types.js';
 import { type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
-import { collectText, numberParser, parseSeed } from './numbers.js';
+import { collectText, numberParser, parseSeed, parseWatts } from './numbers.js';
 import { createProgress } from './progress.js';
 import { note, usageError } from './terminal.js';
 
@@ -16,6 +17,7 @@ export interface LoadFlags {
   readonly isa?: Isa;
   readonly chunk?: number;
   readonly ctx?: number;
+  readonly watts?: Watts;
 }
 
 /** How a command loads its model. */
@@ -33,7 +35,8 @@ export function addLoadFlags(
     .addOption(new Option('--backend <name>', 'what computes').choices(['native', 'wasm']))
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
-    .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE));
+    .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
+    .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
 }
 
 export interface SamplingFlags {
@@ -137,6 +140,7 @@ export function loadOptions(flags: LoadFlags): LoadOptions {
     ...(flags.isa === undefined ? {} : { isa: flags.isa }),
     ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
     ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+    ...(flags.watts === undefined ? {} : { watts: flags.watts }),
   };
 }
 

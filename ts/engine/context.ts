@@ -1,4 +1,5 @@
 import type { BackendInfo } from '../backend/types.js';
+import type { EnergyMeter } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
 import type { ModelFacts } from '../models/index.js';
 import type { Tokenizer } from '../tokenizer/index.js';
@@ -10,6 +11,8 @@ export interface Engine {
   readonly tokenizer: Tokenizer;
   readonly facts: ModelFacts;
   readonly backend: BackendInfo;
+  /** Where the runtime can tell what a generation costs. */
+  readonly meter: EnergyMeter | undefined;
   /** The Jinja template that the model formats chats with, where it has one. */
   readonly chatTemplate: string | undefined;
 }

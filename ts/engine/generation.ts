@@ -1,3 +1,4 @@
+import type { Energy } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
 import { checkTokens, invalid, isTokenList } from './check.js';
 import { checkFits, type Engine } from './context.js';
@@ -29,7 +30,14 @@ export interface Usage {
   readonly kvBytes: number;
   /** Where the computed tokens were routed: of models with experts, with the option `expertUsage`. */
   readonly experts?: ExpertUsage;
+  /** What the machine spent meanwhile, other work on it included; in runtimes that cannot tell, nothing. */
+  readonly energy?: UsageEnergy;
 }
+
+export type UsageEnergy = Energy & {
+  /** Bytes of weights, keys and values that the steps read at least, counted from the plan. */
+  readonly bytesMoved: number;
+};
 
 export interface Completion {
   readonly text: string;
@@ -77,6 +85,7 @@ export interface GenerationRecord {
   decodeMs: number;
   kvBytes: number;
   experts: ExpertUsage | undefined;
+  energy: UsageEnergy | undefined;
 }
 
 /** Where a generation starts: a sequence that holds the first `cachedTokens` tokens of the prompt, and not all. */
@@ -136,6 +145,7 @@ async function* produce(
 ): AsyncGenerator<string, void, undefined> {
   const began = performance.now();
   const start = await begin();
+  const span = engine.meter?.start();
   record.prompt = start.prompt;
   record.cachedTokens = start.cachedTokens;
   record.seed = start.settings.sampler.seed;
@@ -159,6 +169,8 @@ async function* produce(
     const counts = engine.scheduler.expertCounts(start.sequence);
     if (counts && engine.facts.expertLayers.length > 0)
       record.experts = expertUsage(counts, engine.facts.expertLayers);
+    const energy = span?.end();
+    if (energy) record.energy = { ...energy, bytesMoved: bytesMoved(engine, record) };
     start.release(record);
   }
 }
@@ -269,7 +281,17 @@ function emptyRecord(): GenerationRecord {
     decodeMs: 0,
     kvBytes: 0,
     experts: undefined,
+    energy: undefined,
   };
+}
+
+/** Weights once per step; of each token's keys and values, those before it. */
+function bytesMoved({ facts, scheduler }: Engine, { prompt, cachedTokens, drawn }: GenerationRecord): number {
+  if (drawn.length === 0) return 0;
+  const steps = Math.ceil((prompt.length - cachedTokens) / scheduler.limits.chunk) + drawn.length - 1;
+  const positions = prompt.length + drawn.length - 1;
+  const pairs = (positions * (positions + 1) - cachedTokens * (cachedTokens + 1)) / 2;
+  return steps * facts.bytesPerToken + pairs * facts.kvBytesPerToken;
 }
 
 function toCompletion(record: GenerationRecord): Completion {
@@ -292,6 +314,7 @@ function toCompletion(record: GenerationRecord): Completion {
       decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
       kvBytes: record.kvBytes,
       ...(record.experts === undefined ? {} : { experts: record.experts }),
+      ...(record.energy && { energy: record.energy }),
     },
   };
 }

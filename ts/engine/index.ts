@@ -16,7 +16,7 @@ export function load(source: ModelSource, options: LoadOptions = {}): Promise<Mo
 export type { Chat, ChatOptions, SendOptions } from './chat.js';
 export type { EmbedOptions } from './embed.js';
 export type { ExpertUsage, LayerRouting } from './experts.js';
-export type { Completion, FinishReason, Generation, Usage } from './generation.js';
+export type { Completion, FinishReason, Generation, Usage, UsageEnergy } from './generation.js';
 export type { LoadEvent, LoadOptions, LoadPhase } from './load.js';
 export type { Model, ModelInfo, Prompt, TokenizeOptions } from './model.js';
 export type { GenerateOptions, SamplingOptions } from './options.js';

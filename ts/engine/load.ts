@@ -1,4 +1,5 @@
 import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
+import type { EnergyMeter, Watts } from '../energy/types.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
@@ -39,6 +40,8 @@ export interface LoadOptions {
   readonly sha256?: string | readonly string[];
   /** Keeps what a URL gives in the browser's file system, where later loads find it (see `listCached`). @default false */
   readonly cache?: boolean;
+  /** The machine's watts, for `usage.energy` where there are no counters to read. */
+  readonly watts?: Watts;
   readonly onProgress?: (event: LoadEvent) => void;
   /** Aborts the load, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
@@ -62,6 +65,7 @@ const LOAD_NAMES = [
   'chatTemplate',
   'sha256',
   'cache',
+  'watts',
   'onProgress',
   'signal',
 ];
@@ -75,6 +79,7 @@ interface LoadSettings {
   readonly chatTemplate: string | undefined;
   readonly sha256: readonly string[] | undefined;
   readonly cache: boolean;
+  readonly watts: Watts | undefined;
   readonly report: (event: LoadEvent) => void;
   readonly signal: AbortSignal | undefined;
 }
@@ -95,6 +100,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
     chatTemplate,
     sha256: checkSha256(options.sha256),
     cache: checkBoolean('cache', options.cache, false),
+    watts: options.watts,
     report: onProgress ?? (() => {}),
     signal: checkSignal(options.signal),
   };
@@ -116,6 +122,7 @@ function checkSha256(sha256: unknown): readonly string[] | undefined {
 export async function loadWith(runtime: Runtime, source: ModelSource, options: LoadOptions): Promise<Model> {
   const settings = checkLoad(options);
   settings.signal?.throwIfAborted();
+  const meter = await runtime.openEnergyMeter?.(settings.watts ? { watts: settings.watts } : {});
   const backend = await openBackend(runtime, settings.backend);
   settings.report({ phase: 'header', loaded: 0, total: 1 });
   const bytes = await openSource(runtime, source, settings);
@@ -124,7 +131,7 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   try {
     settings.report({ phase: 'header', loaded: 1, total: 1 });
     checkChecksums(gguf, settings.sha256);
-    return await assemble(backend, gguf, settings);
+    return await assemble(backend, gguf, settings, meter);
   } catch (error) {
     // A wrong file must not be what the next load finds.
     if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
@@ -151,7 +158,12 @@ async function openBackend(runtime: Runtime, wanted: (typeof BACKENDS)[number]):
 }
 
 /** Plan, tokenizer, then weights: what refuses a file comes before what takes time. */
-async function assemble(backend: Backend, gguf: GgufModel, settings: LoadSettings): Promise<Model> {
+async function assemble(
+  backend: Backend,
+  gguf: GgufModel,
+  settings: LoadSettings,
+  meter: EnergyMeter | undefined,
+): Promise<Model> {
   const { contextLength, signal } = settings;
   const { plan, placements, facts } = buildPlan(gguf, {
     ...(contextLength === undefined ? {} : { contextLength }),
@@ -176,6 +188,7 @@ async function assemble(backend: Backend, gguf: GgufModel, settings: LoadSetting
       tokenizer,
       facts,
       backend: compiled.info,
+      meter,
       chatTemplate: settings.chatTemplate ?? gguf.metadata.optionalString('tokenizer.chat_template'),
     };
     return createModel(engine, compiled.weightBytes);

@@ -4,4 +4,5 @@ import type { Runtime } from './source.js';
 export const runtime: Runtime = {
   openFile: async (path) => (await import('../gguf/file-source.js')).openFile(path),
   loadNative: async () => (await import('../backend/native.js')).loadNative(),
+  openEnergyMeter: async (options) => (await import('../energy/meter.js')).openEnergyMeter(options),
 };

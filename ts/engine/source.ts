@@ -1,4 +1,5 @@
 import type { Backend } from '../backend/types.js';
+import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
 import { blobSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
 import type { ByteSource } from '../gguf/source.js';
@@ -14,6 +15,8 @@ export interface Runtime {
   openFile(path: string): Promise<ByteSource>;
   /** @throws FrugalError `BACKEND_UNAVAILABLE` */
   loadNative(): Promise<Backend>;
+  /** Where CPU time and energy can be known. */
+  openEnergyMeter?(options: EnergyOptions): Promise<EnergyMeter>;
 }
 
 export interface SourceOptions {
