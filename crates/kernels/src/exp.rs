@@ -63,6 +63,23 @@ pub fn gelu(x: f32) -> f32 {
     x / (1.0 + exp(-u))
 }
 
+/// What gpt-oss's gate is multiplied by within the sigmoid, and what both sides are clamped to.
+pub(crate) const CLAMPED_ALPHA: f32 = 1.702;
+pub(crate) const CLAMP: f32 = 7.0;
+
+/// gpt-oss's SwiGLU: min(gate, 7) * sigmoid(1.702 * that) * (up within -7..=7, plus 1).
+pub fn clamped_swiglu(gate: f32, up: f32) -> f32 {
+    let gate = if gate > CLAMP { CLAMP } else { gate };
+    let up = if up > CLAMP {
+        CLAMP
+    } else if up < -CLAMP {
+        -CLAMP
+    } else {
+        up
+    };
+    gate / (1.0 + exp(-(CLAMPED_ALPHA * gate))) * (up + 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +125,11 @@ mod tests {
             assert!((gelu(x) as f64 - gelu_want).abs() <= 1e-6 * wide.abs().max(1e-3));
             assert!((tanh(x) as f64 - libm::tanh(wide)).abs() <= 2.4e-7);
             assert!((softcap(x, 5.0) as f64 - 5.0 * libm::tanh(wide / 5.0)).abs() <= 2e-6);
+            for up in [-9.0, -1.0, 0.5, 30.0] {
+                let gate = wide.min(7.0);
+                let want = gate / (1.0 + libm::exp(-1.702 * gate)) * (f64::clamp(up, -7.0, 7.0) + 1.0);
+                assert!((clamped_swiglu(x, up as f32) as f64 - want).abs() <= 2e-6 * want.abs().max(1e-3));
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! a time, written from the numerics contract and the format definitions.
 
 use crate::acts::{ActRow, NonFinite};
-use crate::exp::{exp, gelu, silu};
+use crate::exp::{clamped_swiglu, exp, gelu, silu};
 use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
 use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
@@ -61,16 +61,19 @@ pub fn glu(job: &GluJob) {
     let last = (job.tiles.end * LANES).min(job.gate.rows());
     for row in first..last {
         for column in 0..job.acts.count / job.acts.kind.columns() {
-            let gate = dot(job.gate, row, &job.acts, column);
-            let up = dot(job.up, row, &job.acts, column);
-            let activated = match job.activation {
-                Activation::Silu => silu(gate),
-                Activation::Gelu => gelu(gate),
+            let biased = |weight, bias: Option<&[f32]>| {
+                let value = dot(weight, row, &job.acts, column);
+                bias.map_or(value, |bias| value + bias[row])
             };
+            let (gate, up) = (biased(job.gate, job.biases[0]), biased(job.up, job.biases[1]));
             let at = column * job.width + row;
             // SAFETY: rows of the job's tiles belong to it alone.
             let out = unsafe { job.out.write(at..at + 1) };
-            out[0] = activated * up;
+            out[0] = match job.activation {
+                Activation::Silu => silu(gate) * up,
+                Activation::Gelu => gelu(gate) * up,
+                Activation::ClampedSwiglu => clamped_swiglu(gate, up),
+            };
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Top-k expert routing (Shazeer et al., 2017, arXiv:1701.06538; Jiang et al., 2024, arXiv:2401.04088).
+//! Top-k expert routing (Shazeer et al., 2017, arXiv:1701.06538; Jiang et al., 2024, arXiv:2401.04088), limited to
+//! groups (DeepSeek-AI, 2024, arXiv:2405.04434) and balanced by a bias (DeepSeek-AI, 2024, arXiv:2412.19437).
 
 use crate::acts::NonFinite;
 use crate::exp::exp;
@@ -14,144 +15,174 @@ pub struct Route {
     pub weight: f32,
 }
 
+/// How gates become the scores that experts are chosen by, and their weights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scoring {
+    /// Softmax over all experts.
+    Softmax,
+    Sigmoid,
+    /// The gates choose; the weights are the softmax over the chosen ones alone.
+    Chosen,
+}
+
+/// Experts are chosen from the best groups only: equal runs of experts, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Groups {
+    pub count: usize,
+    /// How many of them are used.
+    pub used: usize,
+    /// A group is as good as its best expert, or as its best two together.
+    pub best: usize,
+}
+
 /// How gate logits become routes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Router {
     pub top_k: usize,
+    pub scoring: Scoring,
+    pub groups: Option<Groups>,
     /// Divide the chosen weights by their sum.
     pub normalise: bool,
     /// Multiplies the weights, after that.
     pub scale: f32,
 }
 
+/// The least sum that weights are divided by: sigmoids may all be zero.
+const LEAST_SUM: f32 = 1.0 / 16384.0;
+
 impl Router {
-    /// The `top_k` likeliest experts by the softmax over all gate logits, likeliest first and of
-    /// equal ones the lower index first. `gates` [experts] is overwritten; `routes` is [top_k].
+    /// Whether it can choose from so many experts.
+    pub fn fits(&self, experts: usize) -> bool {
+        let choice = match self.groups {
+            None => experts,
+            Some(Groups { count, used, best }) => {
+                let even = count > 0 && experts.is_multiple_of(count) && (1..=count).contains(&used);
+                let size = if even { experts / count } else { 0 };
+                if (1..=2).contains(&best) && best <= size { size * used } else { 0 }
+            }
+        };
+        (1..=choice).contains(&self.top_k)
+    }
+
+    /// Numbers of working memory that routing a token takes.
+    pub fn scratch(&self, experts: usize) -> usize {
+        experts + self.groups.map_or(0, |groups| groups.count)
+    }
+
+    /// The `top_k` experts of the highest scores, best first and of equal ones the lower index first.
+    /// `bias` [experts] is added to the scores that choose, not to those that weigh. `gates` [experts] is
+    /// overwritten, `scratch` has [`Self::scratch`] numbers, and `routes` is [top_k].
     ///
     /// # Errors
-    /// [`NonFinite`] when a gate is infinite or NaN.
+    /// [`NonFinite`] when a gate or a biased score is infinite or NaN.
     ///
     /// # Panics
-    /// If there are fewer experts than `top_k`, or `routes` has another length.
-    pub fn route(&self, gates: &mut [f32], routes: &mut [Route]) -> Result<(), NonFinite> {
-        assert!(self.top_k <= gates.len() && routes.len() == self.top_k);
+    /// If the router does not [fit](Self::fits) the experts, or a slice has another length.
+    pub fn route(
+        &self,
+        gates: &mut [f32],
+        bias: Option<&[f32]>,
+        scratch: &mut [f32],
+        routes: &mut [Route],
+    ) -> Result<(), NonFinite> {
+        assert!(self.fits(gates.len()) && routes.len() == self.top_k);
+        assert!(bias.is_none_or(|bias| bias.len() == gates.len()));
         if gates.iter().any(|gate| !gate.is_finite()) {
             return Err(NonFinite);
         }
-        softmax(gates);
-        for rank in 0..routes.len() {
-            let (chosen, rest) = routes.split_at_mut(rank);
-            let taken = |expert: usize| chosen.iter().any(|route| route.expert as usize == expert);
-            let mut best: Option<usize> = None;
-            for expert in (0..gates.len()).filter(|&expert| !taken(expert)) {
-                if best.is_none_or(|best| gates[expert] > gates[best]) {
-                    best = Some(expert);
-                }
+        match self.scoring {
+            Scoring::Softmax => softmax(gates, |gate| gate),
+            Scoring::Sigmoid => gates.iter_mut().for_each(|gate| *gate = 1.0 / (1.0 + exp(-*gate))),
+            Scoring::Chosen => {}
+        }
+        let (scores, groups) = scratch.split_at_mut(gates.len());
+        scores.copy_from_slice(gates);
+        if let Some(bias) = bias {
+            scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
+            if scores.iter().any(|score| !score.is_finite()) {
+                return Err(NonFinite);
             }
-            let expert = best.unwrap_or_default();
-            rest[0] = Route { expert: expert as u32, weight: gates[expert] };
+        }
+        if let Some(of) = self.groups {
+            of.exclude(scores, groups);
+        }
+        for route in &mut *routes {
+            let expert = take_best(scores);
+            *route = Route { expert: expert as u32, weight: gates[expert] };
+        }
+        self.weigh(routes);
+        Ok(())
+    }
+
+    fn weigh(&self, routes: &mut [Route]) {
+        if self.scoring == Scoring::Chosen {
+            softmax(routes, |route| &mut route.weight);
         }
         let sum = routes.iter().fold(0.0, |sum, route| sum + route.weight);
         for route in routes {
             if self.normalise {
-                route.weight /= sum;
+                route.weight /= if sum > LEAST_SUM { sum } else { LEAST_SUM };
             }
             route.weight *= self.scale;
         }
-        Ok(())
     }
 }
 
+impl Groups {
+    /// Leaves the scores of the best groups alone.
+    fn exclude(&self, scores: &mut [f32], groups: &mut [f32]) {
+        let size = scores.len() / self.count;
+        for (group, members) in groups.iter_mut().zip(scores.chunks(size)) {
+            let mut best = [f32::NEG_INFINITY; 2];
+            for &score in members {
+                if score > best[0] {
+                    best = [score, best[0]];
+                } else if score > best[1] {
+                    best[1] = score;
+                }
+            }
+            // Halved, which is exact, so that the sum of two stays finite.
+            *group = if self.best == 2 { 0.5 * best[0] + 0.5 * best[1] } else { best[0] };
+        }
+        for _ in 0..self.used {
+            take_best(groups);
+        }
+        for (group, members) in groups.iter().zip(scores.chunks_mut(size)) {
+            if *group != f32::NEG_INFINITY {
+                members.fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
+/// The lowest index of the highest score, which becomes minus infinity.
+fn take_best(scores: &mut [f32]) -> usize {
+    let mut best = 0;
+    for (i, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = i;
+        }
+    }
+    scores[best] = f32::NEG_INFINITY;
+    best
+}
+
 /// In place; the sum by 16 virtual lanes.
-fn softmax(x: &mut [f32]) {
-    let max = x.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+fn softmax<T>(items: &mut [T], value: impl Fn(&mut T) -> &mut f32) {
+    let mut max = f32::NEG_INFINITY;
+    for item in &mut *items {
+        let x = *value(item);
+        max = if x > max { x } else { max };
+    }
     let mut lanes = [0.0; LANES];
-    for (i, x) in x.iter_mut().enumerate() {
+    for (i, item) in items.iter_mut().enumerate() {
+        let x = value(item);
         *x = exp(*x - max);
         lanes[i % LANES] += *x;
     }
     let sum = tree_sum(lanes);
-    x.iter_mut().for_each(|x| *x /= sum);
+    items.iter_mut().for_each(|item| *value(item) /= sum);
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn route(router: Router, gates: &[f32]) -> Vec<Route> {
-        let mut routes = vec![Route::default(); router.top_k];
-        router.route(&mut gates.to_vec(), &mut routes).unwrap();
-        routes
-    }
-
-    /// Softmax in f64, then a stable full sort.
-    fn plain(router: Router, gates: &[f32]) -> Vec<(usize, f64)> {
-        let max = gates.iter().cloned().fold(f32::MIN, f32::max) as f64;
-        let exps: Vec<f64> = gates.iter().map(|&g| libm::exp(g as f64 - max)).collect();
-        let total: f64 = exps.iter().sum();
-        let mut order: Vec<usize> = (0..gates.len()).collect();
-        order.sort_by(|&a, &b| gates[b].total_cmp(&gates[a]));
-        order.truncate(router.top_k);
-        let chosen: f64 = order.iter().map(|&e| exps[e] / total).sum();
-        let by = if router.normalise { chosen } else { 1.0 };
-        order.iter().map(|&e| (e, exps[e] / total / by * router.scale as f64)).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn equals_a_plain_router(
-            gates in prop::collection::vec(-8.0f32..8.0, 1..130),
-            share in 0.0f64..1.0,
-            normalise: bool,
-            scale in 0.5f32..3.0,
-        ) {
-            // Gates further apart than their rounding, so that the order is not in doubt.
-            let gates: Vec<f32> = gates.iter().enumerate().map(|(i, g)| (g * 64.0).round() / 64.0 + i as f32 * 1e-4).collect();
-            let top_k = 1 + (share * (gates.len() - 1) as f64) as usize;
-            let router = Router { top_k, normalise, scale };
-            let want = plain(router, &gates);
-            for (route, (expert, weight)) in route(router, &gates).iter().zip(want) {
-                prop_assert_eq!(route.expert as usize, expert);
-                prop_assert!((route.weight as f64 - weight).abs() <= 1e-5 * weight);
-            }
-        }
-    }
-
-    #[test]
-    fn ties_go_to_the_lowest_index() {
-        let router = Router { top_k: 3, normalise: true, scale: 1.0 };
-        let routes = route(router, &[1.0; 8]);
-        assert_eq!(routes.iter().map(|r| r.expert).collect::<Vec<_>>(), [0, 1, 2]);
-        assert!(routes.iter().all(|r| r.weight == routes[0].weight));
-        let routes = route(router, &[0.0, 2.0, 0.0, 2.0]);
-        assert_eq!(routes.iter().map(|r| r.expert).collect::<Vec<_>>(), [1, 3, 0]);
-    }
-
-    #[test]
-    fn all_experts_or_only_one() {
-        let all = route(Router { top_k: 4, normalise: false, scale: 1.0 }, &[0.5, -1.0, 3.0, 0.0]);
-        assert_eq!(all.iter().map(|r| r.expert).collect::<Vec<_>>(), [2, 0, 3, 1]);
-        assert!((all.iter().map(|r| r.weight).sum::<f32>() - 1.0).abs() < 1e-6);
-        let one = route(Router { top_k: 1, normalise: false, scale: 2.0 }, &[-3.0]);
-        assert_eq!(one, [Route { expert: 0, weight: 2.0 }]);
-    }
-
-    #[test]
-    fn underflowed_gates_are_still_chosen() {
-        let routes = route(Router { top_k: 3, normalise: true, scale: 1.0 }, &[200.0, 0.0, -200.0]);
-        assert_eq!(routes.iter().map(|r| r.expert).collect::<Vec<_>>(), [0, 1, 2]);
-        assert_eq!(routes[1].weight, 0.0);
-    }
-
-    #[test]
-    fn gates_that_are_not_numbers_are_reported() {
-        let router = Router { top_k: 1, normalise: true, scale: 1.0 };
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut gates = [0.0, bad, 1.0];
-            assert_eq!(router.route(&mut gates, &mut [Route::default()]), Err(NonFinite));
-        }
-    }
-}
+mod tests;

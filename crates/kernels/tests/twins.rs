@@ -166,6 +166,7 @@ fn run_glu(
     x: &[f32],
     precise: bool,
     activation: Activation,
+    biases: [Option<&[f32]>; 2],
 ) -> Vec<f32> {
     let (kind, k) = (kind_of(gate.format(), precise), gate.cols());
     let count = x.len() / k;
@@ -175,6 +176,7 @@ fn run_glu(
     (table.glu)(&GluJob {
         gate,
         up,
+        biases,
         tiles: 0..gate.tiles(),
         // SAFETY: one thread.
         acts: unsafe { store.shared().all(kind, count, k) },
@@ -318,17 +320,20 @@ proptest! {
         format in prop::sample::select(Format::ALL.to_vec()),
         rows in 1usize..40,
         count in 1usize..10,
-        gelu: bool,
+        activation in prop::sample::select(vec![Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu]),
+        scale in prop::sample::select(vec![0.01f32, 1.0]),
+        biased: [bool; 2],
         precise: bool,
     ) {
         let mut random = Random(seed);
         let cols = format.block().max(64);
         let (gate, up) = (random.matrix(format, rows, cols), random.matrix(format, rows, cols));
-        let x: Vec<f32> = random.floats(cols * count).iter().map(|x| x * 0.01).collect();
-        let activation = if gelu { Activation::Gelu } else { Activation::Silu };
-        let want = run_glu(scalar(), &gate, &up, &x, precise, activation);
+        let x: Vec<f32> = random.floats(cols * count).iter().map(|x| x * scale).collect();
+        let biases = [random.floats(rows), random.floats(rows)];
+        let biases = [0, 1].map(|i| biased[i].then_some(biases[i].as_slice()));
+        let want = run_glu(scalar(), &gate, &up, &x, precise, activation, biases);
         for table in fast() {
-            let got = run_glu(table, &gate, &up, &x, precise, activation);
+            let got = run_glu(table, &gate, &up, &x, precise, activation, biases);
             prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
         }
     }

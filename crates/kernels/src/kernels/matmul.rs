@@ -17,6 +17,7 @@
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
+use super::padded;
 use super::rows::{Activation, gated};
 use super::scales::{self, HalfScales, Scales};
 use crate::acts::Acts;
@@ -40,10 +41,12 @@ pub struct LinearJob<'a> {
     pub width: usize,
 }
 
-/// out = activation(x · gateᵀ) * (x · upᵀ), for some tiles of both matrices.
+/// out = activation(x · gateᵀ + bias) * (x · upᵀ + bias), for some tiles of both matrices.
 pub struct GluJob<'a> {
     pub gate: &'a Matrix,
     pub up: &'a Matrix,
+    /// Of the gate and of up.
+    pub biases: [Option<&'a [f32]>; 2],
     pub tiles: Range<usize>,
     pub acts: Acts<'a>,
     pub activation: Activation,
@@ -137,6 +140,12 @@ fn linear_columns<S: Simd, const R: usize, const C: usize>(
     C
 }
 
+/// The biases of a tile's rows, the rest 0.
+#[inline(always)]
+fn bias_of(bias: Option<&[f32]>, row: usize, rows: usize) -> [f32; LANES] {
+    padded(bias.map_or(&[], |bias| &bias[row..row + rows]))
+}
+
 /// The products of one tile, with bias, to where they belong.
 #[inline(always)]
 fn finish_linear<S: Simd, const C: usize>(
@@ -148,10 +157,7 @@ fn finish_linear<S: Simd, const C: usize>(
 ) {
     let row = tile * LANES;
     let rows = (job.weight.rows() - row).min(LANES);
-    let mut bias = [0.0; LANES];
-    if let Some(from) = job.bias {
-        bias[..rows].copy_from_slice(&from[row..row + rows]);
-    }
+    let bias = bias_of(job.bias, row, rows);
     let per_token = job.acts.kind.columns();
     for c in (0..C).step_by(per_token) {
         let mut values = [0.0; LANES];
@@ -179,12 +185,19 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     let row = tile * LANES;
     let rows = (job.gate.rows() - row).min(LANES);
     let per_token = job.acts.kind.columns();
+    let [gate_bias, up_bias] = job.biases.map(|bias| bias_of(bias, row, rows));
     for c in (0..C).step_by(per_token) {
         let mut values = [0.0; LANES];
         let (mut gate, mut up) = (gates[c], ups[c]);
         if per_token == 2 {
             gate = s.add(gate, gates[(c + 1) % C]);
             up = s.add(up, ups[(c + 1) % C]);
+        }
+        if job.biases[0].is_some() {
+            gate = s.add(gate, s.load(&gate_bias));
+        }
+        if job.biases[1].is_some() {
+            up = s.add(up, s.load(&up_bias));
         }
         s.store(gated(s, job.activation, gate, up), &mut values);
         let at = (column + c) / per_token * job.width + row;

@@ -2,7 +2,7 @@
 
 use super::{exp, padded, softcap, tree_sum};
 use crate::acts::{ActRow, NonFinite};
-use crate::exp::{GELU_CUBIC, GELU_SCALE};
+use crate::exp::{CLAMP, CLAMPED_ALPHA, GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
 use crate::simd::{ActBlock, LANES, QK, Simd, minus_halves};
 
@@ -20,6 +20,8 @@ pub enum Pairing {
 pub enum Activation {
     Silu,
     Gelu,
+    /// gpt-oss: SiLU of 1.702 times the gate, both sides clamped, and one more than up (OpenAI, 2025, arXiv:2508.10925).
+    ClampedSwiglu,
 }
 
 /// x = x / sqrt(mean(x²) + eps) * weight for each run of `weight.len()` values of x
@@ -178,9 +180,16 @@ fn halves(block: &[f32; QK]) -> [&[f32; LANES]; 2] {
 
 /// activation(gate) * up.
 #[inline(always)]
-pub(crate) fn gated<S: Simd>(s: S, activation: Activation, gate: S::F, up: S::F) -> S::F {
+pub(crate) fn gated<S: Simd>(s: S, activation: Activation, mut gate: S::F, mut up: S::F) -> S::F {
     let u = match activation {
         Activation::Silu => gate,
+        Activation::ClampedSwiglu => {
+            let (low, high) = (s.splat(-CLAMP), s.splat(CLAMP));
+            gate = s.select_less(high, gate, high, gate);
+            up = s.select_less(high, up, high, s.select_less(up, low, low, up));
+            up = s.add(up, s.splat(1.0));
+            s.mul(s.splat(CLAMPED_ALPHA), gate)
+        }
         Activation::Gelu => {
             let cube = s.mul(s.mul(gate, gate), gate);
             s.mul(s.splat(GELU_SCALE), s.add(gate, s.mul(s.splat(GELU_CUBIC), cube)))
