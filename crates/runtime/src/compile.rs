@@ -5,11 +5,12 @@
 //! one phase over all their tiles. Every name is resolved here, once.
 
 use crate::error::{Error, Result};
-use crate::plan::{Activation, Layout, Op, Plan, RowKind};
+use crate::plan::{Activation, Layout, Op, Plan, RowKind, Scoring};
+use crate::rope::score_scale;
 use kernels::kernels::attention::MAX_HEAD_DIM;
 use kernels::kernels::rows;
 use kernels::packed::{ActKind, Format};
-use kernels::route::Router;
+use kernels::route::{self, Router};
 use std::collections::HashMap;
 
 pub type BufferId = usize;
@@ -24,19 +25,75 @@ pub enum Use {
     Vector(Format),
     /// One matrix for each expert.
     Experts(Format),
+    /// One matrix for each head.
+    Heads(Format),
 }
 
 /// A step of work on one row (a token or an output).
 #[derive(Clone, Debug)]
 pub enum RowOp {
-    Embed { table: TensorId, out: BufferId, scale: Option<f32> },
-    RmsNorm { x: BufferId, weight: TensorId, out: BufferId, eps: f32 },
-    Rope { x: BufferId, rope: usize, head_dim: usize, pairing: rows::Pairing },
-    StoreKv { k: BufferId, v: BufferId, layer: usize },
-    Route { gates: BufferId, router: Router },
-    Add { x: BufferId, out: BufferId },
-    Select { x: BufferId, out: BufferId },
-    Prepare { x: BufferId, kind: ActKind },
+    Embed {
+        table: TensorId,
+        out: BufferId,
+        scale: Option<f32>,
+    },
+    RmsNorm {
+        x: BufferId,
+        weight: TensorId,
+        out: BufferId,
+        eps: f32,
+    },
+    Rope {
+        x: BufferId,
+        rope: usize,
+        head_dim: usize,
+        at: usize,
+        pairing: rows::Pairing,
+    },
+    Copy(CopyHeads),
+    /// x times the sigmoid of the gate.
+    Gate {
+        x: BufferId,
+        gate: BufferId,
+    },
+    StoreKv {
+        k: BufferId,
+        v: BufferId,
+        layer: usize,
+    },
+    Route(Experts),
+    /// Sums a token's slots in order of rank.
+    Combine(Experts),
+    Add {
+        x: BufferId,
+        out: BufferId,
+    },
+    Select {
+        x: BufferId,
+        out: BufferId,
+    },
+    Prepare {
+        x: BufferId,
+        kind: ActKind,
+    },
+    /// Each head's part by itself, the tokens of a head side by side.
+    PrepareHeads {
+        x: BufferId,
+        kind: ActKind,
+        k: usize,
+    },
+}
+
+/// Part of each head of `x`, or of its only one, to a place in each head of `out`.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyHeads {
+    pub x: BufferId,
+    pub out: BufferId,
+    pub x_heads: usize,
+    pub heads: usize,
+    pub from: usize,
+    pub to: usize,
+    pub count: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -77,9 +134,15 @@ pub struct Experts {
     pub count: usize,
     pub width: usize,
     pub inner: usize,
+    /// Added to the scores that choose.
+    pub selection_bias: Option<TensorId>,
     pub gate: TensorId,
     pub up: TensorId,
     pub down: TensorId,
+    /// Of every expert, one after the other.
+    pub gate_bias: Option<TensorId>,
+    pub up_bias: Option<TensorId>,
+    pub down_bias: Option<TensorId>,
     pub activation: rows::Activation,
     /// What x, and the experts' inner activations, are turned into.
     pub x_kind: ActKind,
@@ -108,6 +171,12 @@ pub enum Phase {
         activation: rows::Activation,
         out: BufferId,
     },
+    /// A matrix for each head, applied to the head's part of what was prepared.
+    LinearHeads {
+        kind: ActKind,
+        weight: TensorId,
+        out: BufferId,
+    },
     Attention(Attention),
     /// Sorts the step's (token, rank) pairs by expert: each pair's place is a slot.
     Group(Experts),
@@ -118,8 +187,6 @@ pub enum Phase {
     /// Prepares what the slots hold.
     PrepareSlots(Experts),
     ExpertDown(Experts),
-    /// Sums each token's slots in order of rank.
-    Combine(Experts),
 }
 
 pub struct Compiled {
@@ -251,7 +318,10 @@ impl<'a> Compiler<'a> {
             }
             Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
             Op::Experts { .. } => self.experts(op),
-            Op::Rope { x, rope, head_dim } => self.rope(x, *rope, *head_dim),
+            Op::LinearHeads { x, weight, out, precise } => self.linear_heads(x, weight, out, *precise),
+            Op::Gate { x, gate } => self.gate(x, gate),
+            Op::Copy { .. } => self.copy(op),
+            Op::Rope { x, rope, head_dim, at } => self.rope(x, *rope, *head_dim, *at),
             Op::Attention { .. } => self.attention(op),
             Op::Add { x, out } => self.add(x, out),
             Op::SelectOutputs { x, out } => self.select(x, out),
@@ -345,7 +415,22 @@ impl<'a> Compiler<'a> {
     }
 
     fn experts(&mut self, op: &Op) -> Result<()> {
-        let Op::Experts { x, gates, gate, up, down, activation, out, top_k, normalise, scale } = op else {
+        let router = self.router(op)?;
+        let Op::Experts {
+            x,
+            gates,
+            gate,
+            up,
+            down,
+            activation,
+            out,
+            selection_bias,
+            gate_bias,
+            up_bias,
+            down_bias,
+            ..
+        } = op
+        else {
             return Err(self.fault("is not a mixture of experts"));
         };
         let (x, gates, out) = (self.read(x)?, self.read(gates)?, self.read(out)?);
@@ -359,13 +444,15 @@ impl<'a> Compiler<'a> {
         let on_tokens = [x, gates, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
         self.check_kinds(gate, up)?;
         let fits = self.width(out) == width && out != x;
-        if !on_tokens || !fits || !(1..=count).contains(top_k) || !scale.is_finite() {
-            return Err(self.fault("has experts, widths or a top-k that do not fit"));
+        if !on_tokens || !fits || !router.fits(count) || !router.scale.is_finite() {
+            return Err(self.fault("has experts, widths, groups or a top-k that do not fit"));
         }
-        let router = Router { top_k: *top_k, normalise: *normalise, scale: *scale };
-        self.prepare(x, x_kind);
-        self.push_row(RowKind::Tokens, RowOp::Route { gates, router });
-        self.wrote(gates);
+        let mut bias =
+            |name: &Option<String>, len| name.as_deref().map(|name| self.vector(name, len)).transpose();
+        let selection_bias = bias(selection_bias, count)?;
+        let gate_bias = bias(gate_bias, count * inner)?;
+        let up_bias = bias(up_bias, count * inner)?;
+        let down_bias = bias(down_bias, count * width)?;
         let activation = activation_of(*activation);
         let experts = Experts {
             mixture: self.mixtures.len(),
@@ -374,31 +461,110 @@ impl<'a> Compiler<'a> {
             count,
             width,
             inner,
+            selection_bias,
             gate,
             up,
             down,
+            gate_bias,
+            up_bias,
+            down_bias,
             activation,
             x_kind,
             inner_kind,
             out,
         };
         self.mixtures.push(count);
+        self.prepare(x, x_kind);
+        self.push_row(RowKind::Tokens, RowOp::Route(experts));
+        self.wrote(gates);
         self.phases.extend([
             Phase::Group(experts),
             Phase::Spread(experts),
             Phase::ExpertGlu(experts),
             Phase::PrepareSlots(experts),
             Phase::ExpertDown(experts),
-            Phase::Combine(experts),
         ]);
+        self.push_row(RowKind::Tokens, RowOp::Combine(experts));
         self.wrote(out);
         Ok(())
     }
 
-    fn rope(&mut self, x: &str, rope: usize, head_dim: usize) -> Result<()> {
+    fn router(&self, op: &Op) -> Result<Router> {
+        let Op::Experts { top_k, normalise, scale, scoring, groups, .. } = op else {
+            return Err(self.fault("is not a mixture of experts"));
+        };
+        let scoring = match scoring {
+            Scoring::Softmax => route::Scoring::Softmax,
+            Scoring::Sigmoid => route::Scoring::Sigmoid,
+            Scoring::Chosen => route::Scoring::Chosen,
+        };
+        let groups = groups.map(|of| route::Groups { count: of.count, used: of.used, best: of.best });
+        Ok(Router { top_k: *top_k, scoring, groups, normalise: *normalise, scale: *scale })
+    }
+
+    fn linear_heads(&mut self, x: &str, weight: &str, out: &str, precise: bool) -> Result<()> {
+        let (x, out) = (self.read(x)?, self.buffer(out)?);
+        let heads = self.tensors.get(weight).and_then(|&id| self.plan.tensors[id].experts).unwrap_or(0);
+        let on_tokens = [x, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        let even = |buffer| heads > 0 && self.width(buffer).is_multiple_of(heads);
+        if !on_tokens || x == out || !even(x) || !even(out) {
+            return Err(self.fault("has heads or buffers that do not fit"));
+        }
+        let (rows, k) = (self.width(out) / heads, self.width(x) / heads);
+        let (weight, format) = self.stack_of(weight, heads, rows, k)?;
+        let weight = self.claim(weight, Use::Heads(format))?;
+        let plain = format.activations();
+        let kind = if precise { plain.precise() } else { plain };
+        self.push_row(RowKind::Tokens, RowOp::PrepareHeads { x, kind, k });
+        self.prepared_width = self.prepared_width.max(self.width(x));
+        // Nothing else can read what was prepared like that.
+        self.prepared.remove(&kind.quantised());
+        if kind == ActKind::Q8Pair {
+            self.prepared.remove(&false);
+        }
+        self.phases.push(Phase::LinearHeads { kind, weight, out });
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn gate(&mut self, x: &str, gate: &str) -> Result<()> {
+        let (x, gate) = (self.read(x)?, self.read(gate)?);
+        if self.width(gate) != 1 || x == gate {
+            return Err(self.fault("has a gate that is not one number"));
+        }
+        let on = self.same_rows(x, gate)?;
+        self.push_row(on, RowOp::Gate { x, gate });
+        self.wrote(x);
+        Ok(())
+    }
+
+    fn copy(&mut self, op: &Op) -> Result<()> {
+        let Op::Copy { x, out, x_heads, heads, from, to, count } = op else {
+            return Err(self.fault("is not a copy"));
+        };
+        let (x, out) = (self.read(x)?, self.buffer(out)?);
+        let (x_heads, heads, from, to, count) = (*x_heads, *heads, *from, *to, *count);
+        let inside = |buffer, heads: usize, at: usize| {
+            let width = self.width(buffer);
+            heads > 0
+                && width.is_multiple_of(heads)
+                && at.checked_add(count).is_some_and(|end| end <= width / heads)
+        };
+        let fits = inside(x, x_heads, from) && inside(out, heads, to) && [1, heads].contains(&x_heads);
+        if !fits || x == out || count == 0 {
+            return Err(self.fault("copies what does not fit"));
+        }
+        let on = self.same_rows(x, out)?;
+        self.push_row(on, RowOp::Copy(CopyHeads { x, out, x_heads, heads, from, to, count }));
+        self.wrote(out);
+        Ok(())
+    }
+
+    fn rope(&mut self, x: &str, rope: usize, head_dim: usize, at: usize) -> Result<()> {
         let x = self.read(x)?;
         let spec = self.plan.ropes.get(rope).ok_or_else(|| self.fault("names a rope the plan lacks"))?;
-        if head_dim < spec.dims || head_dim == 0 || !self.width(x).is_multiple_of(head_dim) {
+        let inside = at.checked_add(spec.dims).is_some_and(|end| end <= head_dim);
+        if !inside || head_dim == 0 || !self.width(x).is_multiple_of(head_dim) {
             return Err(self.fault("has a head size that does not fit"));
         }
         let pairing = match spec.layout {
@@ -408,13 +574,13 @@ impl<'a> Compiler<'a> {
         if self.plan.buffers[x].rows != RowKind::Tokens {
             return Err(self.fault("rotates a buffer of outputs"));
         }
-        self.push_row(RowKind::Tokens, RowOp::Rope { x, rope, head_dim, pairing });
+        self.push_row(RowKind::Tokens, RowOp::Rope { x, rope, head_dim, at, pairing });
         self.wrote(x);
         Ok(())
     }
 
     fn attention(&mut self, op: &Op) -> Result<()> {
-        let Op::Attention { q, k, v, out, layer, heads, scale, window, softcap, sinks } = op else {
+        let Op::Attention { q, k, v, out, layer, heads, scale, rope, window, softcap, sinks } = op else {
             return Err(self.fault("is not attention"));
         };
         let (q, k, v, out) = (self.read(q)?, self.read(k)?, self.read(v)?, self.buffer(out)?);
@@ -434,7 +600,12 @@ impl<'a> Compiler<'a> {
         self.check_softcap(*softcap)?;
         let sinks = sinks.as_deref().map(|sinks| self.vector(sinks, heads)).transpose()?;
         self.push_row(RowKind::Tokens, RowOp::StoreKv { k, v, layer });
-        let scale = scale.unwrap_or_else(|| 1.0 / (kv.head_dim as f32).sqrt());
+        let mut scale = scale.unwrap_or_else(|| 1.0 / (kv.head_dim as f32).sqrt());
+        if let Some(rope) = rope {
+            let rope = self.plan.ropes.get(*rope);
+            let rope = rope.ok_or_else(|| self.fault("names a rope the plan lacks"))?;
+            scale = (scale as f64 * score_scale(rope)) as f32;
+        }
         let (window, softcap) = (*window, *softcap);
         let attention = Attention { q, out, layer, heads, scale, window, softcap, sinks };
         self.phases.push(Phase::Attention(attention));
@@ -515,7 +686,9 @@ impl<'a> Compiler<'a> {
 
     fn format(&self, tensor: TensorId) -> Format {
         match self.uses[tensor] {
-            Some(Use::Matrix(format) | Use::Vector(format) | Use::Experts(format)) => format,
+            Some(Use::Matrix(format) | Use::Vector(format) | Use::Experts(format) | Use::Heads(format)) => {
+                format
+            }
             None => Format::F32,
         }
     }
@@ -527,9 +700,14 @@ impl<'a> Compiler<'a> {
     }
 
     fn stack(&mut self, name: &str, count: usize, rows: usize, cols: usize) -> Result<TensorId> {
+        let (id, format) = self.stack_of(name, count, rows, cols)?;
+        self.claim(id, Use::Experts(format))
+    }
+
+    fn stack_of(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<(TensorId, Format)> {
         let (id, format) = self.tensor(name, rows, cols, Some(count))?;
         self.check_columns(name, format, cols)?;
-        self.claim(id, Use::Experts(format))
+        Ok((id, format))
     }
 
     /// A gate and its up matrix are multiplied with the same prepared activations.
@@ -611,6 +789,7 @@ fn activation_of(activation: Activation) -> rows::Activation {
     match activation {
         Activation::Silu => rows::Activation::Silu,
         Activation::Gelu => rows::Activation::Gelu,
+        Activation::ClampedSwiglu => rows::Activation::ClampedSwiglu,
     }
 }
 
@@ -647,7 +826,12 @@ fn check_sizes(plan: &Plan) -> Result<()> {
         let finite =
             [rope.base, rope.factor, rope.ext_factor, rope.attn_factor, rope.beta_fast, rope.beta_slow];
         let positive = rope.base > 1.0 && rope.factor > 0.0 && rope.beta_fast > 0.0 && rope.beta_slow > 0.0;
-        if !positive || finite.iter().any(|x| !x.is_finite()) || !rope.dims.is_multiple_of(2) {
+        let multiplier = rope.log_multiplier.unwrap_or(0.0);
+        if !positive
+            || !multiplier.is_finite()
+            || finite.iter().any(|x| !x.is_finite())
+            || !rope.dims.is_multiple_of(2)
+        {
             return Err(Error::plan("a rope's parameters are out of range"));
         }
     }

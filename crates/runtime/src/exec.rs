@@ -14,9 +14,10 @@ use crate::routing::Routing;
 use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
+use kernels::exp::exp;
 use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob};
 use kernels::kernels::matmul::{GluJob, LinearJob};
-use kernels::packed::ActKind;
+use kernels::packed::{ActKind, Matrix};
 use kernels::simd::LANES;
 use kernels::table::KernelTable;
 use kernels::view::{Aligned, Shared};
@@ -318,16 +319,25 @@ impl Run<'_> {
             Phase::Linear { on, parts, .. } => {
                 let rows = self.row_count(*on, parts[0].out == Out::Logits);
                 let tiles = parts.iter().map(|part| self.weights.matrix(part.weight).tiles()).sum();
-                (if rows == 0 { 0 } else { tiles }, self.least_tiles(parts[0].weight, rows))
+                (
+                    if rows == 0 { 0 } else { tiles },
+                    self.least_tiles(self.weights.matrix(parts[0].weight), rows),
+                )
             }
             Phase::Glu { on, gate, .. } => {
                 let rows = self.row_count(*on, false);
-                let tiles = self.weights.matrix(*gate).tiles();
-                (if rows == 0 { 0 } else { tiles }, self.least_tiles(*gate, rows * 2))
+                let gate = self.weights.matrix(*gate);
+                (if rows == 0 { 0 } else { gate.tiles() }, self.least_tiles(gate, rows * 2))
             }
+            Phase::LinearHeads { weight, .. } => {
+                let matrices = self.weights.experts(*weight);
+                let tiles = matrices.iter().map(Matrix::tiles).sum();
+                (tiles, self.least_tiles(&matrices[0], self.work.tokens.len()))
+            }
+            // A single token's slots were sorted where it was routed.
+            Phase::Group(_) | Phase::Spread(_) if self.work.tokens.len() == 1 => (0, 1),
             Phase::Group(_) => (1, 1),
             Phase::Spread(of) | Phase::PrepareSlots(of) => (self.slots(of), 1),
-            Phase::Combine(_) => (self.work.tokens.len(), 1),
             Phase::ExpertGlu(of) => self.expert_units(of, of.gate, 2),
             Phase::ExpertDown(of) => self.expert_units(of, of.down, 1),
         };
@@ -349,8 +359,7 @@ impl Run<'_> {
         (of.count.min(self.slots(of)) * matrix.tiles(), least)
     }
 
-    fn least_tiles(&self, weight: usize, rows: usize) -> usize {
-        let matrix = self.weights.matrix(weight);
+    fn least_tiles(&self, matrix: &Matrix, rows: usize) -> usize {
         ITEM_WORK / (matrix.format().tile_bytes(matrix.cols()) * rows.max(1))
     }
 
@@ -369,6 +378,7 @@ impl Run<'_> {
                 (self.table.glu)(&GluJob {
                     gate,
                     up: self.weights.matrix(*up),
+                    biases: [None, None],
                     tiles: part.start..part.end.min(gate.tiles()),
                     // SAFETY: prepared in an earlier phase, and by none that runs now.
                     acts: unsafe { self.acts.all(*kind, self.row_count(*on, false), *k) },
@@ -377,16 +387,14 @@ impl Run<'_> {
                     width: gate.rows(),
                 });
             }
+            Phase::LinearHeads { kind, weight, out } => self.linear_heads(*kind, *weight, *out, part),
             Phase::Attention(of) => {
                 let kv_heads = self.layout.layer(of.layer).kv_heads;
                 for unit in part.start..part.end.min(self.spans.len() * kv_heads) {
                     self.attend(of, self.spans[unit / kv_heads].clone(), unit % kv_heads, thread);
                 }
             }
-            Phase::Group(of) => {
-                self.experts.group(of, self.work.tokens.len());
-                self.count_routes(of);
-            }
+            Phase::Group(of) => self.group(of),
             Phase::Spread(of) => {
                 self.experts.spread(of, &self.acts, part.start..part.end.min(self.slots(of)))
             }
@@ -397,21 +405,18 @@ impl Run<'_> {
                 result.map_err(|(token, NonFinite)| self.non_finite(RowKind::Tokens, token, &phase))?;
             }
             Phase::ExpertDown(of) => self.experts.down(of, self.weights, self.table, part),
-            Phase::Combine(of) => {
-                let tokens = part.start..part.end.min(self.work.tokens.len());
-                self.experts.combine(of, self.buffers[of.out], tokens);
-            }
         }
         Ok(())
     }
 
-    /// Part of the one item that groups.
-    fn count_routes(&self, of: &Experts) {
+    /// The only item of its phase, or part of the one that routes the step's only token.
+    fn group(&self, of: &Experts) {
+        self.experts.group(of, self.work.tokens.len());
         let top_k = of.router.top_k;
         for (entry, routing) in self.work.routings.iter().enumerate() {
             let Some(routing) = routing else { continue };
             let tokens = (0..self.work.tokens.len()).filter(|&token| self.work.tokens[token].entry == entry);
-            // SAFETY: routes were written in an earlier phase, and by none that runs now.
+            // SAFETY: routes were written before, and are not meanwhile.
             let experts = tokens.flat_map(|token| unsafe { self.experts.routes(token, top_k) }.iter());
             lock(routing).0[of.mixture].step(experts.map(|route| route.expert), |_| false);
         }
@@ -443,6 +448,27 @@ impl Run<'_> {
                 }
             }
             first += weight.tiles();
+        }
+    }
+
+    fn linear_heads(&self, kind: ActKind, weight: usize, out: usize, units: Range<usize>) {
+        let matrices = self.weights.experts(weight);
+        let tokens = self.work.tokens.len();
+        let (heads, tiles) = (matrices.len(), matrices[0].tiles());
+        for head in units.start / tiles..units.end.div_ceil(tiles).min(heads) {
+            let weight = &matrices[head];
+            let first = head * tiles;
+            // SAFETY: prepared in an earlier phase, and by none that runs now.
+            let acts = unsafe { self.acts.all(kind, heads * tokens, weight.cols()) };
+            (self.table.linear)(&LinearJob {
+                weight,
+                tiles: units.start.max(first) - first..units.end.min(first + tiles) - first,
+                acts: acts.part(head * tokens, tokens),
+                bias: None,
+                add: false,
+                out: self.buffers[out].from(head * weight.rows()),
+                width: heads * weight.rows(),
+            });
         }
     }
 
@@ -511,16 +537,33 @@ impl Run<'_> {
                 }
                 (self.table.rms_norm)(write(out), self.weights.vector(weight), eps);
             }
-            RowOp::Rope { x, rope, head_dim, pairing } => {
+            RowOp::Rope { x, rope, head_dim, at, pairing } => {
                 let pairs = self.ropes[rope].pairs();
                 let angles = &self.angles[rope][row * pairs..(row + 1) * pairs];
-                kernels::kernels::rows::rope(write(x), head_dim, pairing, angles);
+                for head in write(x).chunks_exact_mut(head_dim) {
+                    kernels::kernels::rows::rope(&mut head[at..], head_dim - at, pairing, angles);
+                }
             }
-            RowOp::Route { gates, router } => {
-                let gates = write(gates);
+            RowOp::Copy(of) => {
+                let (from, to) = (read(of.x, row), write(of.out));
+                let heads = from.chunks_exact(from.len() / of.x_heads).cycle();
+                for (from, to) in heads.zip(to.chunks_exact_mut(to.len() / of.heads)) {
+                    to[of.to..][..of.count].copy_from_slice(&from[of.from..][..of.count]);
+                }
+            }
+            RowOp::Gate { x, gate } => {
+                let by = 1.0 / (1.0 + exp(-read(gate, row)[0]));
+                write(x).iter_mut().for_each(|x| *x *= by);
+            }
+            RowOp::Route(ref of) => {
                 // SAFETY: this token's routes belong to this thread in this phase.
-                return router.route(gates, unsafe { self.experts.routes(row, router.top_k) });
+                unsafe { self.experts.route(of, self.weights, write(of.gates), row)? };
+                if self.work.tokens.len() == 1 {
+                    self.group(of);
+                    self.experts.spread(of, &self.acts, 0..of.router.top_k);
+                }
             }
+            RowOp::Combine(ref of) => self.experts.combine(of, row, write(of.out)),
             RowOp::StoreKv { k, v, layer } => return self.store_kv(read(k, row), read(v, row), row, layer),
             RowOp::Add { x, out } => {
                 for (sum, x) in write(out).iter_mut().zip(read(x, row)) {
@@ -535,6 +578,13 @@ impl Run<'_> {
                 let x = read(x, row);
                 // SAFETY: this row's part of the store belongs to this thread in this phase.
                 return (self.table.prepare)(kind, x, unsafe { self.acts.row(kind, row, x.len()) });
+            }
+            RowOp::PrepareHeads { x, kind, k } => {
+                for (head, x) in read(x, row).chunks_exact(k).enumerate() {
+                    let place = head * self.work.tokens.len() + row;
+                    // SAFETY: as above, and each head's part is another.
+                    (self.table.prepare)(kind, x, unsafe { self.acts.row(kind, place, k) })?;
+                }
             }
         }
         Ok(())

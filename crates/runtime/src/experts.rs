@@ -22,6 +22,8 @@ const CHUNK: usize = 64;
 pub struct ExpertStore {
     /// [tokens][top_k].
     routes: Aligned<Route>,
+    /// [tokens][experts and groups]: what routing works in.
+    scores: Aligned<f32>,
     /// Token of each slot.
     token_of: Aligned<u32>,
     /// Slot of each [token][rank].
@@ -39,10 +41,11 @@ pub struct ExpertStore {
 
 impl ExpertStore {
     pub fn new(compiled: &Compiled, max_tokens: usize) -> Result<Self> {
-        let (mut top_k, mut count, mut inner, mut width) = (0, 0, 0, 0);
+        let (mut top_k, mut scores, mut count, mut inner, mut width) = (0, 0, 0, 0, 0);
         for phase in &compiled.phases {
             if let Phase::Group(of) = phase {
                 top_k = top_k.max(of.router.top_k);
+                scores = scores.max(of.router.scratch(of.count));
                 count = count.max(of.count);
                 inner = inner.max(of.inner);
                 width = width.max(of.width);
@@ -52,6 +55,7 @@ impl ExpertStore {
         let build = || {
             Some(Self {
                 routes: Aligned::zeroed(slots)?,
+                scores: Aligned::zeroed(max_tokens.checked_mul(scores)?)?,
                 token_of: Aligned::zeroed(slots)?,
                 slot_of: Aligned::zeroed(slots)?,
                 starts: Aligned::zeroed(count + 1)?,
@@ -67,6 +71,7 @@ impl ExpertStore {
     pub fn shared(&mut self) -> SharedExperts<'_> {
         SharedExperts {
             routes: self.routes.shared(),
+            scores: self.scores.shared(),
             token_of: self.token_of.shared(),
             slot_of: self.slot_of.shared(),
             starts: self.starts.shared(),
@@ -83,6 +88,7 @@ impl ExpertStore {
 #[derive(Clone, Copy)]
 pub struct SharedExperts<'a> {
     routes: Shared<'a, Route>,
+    scores: Shared<'a, f32>,
     token_of: Shared<'a, u32>,
     slot_of: Shared<'a, u32>,
     starts: Shared<'a, u32>,
@@ -93,11 +99,31 @@ pub struct SharedExperts<'a> {
 }
 
 impl<'a> SharedExperts<'a> {
+    /// Chooses a token's experts; `gates` is overwritten.
+    ///
     /// # Safety
-    /// No other thread uses the token's routes while the result lives.
-    pub unsafe fn routes(&self, token: usize, top_k: usize) -> &'a mut [Route] {
+    /// No other thread routes the token meanwhile, or reads its routes.
+    pub unsafe fn route(
+        &self,
+        of: &Experts,
+        weights: &Weights,
+        gates: &mut [f32],
+        token: usize,
+    ) -> std::result::Result<(), NonFinite> {
+        let (top_k, scratch) = (of.router.top_k, of.router.scratch(of.count));
+        let bias = of.selection_bias.map(|bias| weights.vector(bias));
         // SAFETY: the caller's promise.
-        unsafe { self.routes.write(token * top_k..(token + 1) * top_k) }
+        unsafe {
+            let scores = self.scores.write(token * scratch..(token + 1) * scratch);
+            of.router.route(gates, bias, scores, self.routes.write(token * top_k..(token + 1) * top_k))
+        }
+    }
+
+    /// # Safety
+    /// No thread routes the token while the result lives.
+    pub unsafe fn routes(&self, token: usize, top_k: usize) -> &'a [Route] {
+        // SAFETY: the caller's promise.
+        unsafe { self.routes.read(token * top_k..(token + 1) * top_k) }
     }
 
     /// The experts in use.
@@ -113,7 +139,7 @@ impl<'a> SharedExperts<'a> {
     pub fn group(&self, of: &Experts, tokens: usize) {
         let top_k = of.router.top_k;
         let slots = tokens * top_k;
-        // SAFETY: the only item of its phase; routes were written in an earlier one.
+        // SAFETY: the only item of its phase, or the step's only token; routes were written in an earlier one.
         let (routes, token_of, slot_of, starts, active) = unsafe {
             (
                 self.routes.read(0..slots),
@@ -179,12 +205,14 @@ impl<'a> SharedExperts<'a> {
 
     pub fn glu(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
         let (gates, ups) = (weights.experts(of.gate), weights.experts(of.up));
+        let biases = [of.gate_bias, of.up_bias];
         self.each_expert(units, gates[0].tiles(), |expert, tiles, slots| {
             // SAFETY: spread in an earlier phase.
             let acts = unsafe { self.acts.all(of.x_kind, slots.end, of.width) };
             (table.glu)(&GluJob {
                 gate: &gates[expert],
                 up: &ups[expert],
+                biases: biases.map(|bias| bias_of(weights, bias, expert, of.inner)),
                 tiles,
                 acts: acts.part(slots.start, slots.len()),
                 activation: of.activation,
@@ -222,7 +250,7 @@ impl<'a> SharedExperts<'a> {
                 weight: &downs[expert],
                 tiles,
                 acts: acts.part(slots.start, slots.len()),
-                bias: None,
+                bias: bias_of(weights, of.down_bias, expert, of.width),
                 add: false,
                 out: self.out.from(slots.start * of.width),
                 width: of.width,
@@ -230,29 +258,25 @@ impl<'a> SharedExperts<'a> {
         });
     }
 
-    /// x += the sum of each token's slots, in order of rank, by their weights.
-    pub fn combine(&self, of: &Experts, x: Shared<f32>, tokens: Range<usize>) {
-        let top_k = of.router.top_k;
-        for token in tokens {
-            let pairs = token * top_k..(token + 1) * top_k;
-            // SAFETY: the token belongs to this item; the rest was written in earlier phases.
-            let (x, routes, slots) = unsafe {
-                (
-                    x.write(token * of.width..(token + 1) * of.width),
-                    self.routes.read(pairs.clone()),
-                    self.slot_of.read(pairs),
-                )
-            };
-            for (i, x) in x.chunks_mut(CHUNK).enumerate() {
-                let mut sums = [0.0; CHUNK];
-                for (route, &slot) in routes.iter().zip(slots) {
-                    let at = slot as usize * of.width + i * CHUNK;
-                    // SAFETY: as above.
-                    let out = unsafe { self.out.read(at..at + x.len()) };
-                    sums.iter_mut().zip(out).for_each(|(sum, out)| *sum += route.weight * out);
-                }
-                x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum);
+    /// x += the sum of the token's slots, in order of rank, by their weights.
+    pub fn combine(&self, of: &Experts, token: usize, x: &mut [f32]) {
+        let pairs = token * of.router.top_k..(token + 1) * of.router.top_k;
+        // SAFETY: written in earlier phases.
+        let (routes, slots) = unsafe { (self.routes.read(pairs.clone()), self.slot_of.read(pairs)) };
+        for (i, x) in x.chunks_mut(CHUNK).enumerate() {
+            let mut sums = [0.0; CHUNK];
+            for (route, &slot) in routes.iter().zip(slots) {
+                let at = slot as usize * of.width + i * CHUNK;
+                // SAFETY: as above.
+                let out = unsafe { self.out.read(at..at + x.len()) };
+                sums.iter_mut().zip(out).for_each(|(sum, out)| *sum += route.weight * out);
             }
+            x.iter_mut().zip(sums).for_each(|(x, sum)| *x += sum);
         }
     }
+}
+
+/// An expert's part of the biases of all.
+fn bias_of(weights: &Weights, bias: Option<usize>, expert: usize, len: usize) -> Option<&[f32]> {
+    bias.map(|bias| &weights.vector(bias)[expert * len..(expert + 1) * len])
 }

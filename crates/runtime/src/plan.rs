@@ -83,6 +83,7 @@ pub struct Rope {
     pub beta_slow: f64,
     pub original_context: usize,
     pub factors: Option<String>,
+    pub log_multiplier: Option<f64>,
 }
 
 #[derive(Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,25 @@ pub struct Rope {
 pub enum Activation {
     Silu,
     Gelu,
+    #[serde(rename = "clamped_swiglu")]
+    ClampedSwiglu,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Scoring {
+    #[default]
+    Softmax,
+    Sigmoid,
+    Chosen,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Groups {
+    pub count: usize,
+    pub used: usize,
+    pub best: usize,
 }
 
 #[derive(Deserialize, Clone, Debug)]
@@ -134,11 +154,41 @@ pub enum Op {
         top_k: usize,
         normalise: bool,
         scale: f32,
+        #[serde(default)]
+        scoring: Scoring,
+        selection_bias: Option<String>,
+        groups: Option<Groups>,
+        gate_bias: Option<String>,
+        up_bias: Option<String>,
+        down_bias: Option<String>,
+    },
+    /// A weight matrix for each head.
+    LinearHeads {
+        x: String,
+        weight: String,
+        out: String,
+        #[serde(default)]
+        precise: bool,
+    },
+    Gate {
+        x: String,
+        gate: String,
+    },
+    Copy {
+        x: String,
+        out: String,
+        x_heads: usize,
+        heads: usize,
+        from: usize,
+        to: usize,
+        count: usize,
     },
     Rope {
         x: String,
         rope: usize,
         head_dim: usize,
+        #[serde(default)]
+        at: usize,
     },
     Attention {
         q: String,
@@ -148,6 +198,8 @@ pub enum Op {
         layer: usize,
         heads: usize,
         scale: Option<f32>,
+        /// The rope whose score multiplier applies.
+        rope: Option<usize>,
         window: Option<usize>,
         softcap: Option<f32>,
         sinks: Option<String>,

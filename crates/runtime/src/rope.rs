@@ -22,7 +22,9 @@ impl Frequencies {
             let mix = (1.0 - ramp.clamp(0.0, 1.0)) * rope.ext_factor;
             extrapolated * scale * (1.0 - mix) + extrapolated * mix
         };
-        let stretch = if rope.ext_factor == 0.0 { 1.0 } else { 1.0 + 0.1 * libm::log(rope.factor) };
+        // DeepSeek's YaRN leaves rotations their length and stretches whole scores: see `score_scale`.
+        let plain = rope.ext_factor == 0.0 || rope.log_multiplier.is_some();
+        let stretch = if plain { 1.0 } else { 1.0 + 0.1 * libm::log(rope.factor) };
         Self {
             per_position: (0..rope.dims / 2).map(frequency).collect(),
             magnitude: rope.attn_factor * stretch,
@@ -40,6 +42,12 @@ impl Frequencies {
             *out = [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32];
         }
     }
+}
+
+/// What attention scores are multiplied by, for the queries' and the keys' part: see `Rope.logMultiplier`.
+pub fn score_scale(rope: &Rope) -> f64 {
+    let stretch = rope.log_multiplier.map_or(1.0, |k| rope.attn_factor * (1.0 + k * libm::log(rope.factor)));
+    stretch * stretch
 }
 
 /// The pairs between which YaRN goes from extrapolation to interpolation.
@@ -71,6 +79,7 @@ mod tests {
             beta_slow: 1.0,
             original_context: 4096,
             factors: None,
+            log_multiplier: None,
         }
     }
 
@@ -105,6 +114,18 @@ mod tests {
         let factors: Vec<f32> = (0..32).map(|i| 1.0 + i as f32).collect();
         let want = |i: usize| 9.0 * 10_000f64.powf(-(i as f64) / 32.0) / (1.0 + i as f64);
         assert_close(&angles(&plain(64), Some(&factors), 9), want, 1.0);
+    }
+
+    #[test]
+    fn a_log_multiplier_stretches_scores_instead_of_rotations() {
+        let yarn = Rope { factor: 40.0, ext_factor: 1.0, ..plain(64) };
+        assert_eq!(score_scale(&yarn), 1.0);
+        let rope = Rope { log_multiplier: Some(0.0707), ..yarn.clone() };
+        // DeepSeek-V2: 0.0707 ln 40 + 1, squared.
+        assert!((score_scale(&rope) - 1.589_626).abs() < 1e-5, "{}", score_scale(&rope));
+        let length = |rope: &Rope| angles(rope, None, 5)[0].map(f64::from).map(|x| x * x).iter().sum::<f64>();
+        assert!((length(&rope) - 1.0).abs() < 1e-6);
+        assert!((length(&yarn) - (1.0 + 0.1 * 40f64.ln()).powi(2)).abs() < 1e-5);
     }
 
     #[test]

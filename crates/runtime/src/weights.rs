@@ -48,7 +48,7 @@ impl Weights {
                         .map(Weight::Matrix)
                         .ok_or_else(|| Error::memory(&what(), bytes))?
                 }
-                Use::Experts(format) => {
+                Use::Experts(format) | Use::Heads(format) => {
                     let mut experts = Vec::new();
                     for _ in 0..tensor.experts.unwrap_or(1) {
                         let matrix = Matrix::zeroed(format, tensor.rows, tensor.cols);
@@ -76,6 +76,7 @@ impl Weights {
         }
     }
 
+    /// The matrices of all experts, or of all heads.
     pub fn experts(&self, id: usize) -> &[Matrix] {
         match &self.tensors[id] {
             Weight::Experts(experts) => experts,
