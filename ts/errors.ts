@@ -35,6 +35,7 @@ export type ErrorCode =
   // The call
   | 'INVALID_ARGUMENT'
   | 'CONTEXT_OVERFLOW'
+  | 'RECORD_INVALID'
   | 'OUTPUT_WRITE'
   | 'NON_FINITE'
   | 'OUT_OF_MEMORY'

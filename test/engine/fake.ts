@@ -176,6 +176,7 @@ export function createFakeModel(
   const backend = createFakeBackend(options);
   const engine: Engine = {
     meter: undefined,
+    identity: undefined,
     scheduler: createScheduler(backend, { maxStepTokens: 32, chunk: 16, ...options.limits }),
     tokenizer: createFakeTokenizer(),
     facts: { ...FACTS, contextLength: options.contextLength ?? FACTS.contextLength },

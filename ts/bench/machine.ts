@@ -3,6 +3,7 @@ import { availableParallelism, cpus, loadavg, release, totalmem, type } from 'no
 import { loadAddon, type MachinePeaks } from '../backend/native.js';
 import type { Isa } from '../backend/types.js';
 import { isFrugalError } from '../errors.js';
+import { VERSION } from '../version.js';
 import { summarise } from './stats.js';
 
 /** Where and with what something was measured. */
@@ -25,7 +26,7 @@ export async function machineFacts(): Promise<MachineFacts> {
     memoryBytes: totalmem(),
     system: `${type()} ${release()} ${process.arch}`,
     node: process.version,
-    frugal: await packageVersion(),
+    frugal: VERSION,
     load: loadavg()[0] ?? 0,
     date: new Date().toISOString(),
   };
@@ -37,12 +38,6 @@ async function cpuName(): Promise<string | undefined> {
   const field = (name: string) => new RegExp(`^${name}\\s*: (.+)$`, 'm').exec(text)?.[1];
   const name = field('model name');
   return name && `${name} (family ${field('cpu family')}, model ${field('model')})`;
-}
-
-export async function packageVersion(): Promise<string> {
-  const text = await readFile(new URL('../../package.json', import.meta.url), 'utf8');
-  const manifest: { version: string } = JSON.parse(text);
-  return manifest.version;
 }
 
 /** Read from memory: more than caches hold. */

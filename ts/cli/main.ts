@@ -1,12 +1,13 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
-import { packageVersion } from '../bench/machine.js';
+import { VERSION } from '../version.js';
 import { addBench } from './bench.js';
 import { addChat } from './chat.js';
 import { addDigest } from './digest.js';
 import { addInspect } from './inspect.js';
 import { addPerplexity } from './perplexity.js';
 import { addQuantize } from './quantize.js';
+import { addReplay } from './replay.js';
 import { addRun } from './run.js';
 import { addScore } from './score.js';
 import { handleClosedPipes, reportError } from './terminal.js';
@@ -25,6 +26,7 @@ function createProgram(version: string): Command {
     ...[addRun, addChat, addInspect, addTokenize, addPerplexity, addScore, addDigest],
     addQuantize,
     addBench,
+    addReplay,
   ])
     add(program);
   for (const command of program.commands) command.option('--debug', 'print stack traces of errors');
@@ -39,7 +41,7 @@ function commandName(program: Command): string {
 
 async function main(): Promise<void> {
   handleClosedPipes();
-  const program = createProgram(await packageVersion());
+  const program = createProgram(VERSION);
   try {
     if (process.argv.length <= 2) throw new CommanderError(2, 'frugal.usage', 'give a command');
     await program.parseAsync();

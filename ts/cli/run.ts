@@ -1,7 +1,9 @@
+import { writeFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { formatEnergy } from '../energy/format.js';
 import type { Completion, Generation } from '../engine/index.js';
 import { MAX_TOKENS_RANGE } from '../engine/options.js';
+import { FrugalError } from '../errors.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
 import {
   addLoadFlags,
@@ -21,6 +23,7 @@ interface RunFlags extends LoadFlags, SamplingFlags, PromptFlags {
   readonly special?: boolean;
   readonly echo?: boolean;
   readonly json?: boolean;
+  readonly provenance?: string;
 }
 
 export function addRun(program: Command): void {
@@ -39,13 +42,14 @@ export function addRun(program: Command): void {
     .option('--special', 'read the names of special tokens in the text as these tokens')
     .option('--echo', 'print the prompt before its continuation')
     .option('--json', 'print one JSON object: text, tokens, finishReason, seed, usage')
+    .option('--provenance <file>', 'write a record there that frugal replay can check')
     .action(run);
 }
 
 async function run(path: string, flags: RunFlags): Promise<void> {
   const prompt = (await readPrompt(flags)) ?? '';
   await interruptible((signal) =>
-    withModel(path, flags, signal, async (model) => {
+    withModel(path, { ...flags, provenance: flags.provenance !== undefined }, signal, async (model) => {
       const generation = model.generate(prompt, {
         ...samplingOptions(flags),
         maxTokens: flags.maxTokens,
@@ -54,10 +58,24 @@ async function run(path: string, flags: RunFlags): Promise<void> {
       });
       if (flags.echo && !flags.json) await print(prompt);
       const completion = await follow(generation, flags.json === true);
+      if (flags.provenance !== undefined) await writeRecord(flags.provenance, completion);
       if (flags.json) await print(`${toJson(completion)}\n`);
       note(summary(completion));
     }),
   );
+}
+
+async function writeRecord(path: string, { provenance }: Completion): Promise<void> {
+  try {
+    await writeFile(path, `${JSON.stringify(provenance, null, 2)}\n`);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('OUTPUT_WRITE', `the record cannot be written: ${reason}`, {
+      cure: 'Give a path in a folder that exists and may be written to.',
+      data: { path },
+      cause,
+    });
+  }
 }
 
 async function follow(generation: Generation, quiet: boolean): Promise<Completion> {

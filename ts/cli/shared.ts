@@ -23,6 +23,7 @@ export interface LoadFlags {
 /** How a command loads its model. */
 export interface ModelSettings extends LoadFlags {
   readonly chatTemplate?: string;
+  readonly provenance?: boolean;
 }
 
 /** @param parseThreads for commands that take more than one number of threads */
@@ -154,6 +155,7 @@ export async function withModel<T>(
   const progress = createProgress();
   const model = await load(path, {
     ...loadOptions(flags),
+    ...(flags.provenance === undefined ? {} : { provenance: flags.provenance }),
     ...(flags.chatTemplate === undefined ? {} : { chatTemplate: flags.chatTemplate }),
     signal,
     onProgress: ({ phase, loaded, total }) =>

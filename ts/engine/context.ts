@@ -3,6 +3,7 @@ import type { EnergyMeter } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
 import type { ModelFacts } from '../models/index.js';
 import type { Tokenizer } from '../tokenizer/index.js';
+import type { Identity } from './provenance.js';
 import type { Scheduler } from './scheduler.js';
 
 /** What the parts of a loaded model share. */
@@ -13,6 +14,8 @@ export interface Engine {
   readonly backend: BackendInfo;
   /** Where the runtime can tell what a generation costs. */
   readonly meter: EnergyMeter | undefined;
+  /** For provenance records, where the model was loaded for them. */
+  readonly identity: Identity | undefined;
   /** The Jinja template that the model formats chats with, where it has one. */
   readonly chatTemplate: string | undefined;
 }

@@ -4,6 +4,7 @@ import { checkTokens, invalid, isTokenList } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import { type ExpertUsage, expertUsage } from './experts.js';
 import { type GenerateSettings, reportSeed } from './options.js';
+import { createProvenance, type Provenance } from './provenance.js';
 import { createStopMatcher } from './stop.js';
 
 /**
@@ -49,6 +50,8 @@ export interface Completion {
   /** Repeats the run, with the same prompt and options. */
   readonly seed: number | bigint;
   readonly usage: Usage;
+  /** What it takes to make the text again, of models loaded with `provenance`. */
+  readonly provenance?: Provenance;
 }
 
 /**
@@ -86,6 +89,7 @@ export interface GenerationRecord {
   kvBytes: number;
   experts: ExpertUsage | undefined;
   energy: UsageEnergy | undefined;
+  settings: GenerateSettings | undefined;
 }
 
 /** Where a generation starts: a sequence that holds the first `cachedTokens` tokens of the prompt, and not all. */
@@ -113,7 +117,7 @@ export function createGeneration(engine: Engine, begin: () => Promise<Start>): G
   const follow = async (step: Promise<IteratorResult<string, void>>) => {
     try {
       const taken = await step;
-      if (taken.done) settle?.resolve(toCompletion(record));
+      if (taken.done) settle?.resolve(toCompletion(engine, record));
       return taken;
     } catch (error) {
       settle?.reject(error);
@@ -147,6 +151,7 @@ async function* produce(
   const start = await begin();
   const span = engine.meter?.start();
   record.prompt = start.prompt;
+  record.settings = start.settings;
   record.cachedTokens = start.cachedTokens;
   record.seed = start.settings.sampler.seed;
   // The sequence is freed at once even while the consumer is busy with a piece.
@@ -282,6 +287,7 @@ function emptyRecord(): GenerationRecord {
     kvBytes: 0,
     experts: undefined,
     energy: undefined,
+    settings: undefined,
   };
 }
 
@@ -294,12 +300,17 @@ function bytesMoved({ facts, scheduler }: Engine, { prompt, cachedTokens, drawn 
   return steps * facts.bytesPerToken + pairs * facts.kvBytesPerToken;
 }
 
-function toCompletion(record: GenerationRecord): Completion {
+function toCompletion(engine: Engine, record: GenerationRecord): Completion {
   const completionTokens = record.drawn.length - record.endTokens;
   const computed = record.drawn.length === 0 ? 0 : record.prompt.length - record.cachedTokens;
+  const tokens = Uint32Array.from(record.drawn.slice(0, completionTokens));
+  const { identity } = engine;
+  const { settings } = record;
   return {
     text: record.text,
-    tokens: Uint32Array.from(record.drawn.slice(0, completionTokens)),
+    tokens,
+    ...(identity &&
+      settings && { provenance: createProvenance(engine, identity, settings, { ...record, tokens }) }),
     finishReason: record.finishReason,
     ...(record.stopString === undefined ? {} : { stopString: record.stopString }),
     seed: reportSeed(record.seed),

@@ -20,5 +20,7 @@ export type { Completion, FinishReason, Generation, Usage, UsageEnergy } from '.
 export type { LoadEvent, LoadOptions, LoadPhase } from './load.js';
 export type { Model, ModelInfo, Prompt, TokenizeOptions } from './model.js';
 export type { GenerateOptions, SamplingOptions } from './options.js';
+export type { Provenance, ProvenanceSettings } from './provenance.js';
+export { replay, type Verdict } from './replay.js';
 export type { ScoreOptions, Session, SessionOptions } from './session.js';
 export type { ModelSource } from './source.js';

@@ -8,6 +8,7 @@ import { buildPlan } from '../models/index.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
 import { checkBoolean, checkChoice, checkKnown, checkNumber, checkSignal, invalid } from './check.js';
 import { createModel, type Model } from './model.js';
+import { identify } from './provenance.js';
 import { createScheduler } from './scheduler.js';
 import { type ModelSource, openSource, type Runtime } from './source.js';
 
@@ -38,6 +39,8 @@ export interface LoadOptions {
    * whole file, and rejects with `SOURCE_CHECKSUM` if it is another.
    */
   readonly sha256?: string | readonly string[];
+  /** Hashes the file while it is loaded, and gives each completion a record that others can replay. @default false */
+  readonly provenance?: boolean;
   /** Keeps what a URL gives in the browser's file system, where later loads find it (see `listCached`). @default false */
   readonly cache?: boolean;
   /** The machine's watts, for `usage.energy` where there are no counters to read. */
@@ -64,6 +67,7 @@ const LOAD_NAMES = [
   'chunk',
   'chatTemplate',
   'sha256',
+  'provenance',
   'cache',
   'watts',
   'onProgress',
@@ -78,6 +82,7 @@ interface LoadSettings {
   readonly chunk: number;
   readonly chatTemplate: string | undefined;
   readonly sha256: readonly string[] | undefined;
+  readonly provenance: boolean;
   readonly cache: boolean;
   readonly watts: Watts | undefined;
   readonly report: (event: LoadEvent) => void;
@@ -99,6 +104,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
     chatTemplate,
     sha256: checkSha256(options.sha256),
+    provenance: checkBoolean('provenance', options.provenance, false),
     cache: checkBoolean('cache', options.cache, false),
     watts: options.watts,
     report: onProgress ?? (() => {}),
@@ -126,12 +132,14 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   const backend = await openBackend(runtime, settings.backend);
   settings.report({ phase: 'header', loaded: 0, total: 1 });
   const bytes = await openSource(runtime, source, settings);
-  const checked = settings.sha256 ? verifiedSource(bytes, settings.sha256) : bytes;
+  const digests: string[] = [];
+  const hashed = settings.sha256 !== undefined || settings.provenance;
+  const checked = hashed ? verifiedSource(bytes, settings.sha256, digests) : bytes;
   const gguf = await openGguf(checked, settings.signal ? { signal: settings.signal } : {});
   try {
     settings.report({ phase: 'header', loaded: 1, total: 1 });
     checkChecksums(gguf, settings.sha256);
-    return await assemble(backend, gguf, settings, meter);
+    return await assemble(backend, gguf, settings, meter, digests);
   } catch (error) {
     // A wrong file must not be what the next load finds.
     if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
@@ -163,6 +171,7 @@ async function assemble(
   gguf: GgufModel,
   settings: LoadSettings,
   meter: EnergyMeter | undefined,
+  digests: readonly string[],
 ): Promise<Model> {
   const { contextLength, signal } = settings;
   const { plan, placements, facts } = buildPlan(gguf, {
@@ -189,6 +198,7 @@ async function assemble(
       facts,
       backend: compiled.info,
       meter,
+      identity: settings.provenance ? identify(gguf.parts[0]?.name ?? '', digests, plan) : undefined,
       chatTemplate: settings.chatTemplate ?? gguf.metadata.optionalString('tokenizer.chat_template'),
     };
     return createModel(engine, compiled.weightBytes);
