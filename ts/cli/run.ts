@@ -100,6 +100,7 @@ export function summary({ finishReason, seed, usage }: Completion): string {
     `first token after ${usage.timeToFirstTokenMs.toFixed(0)} ms`,
     `prefill ${usage.prefillTokensPerSecond.toFixed(1)} tokens/s`,
     `decode ${usage.decodeTokensPerSecond.toFixed(1)} tokens/s`,
+    `${usage.threads} thread${usage.threads === 1 ? '' : 's'}`,
     `peak memory ${peakMemory()}`,
     ...(usage.energy ? [formatEnergy(usage.energy, usage.completionTokens)] : []),
     `seed ${seed}`,

@@ -4,6 +4,7 @@ import type { Watts } from '../energy/types.js';
 import { type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
+import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
 import { collectText, numberParser, parseSeed, parseWatts } from './numbers.js';
@@ -12,7 +13,8 @@ import { note, usageError } from './terminal.js';
 
 /** The options of every command that runs a model. */
 export interface LoadFlags {
-  readonly threads?: number;
+  readonly threads?: number | 'auto';
+  readonly efficiency?: Efficiency;
   readonly backend?: 'native' | 'wasm';
   readonly isa?: Isa;
   readonly chunk?: number;
@@ -26,18 +28,22 @@ export interface ModelSettings extends LoadFlags {
   readonly provenance?: boolean;
 }
 
-/** @param parseThreads for commands that take more than one number of threads */
-export function addLoadFlags(
-  command: Command,
-  parseThreads: (text: string) => unknown = numberParser(THREADS_RANGE),
-): Command {
+/** @param parse for commands that take more than one number of threads */
+export function addLoadFlags(command: Command, parse: (text: string) => unknown = parseThreads): Command {
   return command
-    .option('-t, --threads <count>', 'threads to compute with (default: all cores)', parseThreads)
+    .option('-t, --threads <count>', 'threads to compute with, or auto (default: auto)', parse)
+    .addOption(
+      new Option('--efficiency <goal>', 'what auto looks for (default: balanced)').choices([...EFFICIENCIES]),
+    )
     .addOption(new Option('--backend <name>', 'what computes').choices(['native', 'wasm']))
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
     .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
     .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
+}
+
+function parseThreads(text: string): number | 'auto' {
+  return text === 'auto' ? text : numberParser(THREADS_RANGE)(text);
 }
 
 export interface SamplingFlags {
@@ -137,6 +143,7 @@ export async function readText(path: string): Promise<string> {
 export function loadOptions(flags: LoadFlags): LoadOptions {
   return {
     ...(flags.threads === undefined ? {} : { threads: flags.threads }),
+    ...(flags.efficiency === undefined ? {} : { efficiency: flags.efficiency }),
     ...(flags.backend === undefined ? {} : { backend: flags.backend }),
     ...(flags.isa === undefined ? {} : { isa: flags.isa }),
     ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),

@@ -27,6 +27,8 @@ export interface Usage {
   /** 0 where nothing was measured. */
   readonly prefillTokensPerSecond: number;
   readonly decodeTokensPerSecond: number;
+  /** Threads that the model decodes with when the generation ended. */
+  readonly threads: number;
   /** Bytes of all key/value caches of the model when the generation ended. */
   readonly kvBytes: number;
   /** Where the computed tokens were routed: of models with experts, with the option `expertUsage`. */
@@ -323,6 +325,7 @@ function toCompletion(engine: Engine, record: GenerationRecord): Completion {
       decodeMs: record.decodeMs,
       prefillTokensPerSecond: perSecond(computed, record.prefillMs),
       decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
+      threads: engine.scheduler.threads.decode,
       kvBytes: record.kvBytes,
       ...(record.experts === undefined ? {} : { experts: record.experts }),
       ...(record.energy && { energy: record.energy }),

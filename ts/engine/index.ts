@@ -24,3 +24,4 @@ export type { Provenance, ProvenanceSettings } from './provenance.js';
 export { replay, type Verdict } from './replay.js';
 export type { ScoreOptions, Session, SessionOptions } from './session.js';
 export type { ModelSource } from './source.js';
+export type { Efficiency, ThreadChoice } from './threads.js';

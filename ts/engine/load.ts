@@ -5,12 +5,23 @@ import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { verifiedSource } from '../gguf/verified-source.js';
 import { buildPlan } from '../models/index.js';
+import type { Plan } from '../plan/types.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
-import { checkBoolean, checkChoice, checkKnown, checkNumber, checkSignal, invalid } from './check.js';
+import {
+  checkBoolean,
+  checkChoice,
+  checkKnown,
+  checkNumber,
+  checkSignal,
+  describeRange,
+  inRange,
+  invalid,
+} from './check.js';
 import { createModel, type Model } from './model.js';
 import { identify } from './provenance.js';
 import { createScheduler } from './scheduler.js';
 import { type ModelSource, openSource, type Runtime } from './source.js';
+import { autoThreads, EFFICIENCIES, type Efficiency, fixedThreads, type ThreadTuner } from './threads.js';
 
 export type LoadPhase = 'header' | 'tokenizer' | 'weights';
 
@@ -24,8 +35,10 @@ export interface LoadEvent {
 export interface LoadOptions {
   /** Positions that a sequence may hold. @default what the model was trained with, at most 4096 */
   readonly contextLength?: number;
-  /** @default the machine's cores */
-  readonly threads?: number;
+  /** `auto`: for prompts all cores, and for decoding what `efficiency` asks for. @default 'auto' */
+  readonly threads?: number | 'auto';
+  /** How `auto` chooses, by what it measures in the first tokens. @default 'balanced' */
+  readonly efficiency?: Efficiency;
   /** Forces an instruction set. @default the environment variable FRUGAL_ISA, else the fastest the CPU has */
   readonly isa?: Isa;
   /** @default 'auto': the fastest that works here */
@@ -62,6 +75,7 @@ const MIN_STEP_TOKENS = 256;
 const LOAD_NAMES = [
   'contextLength',
   'threads',
+  'efficiency',
   'isa',
   'backend',
   'chunk',
@@ -77,6 +91,7 @@ const LOAD_NAMES = [
 interface LoadSettings {
   readonly contextLength: number | undefined;
   readonly threads: number | undefined;
+  readonly efficiency: Efficiency;
   readonly isa: Isa | undefined;
   readonly backend: (typeof BACKENDS)[number];
   readonly chunk: number;
@@ -98,7 +113,8 @@ function checkLoad(options: LoadOptions): LoadSettings {
     throw invalid('onProgress', 'a function', onProgress);
   return {
     contextLength: checkNumber('contextLength', options.contextLength, CONTEXT_RANGE, undefined),
-    threads: checkNumber('threads', options.threads, THREADS_RANGE, undefined),
+    threads: options.threads === 'auto' ? undefined : checkThreads(options.threads),
+    efficiency: checkChoice('efficiency', options.efficiency, EFFICIENCIES, 'balanced'),
     isa: options.isa === undefined ? undefined : checkChoice('isa', options.isa, ISAS, 'scalar'),
     backend: checkChoice('backend', options.backend, BACKENDS, 'auto'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
@@ -110,6 +126,11 @@ function checkLoad(options: LoadOptions): LoadSettings {
     report: onProgress ?? (() => {}),
     signal: checkSignal(options.signal),
   };
+}
+
+function checkThreads(threads: unknown): number | undefined {
+  if (threads === undefined || inRange(threads, THREADS_RANGE)) return threads;
+  throw invalid('threads', `auto or ${describeRange(THREADS_RANGE)}`, threads);
 }
 
 function checkSha256(sha256: unknown): readonly string[] | undefined {
@@ -192,8 +213,9 @@ async function assemble(
     owned.push(tokenizer);
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
+    const limits = { maxStepTokens, chunk: settings.chunk };
     const engine = {
-      scheduler: createScheduler(compiled, { maxStepTokens, chunk: settings.chunk }),
+      scheduler: createScheduler(compiled, limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,
       facts,
       backend: compiled.info,
@@ -206,6 +228,19 @@ async function assemble(
     await Promise.allSettled(owned.map((resource) => resource.dispose()));
     throw error;
   }
+}
+
+function tunerOf(
+  compiled: BackendModel,
+  { name }: Plan,
+  { threads, efficiency }: LoadSettings,
+  meter: EnergyMeter | undefined,
+): ThreadTuner {
+  const { info, weightBytes } = compiled;
+  const set = (count: number) => compiled.setThreads(count);
+  if (threads !== undefined) return fixedThreads(info.threads, set);
+  const key = `${name} ${weightBytes} ${info.kind} ${info.isa} ${info.threads}`;
+  return autoThreads({ most: info.threads, set, efficiency, meter, key });
 }
 
 async function readTokenizer(gguf: GgufModel, settings: LoadSettings): Promise<Tokenizer> {

@@ -14,6 +14,7 @@ import {
 } from './generation.js';
 import { checkGenerate, type GenerateOptions } from './options.js';
 import { createSession, type ScoreOptions, type Session, score } from './session.js';
+import type { ThreadChoice } from './threads.js';
 
 /** Text, or token ids that are used as they are. */
 export type Prompt = string | Uint32Array | readonly number[];
@@ -28,6 +29,8 @@ export interface TokenizeOptions {
 
 export interface ModelInfo extends ModelFacts {
   readonly backend: BackendInfo;
+  /** How many threads compute, and why; with `threads: 'auto'` that is known after the first tokens. */
+  readonly threads: ThreadChoice;
   /** Bytes of weights as they lie in memory. */
   readonly packedBytes: number;
   /** The most prompt tokens of one sequence in one step. */
@@ -109,6 +112,9 @@ export function createModel(engine: Engine, packedBytes: number): Model {
       ...facts,
       backend: engine.backend,
       packedBytes,
+      get threads() {
+        return scheduler.threads;
+      },
       chunk: scheduler.limits.chunk,
       hasChatTemplate: engine.chatTemplate !== undefined,
       beginToken: tokenizer.addBos ? tokenizer.bos : undefined,

@@ -7,6 +7,7 @@ import type {
   StepResult,
 } from '../backend/types.js';
 import { FrugalError } from '../errors.js';
+import { fixedThreads, type ThreadChoice, type ThreadTuner } from './threads.js';
 
 /** What became of a request: the first `consumed` of its tokens are in the sequence now. */
 export interface StepOutcome {
@@ -54,6 +55,7 @@ export interface Scheduler {
   kvBytes(): number;
   /** See `BackendModel.setThreads`. */
   setThreads(threads: number): void;
+  readonly threads: ThreadChoice;
   /** @throws FrugalError `DISPOSED` once disposed */
   assertLive(): void;
   /** Rejects every request with `DISPOSED` and frees everything. */
@@ -78,7 +80,11 @@ interface Share {
 /** Prompt tokens in a step that also generates: enough to use the kernels well, short enough to wait for. */
 const MIXED_PROMPT_TOKENS = 64;
 
-export function createScheduler(model: BackendModel, limits: SchedulerLimits): Scheduler {
+export function createScheduler(
+  model: BackendModel,
+  limits: SchedulerLimits,
+  tuner: ThreadTuner = fixedThreads(model.info.threads, model.setThreads),
+): Scheduler {
   const live = new Set<number>();
   const pendings = new Map<number, Pending>();
   const queue: Pending[] = [];
@@ -95,7 +101,7 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
       const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
       const batch = takeBatch(queue, room, limits.chunk);
       if (batch.length === 0) break;
-      stepping = runBatch(model, batch);
+      stepping = runBatch(model, batch, tuner);
       await stepping;
     }
     pumping = false;
@@ -121,7 +127,10 @@ export function createScheduler(model: BackendModel, limits: SchedulerLimits): S
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
     setThreads(threads) {
       assertLive();
-      model.setThreads(threads);
+      tuner.fix(threads);
+    },
+    get threads() {
+      return tuner.choice;
     },
     open(sampler) {
       assertLive();
@@ -232,27 +241,34 @@ function takePrompt({ tokens, output }: Pending, room: Room, chunk: number): num
 }
 
 /** Runs one step and answers its requests; never rejects. */
-async function runBatch(model: BackendModel, batch: readonly Share[]): Promise<void> {
+async function runBatch(model: BackendModel, batch: readonly Share[], tuner: ThreadTuner): Promise<void> {
   const shares = batch.filter((share) => !share.pending.settled);
   if (shares.length === 0) return;
   let results: StepResult[];
+  const ended = tuner.begin(shares.reduce((sum, { take }) => sum + take, 0));
   try {
     results = await model.step(shares.map(toEntry));
+    ended();
   } catch (error) {
-    await recover(model, shares, error);
+    await recover(model, shares, error, tuner);
     return;
   }
   for (const [i, share] of shares.entries()) answer(share, results[i]);
 }
 
-async function recover(model: BackendModel, shares: readonly Share[], error: unknown): Promise<void> {
+async function recover(
+  model: BackendModel,
+  shares: readonly Share[],
+  error: unknown,
+  tuner: ThreadTuner,
+): Promise<void> {
   const left = shares.filter((share) => !share.pending.settled);
   if (left.length < shares.length) {
-    await runBatch(model, left);
+    await runBatch(model, left, tuner);
   } else if (left.length === 1) {
     left[0]?.pending.reject(error);
   } else {
-    for (const share of left) await runBatch(model, [share]);
+    for (const share of left) await runBatch(model, [share], tuner);
   }
 }
 
