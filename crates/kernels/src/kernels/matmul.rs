@@ -11,8 +11,8 @@
 //!       bias, then residual or gate, then store
 //! ```
 //!
-//! With one or two columns the work is as fast as memory: each block asks for the same block of the
-//! next tiles, one pair of tiles ahead, which is further than the hardware looks.
+//! With one or two columns the work is as fast as memory, if that is asked early: each block asks for
+//! what lies a few kilobytes on, and whole numbers go tile by tile, so that memory is read in order.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
@@ -77,7 +77,9 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
         let columns = start..(start + block).min(job.acts.count);
         let mut tile = job.tiles.start;
         while tile < job.tiles.end {
-            let pair = tile + 1 < job.tiles.end;
+            // Floats have one chain of sums per tile: two at once keep the units busier.
+            let single = columns.len() <= STREAMED && job.acts.kind.quantised();
+            let pair = !single && tile + 1 < job.tiles.end;
             tile += if const { S::TILES == 2 } {
                 if pair {
                     linear_tiles::<S, 2>(s, job, tile, columns.clone())
@@ -362,7 +364,7 @@ impl<F: Float> Kernel for Floats<F> {
         let mut sums = [[s.splat(0.0); C]; R];
         for k in 0..acts.k {
             if C <= STREAMED && k % per_line == 0 {
-                ahead(s, at(rows, k), R * tiles[0].len());
+                next(s, at(rows, k), AHEAD);
             }
             let mut w = [s.splat(0.0); R];
             for r in 0..R {
@@ -389,15 +391,24 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
     items
 }
 
+/// How far ahead of the work memory is asked for.
+const AHEAD: usize = 8 << 10;
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
 /// Asks for what lies `bytes` after each tile's item.
 #[inline(always)]
-fn ahead<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R], bytes: usize) {
+fn next<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R], bytes: usize) {
     for r in 0..R {
         s.prefetch(items[r], bytes);
     }
+}
+
+/// Asks for values `AHEAD` bytes after each tile's block b: past a tile's values come the next tile's.
+#[inline(always)]
+fn ahead<S: Simd, const R: usize>(s: S, values: [&[u8]; R], b: usize, bytes: usize, tile: usize) {
+    let past = b * bytes + AHEAD >= values[0].len();
+    next(s, part(values, b, bytes), if past { AHEAD + tile - values[0].len() } else { AHEAD });
 }
 
 /// C columns' blocks.
@@ -436,9 +447,9 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             for i in 0..K::RUN {
                 let b = run * K::RUN + i;
                 if C <= STREAMED {
-                    ahead(s, part(values, b, bytes), R * tiles[0].len());
+                    ahead::<S, R>(s, values, b, bytes, tiles[0].len());
                     if K::RUN == 1 && b % 2 == 0 || K::RUN > 1 && i == 0 {
-                        ahead(s, scales, R * tiles[0].len());
+                        next(s, scales, tiles[0].len());
                     }
                 }
                 let x = at(x, b);
@@ -488,6 +499,12 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
             let scales = part(scales, run, K::BYTES);
             for i in 0..RUN {
                 let b = run * RUN + i;
+                if C <= STREAMED {
+                    ahead::<S, R>(s, values, b, bytes, tiles[0].len());
+                    if i == 0 {
+                        next(s, scales, tiles[0].len());
+                    }
+                }
                 let x = at(x, b);
                 let mut numbers = [s.pairs(0); R];
                 for r in 0..R {

@@ -152,7 +152,7 @@ impl Simd for Avx512 {
     fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
         let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
         for line in 0..size_of_val(item).div_ceil(64) {
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * 64)) }
         }
     }
     #[inline(always)]
