@@ -125,6 +125,13 @@ export function createFakeTokenizer(): Tokenizer {
     eos: EOS,
     endTokens: new Set([EOS, END_OF_TURN]),
     addBos: true,
+    tables: {
+      tokens: { buffer: new Uint8Array(0), offsets: new Uint32Array(1) },
+      model: 'llama',
+      addSpacePrefix: false,
+      attributes: new Uint8Array(0),
+      bos: BOS,
+    },
     async encode(text, { addSpecial = true, parseSpecial = false } = {}) {
       return Uint32Array.from([...(addSpecial ? [BOS] : []), ...encode(text, parseSpecial)]);
     },

@@ -44,15 +44,37 @@ interface Cache {
   readonly sampler: string;
 }
 
-/** @throws FrugalError `TEMPLATE_MISSING`, `INVALID_ARGUMENT`, `DISPOSED` */
-export function createChat(engine: Engine, options: ChatOptions): Chat {
-  engine.scheduler.assertLive();
+/** What a chat starts with: the defaults of its answers, and its first messages. */
+export interface ChatStart {
+  readonly defaults: Omit<ChatOptions, 'system' | 'messages'>;
+  readonly seed: bigint;
+  readonly history: readonly ChatMessage[];
+}
+
+/** @throws FrugalError `TEMPLATE_MISSING`, `INVALID_ARGUMENT` */
+export function checkChat(
+  options: ChatOptions,
+  model: { readonly name: string; readonly vocabSize: number; readonly hasChatTemplate: boolean },
+): ChatStart {
   checkKnown('chat', options, ['system', 'messages', ...chatNames()]);
   const { system, messages, ...defaults } = options;
   // Each turn draws with the same seed at its own positions, so a chat can be repeated as a whole.
-  const seed = checkGenerate('chat', defaults, engine.facts.vocabSize).sampler.seed;
-  const template = requireTemplate(engine);
-  let history = initialHistory(system, messages);
+  const seed = checkGenerate('chat', defaults, model.vocabSize).sampler.seed;
+  if (!model.hasChatTemplate) {
+    throw new FrugalError('TEMPLATE_MISSING', `The model ${model.name} has no chat template`, {
+      cure: 'Load it with the option chatTemplate (--template on the command line), or use generate with a prompt of your own.',
+    });
+  }
+  return { defaults, seed, history: initialHistory(system, messages) };
+}
+
+/** @throws FrugalError `TEMPLATE_MISSING`, `INVALID_ARGUMENT`, `DISPOSED` */
+export function createChat(engine: Engine, options: ChatOptions): Chat {
+  engine.scheduler.assertLive();
+  const { chatTemplate: template = '' } = engine;
+  const start = checkChat(options, { ...engine.facts, hasChatTemplate: engine.chatTemplate !== undefined });
+  const { defaults, seed } = start;
+  let { history } = start;
   let cache: Cache | undefined;
   let answering: number | undefined;
   let isDisposed = false;
@@ -134,13 +156,6 @@ function initialHistory(system: unknown, messages: unknown): readonly ChatMessag
     history.push({ ...message });
   }
   return history;
-}
-
-function requireTemplate(engine: Engine): string {
-  if (engine.chatTemplate !== undefined) return engine.chatTemplate;
-  throw new FrugalError('TEMPLATE_MISSING', `The model ${engine.facts.name} has no chat template`, {
-    cure: 'Load it with the option chatTemplate (--template on the command line), or use generate with a prompt of your own.',
-  });
 }
 
 /** The history as the model's template writes it, with the beginning-of-text token exactly once where one is due. */

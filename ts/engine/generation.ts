@@ -109,7 +109,17 @@ export interface Start {
  */
 export function createGeneration(engine: Engine, begin: () => Promise<Start>): Generation {
   const record = emptyRecord();
-  const pieces = produce(engine, begin, record);
+  return followPieces(produce(engine, begin, record), () => toCompletion(record, engine));
+}
+
+/**
+ * A generation from its pieces.
+ * @param completion what it has come to, once it has ended
+ */
+export function followPieces(
+  pieces: AsyncGenerator<string, void, undefined>,
+  completion: () => Completion,
+): Generation {
   let settle: { resolve(value: Completion): void; reject(reason: unknown): void } | undefined;
   const result = new Promise<Completion>((resolve, reject) => {
     settle = { resolve, reject };
@@ -119,7 +129,7 @@ export function createGeneration(engine: Engine, begin: () => Promise<Start>): G
   const follow = async (step: Promise<IteratorResult<string, void>>) => {
     try {
       const taken = await step;
-      if (taken.done) settle?.resolve(toCompletion(engine, record));
+      if (taken.done) settle?.resolve(completion());
       return taken;
     } catch (error) {
       settle?.reject(error);
@@ -302,17 +312,23 @@ function bytesMoved({ facts, scheduler }: Engine, { prompt, cachedTokens, drawn 
   return steps * facts.bytesPerToken + pairs * facts.kvBytesPerToken;
 }
 
-function toCompletion(engine: Engine, record: GenerationRecord): Completion {
+/** That of a generation that was left before it began. */
+export function emptyCompletion(): Completion {
+  return toCompletion(emptyRecord());
+}
+
+function toCompletion(record: GenerationRecord, engine?: Engine): Completion {
   const completionTokens = record.drawn.length - record.endTokens;
   const computed = record.drawn.length === 0 ? 0 : record.prompt.length - record.cachedTokens;
   const tokens = Uint32Array.from(record.drawn.slice(0, completionTokens));
-  const { identity } = engine;
   const { settings } = record;
   return {
     text: record.text,
     tokens,
-    ...(identity &&
-      settings && { provenance: createProvenance(engine, identity, settings, { ...record, tokens }) }),
+    ...(engine?.identity &&
+      settings && {
+        provenance: createProvenance(engine, engine.identity, settings, { ...record, tokens }),
+      }),
     finishReason: record.finishReason,
     ...(record.stopString === undefined ? {} : { stopString: record.stopString }),
     seed: reportSeed(record.seed),

@@ -1,7 +1,6 @@
 import { FrugalError } from '../errors.js';
-import type { StringArray } from '../gguf/index.js';
 import { Attribute } from './attributes.js';
-import type { DecodeOptions, Detokenizer, VocabularyData, VocabularyFacts } from './types.js';
+import type { DecodeOptions, Detokenizer, DetokenizerTables } from './types.js';
 
 const SPACE = 0x20;
 /** "▁", which stands for a space in SentencePiece style. */
@@ -38,16 +37,14 @@ export interface Detokenization {
   stream(options?: DecodeOptions): Detokenizer;
 }
 
-export function createDetokenization(
-  tokens: StringArray,
-  data: Pick<VocabularyData, 'model' | 'addSpacePrefix'>,
-  facts: Pick<VocabularyFacts, 'attributes' | 'bos'>,
-): Detokenization {
-  const { buffer, offsets, length: count } = tokens;
-  const writeNormal = data.model === 'llama' ? writeSentencePiece : writeByteLevel;
+export function createDetokenization(tables: DetokenizerTables): Detokenization {
+  const { attributes, bos, addSpacePrefix } = tables;
+  const { buffer, offsets } = tables.tokens;
+  const count = offsets.length - 1;
+  const writeNormal = tables.model === 'llama' ? writeSentencePiece : writeByteLevel;
   const write = (id: number, special: boolean, output: Output): void => {
     checkToken(id, count);
-    const writeBytes = writerOf(facts.attributes[id] ?? 0, special, writeNormal);
+    const writeBytes = writerOf(attributes[id] ?? 0, special, writeNormal);
     if (writeBytes === undefined) return;
     const start = offsets[id] ?? 0;
     const end = offsets[id + 1] ?? 0;
@@ -61,9 +58,9 @@ export function createDetokenization(
       let position = 0;
       for (const id of ids) {
         write(id, special, output);
-        if (position++ === 0 && id === facts.bos) textStart = output.length;
+        if (position++ === 0 && id === bos) textStart = output.length;
       }
-      if (data.addSpacePrefix && output.length > textStart && output.bytes[textStart] === SPACE) {
+      if (addSpacePrefix && output.length > textStart && output.bytes[textStart] === SPACE) {
         output.bytes.copyWithin(textStart, textStart + 1, output.length);
         output.length--;
       }

@@ -4,7 +4,16 @@ import { openEncoder } from './encoder.js';
 import { readVocabulary } from './metadata.js';
 import type { OpenEncoder, Tokenizer } from './types.js';
 
-export type { DecodeOptions, Detokenizer, EncodeOptions, Encoder, OpenEncoder, Tokenizer } from './types.js';
+export { createDetokenization } from './detokenizer.js';
+export type {
+  DecodeOptions,
+  Detokenizer,
+  DetokenizerTables,
+  EncodeOptions,
+  Encoder,
+  OpenEncoder,
+  Tokenizer,
+} from './types.js';
 
 export interface TokenizerOptions {
   /** Stops the building of the vocabulary. */
@@ -31,8 +40,16 @@ export async function createTokenizer(
   const tokens = metadata.strings('tokenizer.ggml.tokens');
   const encoder = await (options.openEncoder ?? openEncoder)(data, signal);
   const { facts } = encoder;
+  const tables = {
+    tokens: data.tokens,
+    model: data.model,
+    addSpacePrefix: data.addSpacePrefix,
+    attributes: facts.attributes,
+    bos: facts.bos,
+  };
   return {
-    ...createDetokenization(tokens, data, facts),
+    ...createDetokenization(tables),
+    tables,
     vocabSize: tokens.length,
     model: data.model,
     bos: facts.bos,

@@ -22,6 +22,8 @@ export interface Tokenizer {
   decode(tokens: Iterable<number>, options?: DecodeOptions): string;
   /** Text of a continuation, token by token. A leading space is kept: it separates words. */
   stream(options?: DecodeOptions): Detokenizer;
+  /** What turns tokens into text, as plain data, for another thread. */
+  readonly tables: DetokenizerTables;
   /** The token as the vocabulary spells it, for example `<s>`, `▁the` or `Ġthe`. */
   tokenText(id: number): string;
   /** The id of the token that the vocabulary spells this way. */
@@ -56,6 +58,15 @@ export interface Detokenizer {
 
 /** The parts of a `StringArray`, which can cross to another thread where its class cannot. */
 export type PackedStrings = Pick<StringArray, 'buffer' | 'offsets'>;
+
+/** All that detokenising needs. */
+export interface DetokenizerTables {
+  readonly tokens: PackedStrings;
+  readonly model: VocabularyData['model'];
+  readonly addSpacePrefix: boolean;
+  readonly attributes: Uint8Array;
+  readonly bos: number | undefined;
+}
 
 /** Token ids that the file names, each within the vocabulary. */
 export type SpecialName = 'bos' | 'eos' | 'eot' | 'eom' | 'unknown' | 'fimPad' | 'fimRepo' | 'fimSeparator';

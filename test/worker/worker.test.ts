@@ -1,0 +1,261 @@
+import { existsSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { FrugalError, type LoadEvent, load as loadHere, type Model } from '../../ts/index.js';
+import { load } from '../../ts/worker/node.js';
+import { digestOf, tokens } from '../contract/golden.js';
+import { VOCABULARY } from '../contract/random-model.js';
+import { memorySource, withFolder } from '../gguf/sources.js';
+import { tinyLlama, tinyLlamaSpec } from '../gguf/tiny-llama.js';
+import { writeSplit } from '../gguf/writer.js';
+
+const template =
+  '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}';
+const TINY = tinyLlama({
+  metadata: [{ key: 'tokenizer.chat_template', kind: 'string', value: template }],
+}).bytes;
+const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
+const IDS = tokens(1, 60, VOCABULARY);
+
+let there: Model;
+let here: Model;
+beforeAll(async () => {
+  const source = new Blob([TINY]);
+  [there, here] = await Promise.all([load(source, { threads: 2 }), loadHere(source, { threads: 2 })]);
+});
+afterAll(async () => {
+  await Promise.all([there.dispose(), here.dispose()]);
+});
+
+const both = async (use: (model: Model) => Promise<unknown>) => {
+  const outcome = (model: Model) =>
+    use(model).catch((error: unknown) =>
+      error instanceof FrugalError
+        ? { code: error.code, message: error.message, cure: error.cure, data: error.data }
+        : Promise.reject(error),
+    );
+  const expected = await outcome(here);
+  expect(await outcome(there)).toEqual(expected);
+  return expected;
+};
+
+describe('a model in a worker gives what one without gives', () => {
+  it('facts', () => {
+    expect(there.info).toEqual(here.info);
+  });
+
+  it('pieces of text, and what they came to', async () => {
+    await both(async (model) => {
+      const generation = model.generate(IDS, { seed: 5, maxTokens: 20, ignoreEnd: true });
+      const pieces: string[] = [];
+      for await (const piece of generation) pieces.push(piece);
+      const { usage, ...rest } = await generation.result;
+      expect(usage.decodeMs).toBeGreaterThan(0);
+      return { pieces, ...rest, promptTokens: usage.promptTokens };
+    });
+  });
+
+  it('completions, embeddings, tokens and text', async () => {
+    const text = 'the end of it all';
+    await both(async (model) => (await model.complete(text, { temperature: 0, maxTokens: 9 })).text);
+    await both((model) => model.embed(text, { pooling: 'last' }));
+    await both((model) => model.embed([text, 'once'], { normalize: false }));
+    await both((model) => model.tokenize(text, { addSpecial: false }));
+    await both(async (model) => model.detokenize(await model.tokenize(text)));
+    await both(async (model) => model.detokenize(IDS, { special: true }));
+  });
+
+  it('logits, by score and in a session', async () => {
+    await both((model) => digestOf(model, IDS));
+    await both(async (model) => {
+      await using session = model.session();
+      const rows: Float32Array[] = [];
+      for await (const row of session.logits(IDS.slice(0, 9))) rows.push(row);
+      expect(session.length).toBe(9);
+      for await (const row of session.logits(IDS.slice(9, 12), { rows: 'last' })) rows.push(row);
+      expect(session.length).toBe(12);
+      return rows;
+    });
+  });
+
+  it('conversations, their history and what is kept of an answer left early', async () => {
+    const conversation = await both(async (model) => {
+      await using chat = model.chat({ system: 'a', seed: 3, maxTokens: 12, ignoreEnd: true });
+      const answers: string[] = [];
+      for await (const piece of chat.send('one')) answers.push(piece);
+      for await (const piece of chat.send('two')) {
+        answers.push(piece);
+        break;
+      }
+      const last = chat.send('three', { maxTokens: 3 });
+      for await (const piece of last) answers.push(piece);
+      const { cachedTokens } = (await last.result).usage;
+      return { answers, cachedTokens, history: chat.history };
+    });
+    expect(conversation).toMatchObject({ history: { length: 7 } });
+  });
+
+  it('a generation that is left before it began', async () => {
+    await both(async (model) => {
+      const generation = model.generate('a');
+      await generation.return();
+      return (await generation.result).finishReason;
+    });
+  });
+});
+
+describe('errors of a worker are those of the model', () => {
+  const wrong: Readonly<Record<string, (model: Model) => Promise<unknown>>> = {
+    'an unknown option': (model) => model.complete('a', { maxToken: 3 } as never),
+    'a value out of range': (model) => model.complete('a', { temperature: -1 }),
+    'a prompt that is none': (model) => model.complete({ length: 0 } as never),
+    'a prompt too long': (model) => model.complete(new Array(model.info.contextLength + 1).fill(3)),
+    'a token that is none': async (model) => model.detokenize([VOCABULARY]),
+    'a wrong token to score': (model) => digestOf(model, [VOCABULARY]),
+    'an embedding of nothing': (model) => model.embed(3 as never),
+    'a signal that is none': (model) => model.tokenize('a', { signal: 3 as never }),
+    'a wrong default of a chat': async (model) => model.chat({ topP: 3 }),
+    'a message that is none': async (model) => {
+      for await (const _ of model.chat().send(7 as never));
+    },
+  };
+  it.each(Object.entries(wrong))('%s', async (_, call) => {
+    expect(await both(call)).toMatchObject({ code: expect.any(String) });
+  });
+
+  it('data that cannot be sent', async () => {
+    const error = await there.complete('a', { logitBias: { 1: (() => 1) as never } }).catch((e) => e);
+    expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringContaining('worker')]);
+  });
+
+  it('a file that is refused', async () => {
+    const refusal = (loading: Promise<Model>) =>
+      loading.catch(({ code, message, cure }) => ({ code, message, cure }));
+    for (const source of [new Blob([TINY.slice(0, 3000)]), 'none.gguf', 'ftp://host/x.gguf']) {
+      expect(await refusal(load(source))).toEqual(await refusal(loadHere(source)));
+    }
+    expect(await refusal(load(new Blob([TINY]), { thread: 2 } as never))).toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+  });
+});
+
+describe('loading in a worker', () => {
+  const same = async (loading: Promise<Model>) => {
+    await using model = await loading;
+    expect(await digestOf(model, IDS)).toBe(await digestOf(here, IDS));
+  };
+
+  it('from a path, a file URL and sources of one’s own', () =>
+    withFolder(async (folder) => {
+      const path = join(folder, 'model.gguf');
+      await writeFile(path, TINY);
+      await same(load(path));
+      await same(load(new URL(`file://${path}`)));
+      const source = memorySource(TINY);
+      await same(load(source));
+      expect(source.counts.closed).toBe(1);
+    }));
+
+  it('from the parts of a source of one’s own', async () => {
+    const parts = [...writeSplit('model', tinyLlamaSpec(), [10])].map(([name, bytes]) =>
+      memorySource(bytes, name),
+    );
+    const [first, second] = parts;
+    if (first === undefined || second === undefined) throw new Error('no parts');
+    await using model = await load({ ...first, sibling: async () => second });
+    expect(model.info.vocabSize).toBe(VOCABULARY);
+    expect(parts.map(({ counts }) => counts.closed)).toEqual([1, 1]);
+  });
+
+  it('tells its progress before it is done, in order', async () => {
+    const seen: LoadEvent[] = [];
+    await (await load(new Blob([TINY]), { onProgress: (event) => seen.push(event) })).dispose();
+    expect([...new Set(seen.map(({ phase }) => phase))]).toEqual(['header', 'tokenizer', 'weights']);
+    expect(seen.at(-1)).toMatchObject({ loaded: seen.at(-1)?.total });
+  });
+
+  it('ends with what its listener throws, and with the reason of its signal', async () => {
+    const onProgress = () => {
+      throw new Error('no more');
+    };
+    await expect(load(new Blob([TINY]), { onProgress })).rejects.toThrow('no more');
+    const signal = AbortSignal.abort(new Error('never'));
+    await expect(load(new Blob([TINY]), { signal })).rejects.toBe(signal.reason);
+    const stop = new AbortController();
+    const slow = { ...memorySource(TINY), read: () => new Promise<never>(() => {}) };
+    setTimeout(() => stop.abort(new Error('enough')), 20);
+    await expect(load(slow, { signal: stop.signal })).rejects.toThrow('enough');
+  });
+});
+
+it('an abort ends a generation within a token, with the reason of the signal', async () => {
+  const stop = new AbortController();
+  const reason = new Error('stopped');
+  const generation = there.generate(IDS, { signal: stop.signal, ignoreEnd: true, seed: 1 });
+  await generation.next();
+  const pending = generation.next();
+  stop.abort(reason);
+  let more = 0;
+  const end = (async () => {
+    for (let taken = await pending; !taken.done; taken = await generation.next()) more += 1;
+  })();
+  await expect(end).rejects.toBe(reason);
+  await expect(generation.result).rejects.toBe(reason);
+  expect(more).toBeLessThanOrEqual(1);
+  await expect(there.embed('a', { signal: stop.signal })).rejects.toBe(reason);
+  await both(async (model) => (await model.complete(IDS, { seed: 2, maxTokens: 3 })).text);
+});
+
+it('an aborted answer leaves the conversation usable, with what it had', async () => {
+  await both(async (model) => {
+    const stop = new AbortController();
+    await using chat = model.chat({ seed: 3, maxTokens: 30, ignoreEnd: true });
+    const answer = chat.send('one', { signal: stop.signal });
+    let text = '';
+    for (let i = 0; i < 3; i++) text += (await answer.next()).value;
+    stop.abort(new Error('enough'));
+    await expect(answer.next()).rejects.toThrow('enough');
+    expect(chat.history.at(-1)).toEqual({ role: 'assistant', content: text });
+    for await (const piece of chat.send('two')) text += piece;
+    return text;
+  });
+});
+
+describe('disposing', () => {
+  it('ends all calls with DISPOSED, and those after it', async () => {
+    const model = await load(new Blob([TINY]), { threads: 2 });
+    const chat = model.chat();
+    const generation = model.generate(IDS, { ignoreEnd: true });
+    await generation.next();
+    const running = [model.complete(IDS, { ignoreEnd: true }), model.score(IDS).next()];
+    const ended = Promise.allSettled(running);
+    await model.dispose();
+    await model.dispose();
+    for (const outcome of await ended) expect(outcome).toMatchObject({ reason: { code: 'DISPOSED' } });
+    const after = [generation.next(), model.embed('a'), chat.send('x').next()];
+    for (const call of after) await expect(call).rejects.toMatchObject({ code: 'DISPOSED' });
+    expect(() => model.detokenize([1])).toThrow('disposed');
+    expect(() => model.chat()).toThrow('disposed');
+    await chat.dispose();
+  });
+});
+
+it('the calling thread is free while the worker generates', async () => {
+  expect(existsSync(STORIES)).toBe(true);
+  await using model = await load(STORIES);
+  let longest = 0;
+  let last = performance.now();
+  const timer = setInterval(() => {
+    const now = performance.now();
+    longest = Math.max(longest, now - last);
+    last = now;
+  }, 1);
+  const { usage } = await model.complete('Once upon a time', { maxTokens: 60, ignoreEnd: true, seed: 1 });
+  clearInterval(timer);
+  console.log(
+    `longest delay of a 1 ms timer over ${usage.completionTokens} tokens: ${longest.toFixed(1)} ms`,
+  );
+  expect(usage.completionTokens).toBe(60);
+});

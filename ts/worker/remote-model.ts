@@ -1,0 +1,194 @@
+import { type Chat, checkChat } from '../engine/chat.js';
+import { checkBoolean, checkKnown, checkSignal, checkTokens, invalid } from '../engine/check.js';
+import type { EmbedOptions } from '../engine/embed.js';
+import {
+  type Completion,
+  drain,
+  emptyCompletion,
+  followPieces,
+  type Generation,
+} from '../engine/generation.js';
+import type { Model } from '../engine/model.js';
+import { disposed } from '../engine/scheduler.js';
+import type { Session } from '../engine/session.js';
+import type { ChatMessage } from '../template/index.js';
+import { createDetokenization } from '../tokenizer/detokenizer.js';
+import type { Line } from './connect.js';
+import type { Loaded, Opening, PlainCall, Taken } from './protocol.js';
+
+/** A model in another thread, as if it were in this one. */
+export function remoteModel(line: Line, { info, tables }: Loaded): Model {
+  const { decode } = createDetokenization(tables);
+
+  /** A call that takes an input and options, and gives a promise. */
+  async function call<T>(name: PlainCall, input: unknown, options: object): Promise<T> {
+    const { signal, rest } = splitOptions(options);
+    const id = line.nextId();
+    return line.askAbortable(id, (host) => host.call(id, name, input, rest), signal);
+  }
+
+  function embed(text: string, options?: EmbedOptions): Promise<Float32Array>;
+  function embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>;
+  function embed(input: unknown, options: EmbedOptions = {}): Promise<never> {
+    return call('embed', input, options);
+  }
+
+  const model: Model = {
+    info,
+    generate: (prompt, options = {}) =>
+      remoteGeneration(line, options, (rest) => ({ type: 'generate', args: [prompt, rest] })),
+    complete: (prompt, options) => drain(model.generate(prompt, options)),
+    chat(options = {}) {
+      line.assertLive();
+      const { history } = checkChat(options, info);
+      return remoteChat(line, options, history);
+    },
+    session() {
+      line.assertLive();
+      return remoteSession(line);
+    },
+    embed,
+    tokenize: (text, options = {}) => call('tokenize', text, options),
+    detokenize(tokens, options = {}) {
+      line.assertLive();
+      checkKnown('detokenize', options, ['special']);
+      const special = checkBoolean('special', options.special, false);
+      if (tokens.length === 0) return '';
+      return decode(checkTokens('tokens', tokens, info.vocabSize), { special });
+    },
+    score: (tokens, options = {}) =>
+      iterate<Float32Array>(line, options, (rest) => ({ type: 'score', args: [tokens, rest] })),
+    dispose: () => line.dispose(),
+    [Symbol.asyncDispose]: () => model.dispose(),
+  };
+  return model;
+}
+
+/** The signal stays on this side; the other options are checked on the other. */
+function splitOptions(options: object): { signal: AbortSignal | undefined; rest: object } {
+  if (typeof options !== 'object' || options === null) throw invalid('The options', 'an object', options);
+  const { signal, ...rest } = options as { signal?: unknown };
+  return { signal: checkSignal(signal), rest };
+}
+
+type Open = (options: object) => Opening;
+
+/**
+ * Walks an iteration of the thread, a step for each that is asked for.
+ * @param onStep gets each reply
+ */
+async function* iterate<T>(
+  line: Line,
+  options: object,
+  open: Open,
+  onStep: (taken: Taken) => void = () => {},
+): AsyncGenerator<T, void, undefined> {
+  const { signal, rest } = splitOptions(options);
+  signal?.throwIfAborted();
+  const id = line.nextId();
+  const opening = open(rest);
+  let over = false;
+  const step = async (method: 'next' | 'return') => {
+    // It is over if it fails, too.
+    over = true;
+    const taken = await line.ask<Taken>((host) => host[method](id), signal);
+    over = taken.done;
+    onStep(taken);
+    return taken;
+  };
+  // It frees its sequence at once, even while the consumer is busy with a piece.
+  const abort = () => line.tell((host) => host.abort(id));
+  await line.ask((host) => host.open(id, opening));
+  signal?.addEventListener('abort', abort, { once: true });
+  try {
+    for (;;) {
+      const taken = await step('next');
+      if (taken.done) return;
+      yield taken.value as T;
+    }
+  } finally {
+    signal?.removeEventListener('abort', abort);
+    if (!over) await step('return');
+  }
+}
+
+function remoteGeneration(line: Line, options: object, open: Open, ended?: () => Promise<void>): Generation {
+  let completion: Completion | undefined;
+  const steps = iterate<string>(line, options, open, ({ done, value }) => {
+    if (done) completion = value as Completion;
+  });
+  return followPieces(ended ? followedBy(steps, ended) : steps, () => completion ?? emptyCompletion());
+}
+
+async function* followedBy(
+  steps: AsyncGenerator<string, void, undefined>,
+  ended: () => Promise<void>,
+): AsyncGenerator<string, void, undefined> {
+  try {
+    yield* steps;
+  } finally {
+    await ended();
+  }
+}
+
+function remoteChat(line: Line, options: object, start: readonly ChatMessage[]): Chat {
+  const chatId = line.nextId();
+  let history = start;
+  let isDisposed = false;
+  line.tell((host) => host.chat(chatId, options));
+
+  async function readHistory(): Promise<void> {
+    if (!isDisposed) history = await line.ask((host) => host.history(chatId));
+  }
+
+  const chat: Chat = {
+    get history() {
+      return [...history];
+    },
+    send: (message, overrides = {}) =>
+      remoteGeneration(
+        line,
+        overrides,
+        (rest) => {
+          if (isDisposed) throw disposed('The chat');
+          return { type: 'send', target: chatId, args: [message, rest] };
+        },
+        readHistory,
+      ),
+    async dispose() {
+      if (isDisposed) return;
+      isDisposed = true;
+      await release(line, chatId);
+    },
+    [Symbol.asyncDispose]: () => chat.dispose(),
+  };
+  return chat;
+}
+
+function remoteSession(line: Line): Session {
+  const sessionId = line.nextId();
+  let length = 0;
+  line.tell((host) => host.session(sessionId));
+  const session: Session = {
+    get length() {
+      return length;
+    },
+    logits: (tokens, options = {}) =>
+      iterate<Float32Array>(
+        line,
+        options,
+        (rest) => ({ type: 'logits', target: sessionId, args: [tokens, rest] }),
+        (taken) => {
+          length = taken.length ?? length;
+        },
+      ),
+    dispose: () => release(line, sessionId),
+    [Symbol.asyncDispose]: () => session.dispose(),
+  };
+  return session;
+}
+
+/** What a disposed model had is freed already. */
+async function release(line: Line, id: number): Promise<void> {
+  await line.ask((host) => host.release(id)).catch(() => undefined);
+}

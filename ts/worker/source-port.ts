@@ -1,0 +1,60 @@
+import { expose, type Remote, releaseProxy, transfer, wrap } from 'comlink';
+import type { ByteSource } from '../gguf/source.js';
+import type { Reply, SentSource, SourcePort } from './protocol.js';
+import { replyTo, unwrap } from './reply.js';
+
+/** A source as it crosses: what can be copied is, one of the user's own is asked through a port. */
+export function sendSource(source: string | Blob | ByteSource): SentSource {
+  if (typeof source === 'string' || source instanceof Blob) return { type: 'place', place: source };
+  const { port1, port2 } = new MessageChannel();
+  const offered: SourcePort = {
+    async read(offset, length) {
+      // A copy: the source may keep what it gave.
+      const reply = await replyTo(async () => (await source.read(offset, length)).slice());
+      return reply.type === 'value' ? transfer(reply, [reply.value.buffer]) : reply;
+    },
+    async sibling(name) {
+      const reply = await replyTo(async () => {
+        if (source.sibling === undefined) throw new Error('this kind of source has no other files');
+        return sendSource(await source.sibling(name));
+      });
+      return reply.type === 'value' && reply.value.type === 'port'
+        ? transfer(reply, [reply.value.port])
+        : reply;
+    },
+    finish: () => replyTo(async () => source.finish?.()),
+    close: () => replyTo(() => source.close()),
+  };
+  expose(offered, port1);
+  return transfer({ type: 'port', name: source.name, size: source.size, port: port2 }, [port2]);
+}
+
+/** The source on the other side. */
+export function receiveSource(sent: SentSource): string | Blob | ByteSource {
+  return sent.type === 'place' ? sent.place : portSource(sent.name, sent.size, wrap<SourcePort>(sent.port));
+}
+
+function portSource(name: string, size: number, port: Remote<SourcePort>): ByteSource {
+  return {
+    name,
+    size,
+    async read(offset, length, signal) {
+      signal?.throwIfAborted();
+      const bytes = unwrap((await port.read(offset, length)) as Reply<Uint8Array>);
+      signal?.throwIfAborted();
+      return bytes;
+    },
+    async sibling(file) {
+      const opened = receiveSource(unwrap((await port.sibling(file)) as Reply<SentSource>));
+      if (typeof opened === 'string' || opened instanceof Blob) throw new TypeError('not a source');
+      return opened;
+    },
+    async finish() {
+      unwrap((await port.finish()) as Reply<void>);
+    },
+    async close() {
+      unwrap((await port.close()) as Reply<void>);
+      port[releaseProxy]();
+    },
+  };
+}
