@@ -109,7 +109,9 @@ export interface Start {
  */
 export function createGeneration(engine: Engine, begin: () => Promise<Start>): Generation {
   const record = emptyRecord();
-  return followPieces(produce(engine, begin, record), () => toCompletion(record, engine));
+  return followPieces(produce(engine, begin, record), () =>
+    toCompletion(record, engine.scheduler.threads.decode, engine),
+  );
 }
 
 /**
@@ -313,11 +315,11 @@ function bytesMoved({ facts, scheduler }: Engine, { prompt, cachedTokens, drawn 
 }
 
 /** That of a generation that was left before it began. */
-export function emptyCompletion(): Completion {
-  return toCompletion(emptyRecord());
+export function emptyCompletion(threads: number): Completion {
+  return toCompletion(emptyRecord(), threads);
 }
 
-function toCompletion(record: GenerationRecord, engine?: Engine): Completion {
+function toCompletion(record: GenerationRecord, threads: number, engine?: Engine): Completion {
   const completionTokens = record.drawn.length - record.endTokens;
   const computed = record.drawn.length === 0 ? 0 : record.prompt.length - record.cachedTokens;
   const tokens = Uint32Array.from(record.drawn.slice(0, completionTokens));
@@ -341,7 +343,7 @@ function toCompletion(record: GenerationRecord, engine?: Engine): Completion {
       decodeMs: record.decodeMs,
       prefillTokensPerSecond: perSecond(computed, record.prefillMs),
       decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
-      threads: engine.scheduler.threads.decode,
+      threads,
       kvBytes: record.kvBytes,
       ...(record.experts === undefined ? {} : { experts: record.experts }),
       ...(record.energy && { energy: record.energy }),

@@ -36,12 +36,15 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
   const model: Model = {
     info,
     generate: (prompt, options = {}) =>
-      remoteGeneration(line, options, (rest) => ({ type: 'generate', args: [prompt, rest] })),
+      remoteGeneration(line, info.backend.threads, options, (rest) => ({
+        type: 'generate',
+        args: [prompt, rest],
+      })),
     complete: (prompt, options) => drain(model.generate(prompt, options)),
     chat(options = {}) {
       line.assertLive();
       const { history } = checkChat(options, info);
-      return remoteChat(line, options, history);
+      return remoteChat(line, info.backend.threads, options, history);
     },
     session() {
       line.assertLive();
@@ -112,12 +115,18 @@ async function* iterate<T>(
   }
 }
 
-function remoteGeneration(line: Line, options: object, open: Open, ended?: () => Promise<void>): Generation {
+function remoteGeneration(
+  line: Line,
+  threads: number,
+  options: object,
+  open: Open,
+  ended?: () => Promise<void>,
+): Generation {
   let completion: Completion | undefined;
   const steps = iterate<string>(line, options, open, ({ done, value }) => {
     if (done) completion = value as Completion;
   });
-  return followPieces(ended ? followedBy(steps, ended) : steps, () => completion ?? emptyCompletion());
+  return followPieces(ended ? followedBy(steps, ended) : steps, () => completion ?? emptyCompletion(threads));
 }
 
 async function* followedBy(
@@ -131,7 +140,7 @@ async function* followedBy(
   }
 }
 
-function remoteChat(line: Line, options: object, start: readonly ChatMessage[]): Chat {
+function remoteChat(line: Line, threads: number, options: object, start: readonly ChatMessage[]): Chat {
   const chatId = line.nextId();
   let history = start;
   let isDisposed = false;
@@ -148,6 +157,7 @@ function remoteChat(line: Line, options: object, start: readonly ChatMessage[]):
     send: (message, overrides = {}) =>
       remoteGeneration(
         line,
+        threads,
         overrides,
         (rest) => {
           if (isDisposed) throw disposed('The chat');
