@@ -1,21 +1,28 @@
-import type { PlanBuffer, PlanOp } from '../plan/types.js';
-import { type Experts, type Hyper, isLocal } from './hyper.js';
+import type { PlanBuffer, PlanOp, Rope } from '../plan/types.js';
+import { expertBuffers, expertOps } from './experts.js';
+import { type Hyper, isLocal } from './hyper.js';
+import { latentBuffers, latentOps } from './latent.js';
+import { type Linear, linear } from './linear.js';
 import type { Differences } from './table.js';
 import type { TensorTable } from './tensors.js';
 
 /** The buffer names of a decoder. Layers share them; `x` is the residual stream. */
 export function decoderBuffers(hyper: Hyper, row: Differences): PlanBuffer[] {
-  const { embeddingLength, heads, kvHeads, headDim, feedForward, experts } = hyper;
-  return [
-    { name: 'x', width: embeddingLength, rows: 'tokens' },
-    { name: 'normed', width: embeddingLength, rows: 'tokens' },
+  const { embeddingLength, heads, kvHeads, headDim, latent, feedForward, blockCount, experts } = hyper;
+  const attention = (): PlanBuffer[] => [
     { name: 'q', width: heads * headDim, rows: 'tokens' },
     { name: 'k', width: kvHeads * headDim, rows: 'tokens' },
     { name: 'v', width: kvHeads * headDim, rows: 'tokens' },
     { name: 'attended', width: heads * headDim, rows: 'tokens' },
-    experts
-      ? { name: 'gates', width: experts.count, rows: 'tokens' }
-      : { name: 'gated', width: feedForward, rows: 'tokens' },
+  ];
+  const dense = experts === undefined || experts.leadingDense > 0;
+  const mixture = experts !== undefined && experts.leadingDense < blockCount;
+  return [
+    { name: 'x', width: embeddingLength, rows: 'tokens' },
+    { name: 'normed', width: embeddingLength, rows: 'tokens' },
+    ...(latent ? latentBuffers(latent, heads) : attention()),
+    ...(dense ? [{ name: 'gated', width: feedForward, rows: 'tokens' } as const] : []),
+    ...(mixture ? expertBuffers(experts) : []),
     ...(row.postNorms ? [{ name: 'branch', width: embeddingLength, rows: 'tokens' } as const] : []),
     { name: 'selected', width: embeddingLength, rows: 'outputs' },
     { name: 'hidden', width: embeddingLength, rows: 'outputs' },
@@ -27,13 +34,21 @@ export function decoderBuffers(hyper: Hyper, row: Differences): PlanBuffer[] {
  * x += attention(norm(x)); x += feedForward(norm(x)); logits(norm(x)).
  * Takes the tensors it names from `tensors`, which checks them.
  */
-export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable): PlanOp[] {
+export function decoderOps(
+  hyper: Hyper,
+  row: Differences,
+  tensors: TensorTable,
+  ropes: readonly Rope[],
+): PlanOp[] {
   const { embeddingLength, vocabSize } = hyper;
   const table = tensors.required('token_embd.weight', [embeddingLength, vocabSize], 'matrix');
   const scale = row.scaledEmbedding ? { scale: Math.sqrt(embeddingLength) } : {};
   const ops: PlanOp[] = [{ op: 'embed', table, out: 'x', ...scale }];
   for (let layer = 0; layer < hyper.blockCount; layer++) {
-    ops.push(...attentionOps(hyper, row, tensors, layer), ...feedForwardOps(hyper, row, tensors, layer));
+    ops.push(
+      ...attentionOps(hyper, row, tensors, layer, ropes),
+      ...feedForwardOps(hyper, row, tensors, layer),
+    );
   }
   // A file without an output matrix uses the token embeddings for it.
   const output = tensors.optional('output.weight', [embeddingLength, vocabSize], 'matrix') ?? table;
@@ -58,7 +73,35 @@ export function decoderOps(hyper: Hyper, row: Differences, tensors: TensorTable)
   return ops;
 }
 
-function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
+function attentionOps(
+  hyper: Hyper,
+  row: Differences,
+  tensors: TensorTable,
+  layer: number,
+  ropes: readonly Rope[],
+): PlanOp[] {
+  const { embeddingLength, heads, headDim, latent, normEps } = hyper;
+  const block = `blk.${layer}`;
+  const scoreRope = ropes[0]?.logMultiplier === undefined ? undefined : 0;
+  const sizes = { layer, heads, width: embeddingLength, eps: normEps };
+  const attended = heads * (latent?.valueDim ?? headDim);
+  return [
+    {
+      op: 'rms_norm',
+      x: 'x',
+      weight: tensors.required(`${block}.attn_norm.weight`, [embeddingLength], 'vector'),
+      out: 'normed',
+      eps: normEps,
+    },
+    ...(latent ? latentOps(latent, sizes, tensors, scoreRope) : headsOps(hyper, row, tensors, layer)),
+    ...addBranch(hyper, row, tensors, `${block}.post_attention_norm`, (out) =>
+      linear(tensors, 'attended', `${block}.attn_output`, attended, embeddingLength, out),
+    ),
+  ];
+}
+
+/** `attended` = attention of `normed`, with keys and values of their own for each head or group of heads. */
+function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
   const { embeddingLength, heads, kvHeads, headDim, normEps } = hyper;
   const block = `blk.${layer}`;
   const local = isLocal(hyper, layer);
@@ -83,13 +126,6 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
     return { op: 'rms_norm', x: name, weight, out: name, eps: normEps };
   };
   return [
-    {
-      op: 'rms_norm',
-      x: 'x',
-      weight: tensors.required(`${block}.attn_norm.weight`, [embeddingLength], 'vector'),
-      out: 'normed',
-      eps: normEps,
-    },
     project('q', heads),
     project('k', kvHeads),
     project('v', kvHeads),
@@ -107,10 +143,8 @@ function attentionOps(hyper: Hyper, row: Differences, tensors: TensorTable, laye
       ...(local && hyper.window !== undefined ? { window: hyper.window } : {}),
       ...(hyper.scoreScale === undefined ? {} : { scale: hyper.scoreScale }),
       ...(hyper.scoreCap === undefined ? {} : { softcap: hyper.scoreCap }),
+      ...(row.sinks ? { sinks: tensors.required(`${block}.attn_sinks.weight`, [heads], 'vector') } : {}),
     },
-    ...addBranch(hyper, row, tensors, `${block}.post_attention_norm`, (out) =>
-      linear(tensors, 'attended', `${block}.attn_output`, heads * headDim, embeddingLength, out),
-    ),
   ];
 }
 
@@ -121,12 +155,16 @@ function feedForwardOps(hyper: Hyper, row: Differences, tensors: TensorTable, la
     {
       op: 'rms_norm',
       x: 'x',
-      weight: tensors.required(`${block}.ffn_norm.weight`, [embeddingLength], 'vector'),
+      weight: tensors.required(
+        `${block}.${row.feedForwardNorm ?? 'ffn_norm'}.weight`,
+        [embeddingLength],
+        'vector',
+      ),
       out: 'normed',
       eps: normEps,
     },
-    ...(experts
-      ? expertOps(experts, embeddingLength, row, tensors, block)
+    ...(experts && layer >= experts.leadingDense
+      ? expertOps(experts, embeddingLength, tensors, block)
       : denseOps(hyper, row, tensors, block)),
   ];
 }
@@ -147,52 +185,6 @@ function denseOps(hyper: Hyper, row: Differences, tensors: TensorTable, block: s
       linear(tensors, 'gated', `${block}.ffn_down`, feedForward, embeddingLength, out),
     ),
   ];
-}
-
-/** A mixture of experts (Jiang et al., 2024, arXiv:2401.04088): the router's gates, then the experts it chooses. */
-function expertOps(
-  { count, used, feedForward }: Experts,
-  width: number,
-  row: Differences,
-  tensors: TensorTable,
-  block: string,
-): PlanOp[] {
-  const stack = (name: string, shape: readonly number[]) =>
-    tensors.required(`${block}.ffn_${name}_exps.weight`, [...shape, count], 'experts');
-  return [
-    { ...linear(tensors, 'normed', `${block}.ffn_gate_inp`, width, count, 'gates'), precise: true },
-    {
-      op: 'experts',
-      x: 'normed',
-      gates: 'gates',
-      gate: stack('gate', [width, feedForward]),
-      up: stack('up', [width, feedForward]),
-      down: stack('down', [feedForward, width]),
-      activation: 'silu',
-      out: 'x',
-      topK: used,
-      normalise: row.experts?.normalise ?? false,
-      scale: 1,
-    },
-  ];
-}
-
-type Linear = Extract<PlanOp, { op: 'linear' }>;
-
-/** `name.weight` applied to x, with `name.bias` where the file has one or must have one. */
-function linear(
-  tensors: TensorTable,
-  x: string,
-  name: string,
-  inputs: number,
-  outputs: number,
-  out: string,
-  biasRequired = false,
-): Linear {
-  const weight = tensors.required(`${name}.weight`, [inputs, outputs], 'matrix');
-  const take = biasRequired ? tensors.required : tensors.optional;
-  const bias = take(`${name}.bias`, [outputs], 'vector');
-  return { op: 'linear', x, weight, ...(bias === undefined ? {} : { bias }), out };
 }
 
 /** The projection back into the residual stream, normalised before it is added where the architecture does so. */

@@ -1,5 +1,7 @@
 import { FrugalError } from '../errors.js';
+import { type Experts, readExperts } from './experts.js';
 import { invalid, type Keys, unsupported } from './keys.js';
+import { cacheShape, type Latent, readLatent } from './latent.js';
 import type { Differences } from './table.js';
 
 /** The hyper-parameters of a decoder, checked for range and for agreement with each other. */
@@ -8,8 +10,12 @@ export interface Hyper {
   readonly embeddingLength: number;
   readonly feedForward: number;
   readonly heads: number;
+  /** Heads that are cached, of so many dimensions. */
   readonly kvHeads: number;
   readonly headDim: number;
+  /** Dimensions of cached values, where keys have another number. */
+  readonly valueDim?: number;
+  readonly latent?: Latent;
   readonly normEps: number;
   readonly vocabSize: number;
   readonly trainedContext: number;
@@ -33,20 +39,12 @@ export function isLocal({ windowPeriod }: Hyper, layer: number): boolean {
   return windowPeriod === undefined || layer % windowPeriod < windowPeriod - 1;
 }
 
-/** A mixture of experts in every layer: how many there are, how many a token uses, and how wide each is. */
-export interface Experts {
-  readonly count: number;
-  readonly used: number;
-  readonly feedForward: number;
-}
-
 const DEFAULT_CONTEXT = 4096;
 // Far above any real model, far below what would make a loop or an allocation noticeable.
 const MAX_BLOCKS = 1024;
 const MAX_WIDTH = 1 << 20;
-const MAX_EXPERTS = 4096;
 const MAX_HEADS = 1 << 14;
-const MAX_HEAD_DIM = 512;
+const MAX_HEAD_DIM = 576;
 const MAX_VOCABULARY = 1 << 22;
 const MAX_CONTEXT = 1 << 24;
 const MAX_TRAINED_CONTEXT = 2 ** 31 - 1;
@@ -69,10 +67,10 @@ export function readHyper(
   const embeddingLength = keys.count('embedding_length', MAX_WIDTH);
   const trainedContext = keys.count('context_length', MAX_TRAINED_CONTEXT);
   const context = chooseContext(contextLength, trainedContext);
-  const attention = readHeads(keys, embeddingLength);
+  const attention = row.latent ? readLatentHeads(keys) : readHeads(keys, embeddingLength);
   refuseOtherArithmetic(keys, row, attention.headDim);
   const feedForward = keys.count('feed_forward_length', MAX_WIDTH);
-  const experts = readExperts(keys, row, feedForward);
+  const experts = readExperts(keys, row.experts, feedForward, MAX_WIDTH);
   return {
     blockCount,
     embeddingLength,
@@ -134,6 +132,12 @@ function readHeads(keys: Keys, embedding: number): Pick<Hyper, 'heads' | 'kvHead
   return { heads, kvHeads, headDim };
 }
 
+function readLatentHeads(keys: Keys): Pick<Hyper, 'heads' | 'kvHeads' | 'headDim' | 'valueDim' | 'latent'> {
+  const heads = keys.count('attention.head_count', MAX_HEADS);
+  const latent = readLatent(keys, MAX_HEAD_DIM, MAX_WIDTH);
+  return { heads, latent, ...cacheShape(latent, heads) };
+}
+
 function readEps(keys: Keys): number {
   const key = 'attention.layer_norm_rms_epsilon';
   const eps = keys.optionalPositive(key) ?? keys.metadata.number(keys.full(key));
@@ -151,24 +155,6 @@ function readVocabSize(keys: Keys): number {
     `a list of 1 to ${MAX_VOCABULARY} tokens`,
     `${tokens.length} tokens`,
   );
-}
-
-function readExperts(keys: Keys, row: Differences, feedForward: number): Experts | undefined {
-  const counted = keys.optionalFinite('expert_count') ?? 0;
-  if (counted === 0 && row.experts?.required !== true) return undefined;
-  if (row.experts === undefined) {
-    throw unsupported(`the file has ${counted} experts (${keys.full('expert_count')})`, {
-      key: keys.full('expert_count'),
-      experts: counted,
-    });
-  }
-  const count = keys.count('expert_count', MAX_EXPERTS);
-  const used = keys.count('expert_used_count', count);
-  return {
-    count,
-    used,
-    feedForward: keys.optionalCount('expert_feed_forward_length', MAX_WIDTH) ?? feedForward,
-  };
 }
 
 /** A sliding window (zero says none): for all layers alike, as Mistral has it, or for some, as the row says. */
@@ -189,6 +175,8 @@ function readWindows(
   return { ...window, windowPeriod, localRopeBase };
 }
 
+const EXPERT_SCALE = 'expert_weights_scale';
+const LOG_MULTIPLIER = 'rope.scaling.yarn_log_multiplier';
 const SCORE_CAP = 'attn_logit_softcapping';
 const LOGIT_CAP = 'final_logit_softcapping';
 
@@ -207,18 +195,23 @@ const SCALES = [
   'embedding_scale',
   'residual_scale',
   'logit_scale',
-  'expert_weights_scale',
+  EXPERT_SCALE,
   'attention.clamp_kqv',
   'attention.max_alibi_bias',
   SCORE_CAP,
   LOGIT_CAP,
-  'rope.scaling.yarn_log_multiplier',
+  LOG_MULTIPLIER,
+  'attention.temperature_scale',
 ];
 
 function refuseOtherArithmetic(keys: Keys, row: Differences, headDim: number): void {
   const { metadata } = keys;
   for (const key of SCALES) {
-    if (row.softCaps && (key === SCORE_CAP || key === LOGIT_CAP)) continue;
+    const known =
+      (row.softCaps && (key === SCORE_CAP || key === LOGIT_CAP)) ||
+      (row.experts && key === EXPERT_SCALE) ||
+      (row.latent && key === LOG_MULTIPLIER);
+    if (known) continue;
     const value = keys.optionalFinite(key) ?? 0;
     if (value !== 0 && value !== 1) throw unsupportedKey(keys.full(key), value);
   }

@@ -33,16 +33,17 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const hyper = readHyper(keys, row, model.tensors.size, options.contextLength);
   const table = createTensorTable(model, architecture, options.tensorTypes);
   const ropes = readRopes(keys, hyper, row, table);
-  const ops = decoderOps(hyper, row, table);
+  const ops = decoderOps(hyper, row, table, ropes);
   const taken = table.finish();
   const name = model.metadata.optionalString('general.name') ?? architecture;
-  const { kvHeads, headDim } = hyper;
+  const { kvHeads, headDim, valueDim } = hyper;
+  const kvLayer = { kvHeads, headDim, ...(valueDim === undefined ? {} : { valueDim }) };
   const plan: Plan = {
     version: 1,
     name: `${architecture} ${name.slice(0, 80)}`,
     vocabSize: hyper.vocabSize,
     contextLength: hyper.contextLength,
-    kvLayers: Array.from({ length: hyper.blockCount }, () => ({ kvHeads, headDim })),
+    kvLayers: Array.from({ length: hyper.blockCount }, () => kvLayer),
     tensors: taken.tensors,
     buffers: decoderBuffers(hyper, row),
     ropes,
@@ -80,8 +81,9 @@ function modelFacts(
     heads: hyper.heads,
     kvHeads: hyper.kvHeads,
     weightBytes: taken.bytes,
-    bytesPerToken: bytesPerToken(taken, hyper, ownOutput),
-    kvBytesPerToken: hyper.blockCount * 2 * hyper.kvHeads * hyper.headDim * VALUE_BYTES,
+    bytesPerToken: bytesPerToken(taken, hyper, ops, ownOutput),
+    kvBytesPerToken:
+      hyper.blockCount * hyper.kvHeads * (hyper.headDim + (hyper.valueDim ?? hyper.headDim)) * VALUE_BYTES,
     expertLayers: ops.flatMap((op) => (op.op === 'experts' ? [expertLayer(op, taken)] : [])),
     notes,
   };
@@ -102,11 +104,16 @@ function expertLayer(op: Extract<PlanOp, { op: 'experts' }>, taken: TakenTensors
 }
 
 /** All weights, but only the experts in use, and one row of an embedding table that serves for nothing else. */
-function bytesPerToken(taken: TakenTensors, hyper: Hyper, ownOutput: boolean): number {
-  const { experts, vocabSize } = hyper;
+function bytesPerToken(
+  taken: TakenTensors,
+  { experts, vocabSize }: Hyper,
+  ops: readonly PlanOp[],
+  ownOutput: boolean,
+): number {
+  const stacks = new Set(ops.flatMap((op) => (op.op === 'experts' ? [op.gate, op.up, op.down] : [])));
   return taken.tensors.reduce((sum, tensor, index) => {
     const bytes = taken.placements[index]?.bytes ?? 0;
-    if (tensor.experts !== undefined && experts) return sum + (bytes / experts.count) * experts.used;
+    if (experts && stacks.has(tensor.name)) return sum + (bytes / experts.count) * experts.used;
     return sum + (tensor.name === 'token_embd.weight' && ownOutput ? bytes / vocabSize : bytes);
   }, 0);
 }

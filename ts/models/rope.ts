@@ -30,6 +30,7 @@ function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTab
     betaFast: keys.optionalPositive('rope.scaling.yarn_beta_fast') ?? 32,
     betaSlow: keys.optionalPositive('rope.scaling.yarn_beta_slow') ?? 1,
     originalContext,
+    ...(row.latent ? readLogMultiplier(keys, scaling) : {}),
     ...(factors === undefined ? {} : { factors }),
   };
 }
@@ -40,6 +41,15 @@ export function readRopes(keys: Keys, hyper: Hyper, row: Differences, tensors: T
   if (hyper.localRopeBase === undefined) return [rope];
   // A window needs no extension of the context.
   return [rope, { ...rope, base: hyper.localRopeBase, factor: 1, extFactor: 0, attnFactor: 1 }];
+}
+
+/** DeepSeek's YaRN, where the file states it; zero says no. */
+function readLogMultiplier(keys: Keys, scaling: (typeof SCALINGS)[number]): Pick<Rope, 'logMultiplier'> {
+  const key = 'rope.scaling.yarn_log_multiplier';
+  const logMultiplier = keys.optionalFinite(key) ?? 0;
+  if (logMultiplier === 0) return {};
+  if (scaling === 'yarn') return { logMultiplier };
+  throw unsupported(`the file sets ${keys.full(key)} without YaRN`, { key: keys.full(key), scaling });
 }
 
 /** Linear is what an old file means that gives a factor and no type. */

@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import type { Activation } from '../plan/types.js';
+import type { ExpertDifferences } from './experts.js';
 
 /** Where one decoder architecture differs from the others. Everything else is one function. */
 export interface Differences {
@@ -14,11 +15,14 @@ export interface Differences {
   readonly qkvBias: boolean;
   /** What of Q and K is normalised before the rotation: each head, or the whole row. */
   readonly qkNorm?: 'heads' | 'row';
-  /**
-   * Feed-forward layers are mixtures of experts: in every file, or in those that count experts. `normalise`: the
-   * weights of the chosen ones are divided by their sum.
-   */
-  readonly experts?: { readonly required: boolean; readonly normalise: boolean };
+  /** Feed-forward layers are mixtures of experts. */
+  readonly experts?: ExpertDifferences;
+  /** Multi-head latent attention. */
+  readonly latent?: boolean;
+  /** Each head has a logit that takes part in its softmax without a value. */
+  readonly sinks?: boolean;
+  /** The norm before feed-forward layers, where it has another name. @default 'ffn_norm' */
+  readonly feedForwardNorm?: string;
   /** The activation of feed-forward gates. @default 'silu' */
   readonly activation?: Activation;
   /** Token embeddings are multiplied by the square root of their length. */
@@ -83,6 +87,37 @@ const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
       qkvBias: false,
       qkNorm: 'row',
       experts: { required: true, normalise: false },
+    },
+  ],
+  [
+    'qwen2moe',
+    {
+      ropeLayout: 'neox',
+      ropeFactors: false,
+      qkvBias: true,
+      experts: { required: true, normalise: false, shared: 'gated' },
+    },
+  ],
+  [
+    'deepseek2',
+    {
+      ropeLayout: 'interleaved',
+      ropeFactors: false,
+      qkvBias: false,
+      latent: true,
+      experts: { required: true, normalise: 'stated', scoring: 'stated', shared: 'plain' },
+    },
+  ],
+  [
+    'gpt-oss',
+    {
+      ropeLayout: 'neox',
+      ropeFactors: false,
+      qkvBias: true,
+      sinks: true,
+      windows: { period: 2 },
+      feedForwardNorm: 'post_attention_norm',
+      experts: { required: true, normalise: false, scoring: 'chosen', activation: 'clamped_swiglu' },
     },
   ],
   ['gemma2', { ...GEMMA, windows: { period: 2, size: 4096 }, blocksOfWideScale: 46 }],

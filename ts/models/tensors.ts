@@ -5,13 +5,14 @@ import { unsupported } from './keys.js';
 import type { FileTensor, ModelFile } from './types.js';
 
 /** What a tensor serves as: that decides which types it may have. */
-export type TensorRole = 'matrix' | 'experts' | 'vector' | 'factors';
+export type TensorRole = 'matrix' | 'experts' | 'heads' | 'vector' | 'vectors' | 'factors';
 
 /** The tensors a plan uses, each checked for presence, shape and type when it is asked for. */
 export interface TensorTable {
   /**
    * Takes a tensor into the plan and returns its name.
-   * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts] or [length]
+   * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts or heads], [length], or
+   * [length, vectors], which become one vector
    * @throws FrugalError `MISSING_TENSOR`, `TENSOR_SHAPE`, `UNSUPPORTED_TENSOR_TYPE`
    */
   required(name: string, shape: readonly number[], role: TensorRole): string;
@@ -40,13 +41,14 @@ export function createTensorTable(
   architecture: string,
   tensorTypes: readonly string[],
 ): TensorTable {
-  const taken = new Map<string, FileTensor>();
+  const taken = new Map<string, Taken>();
   const ignored = new Set<string>();
-  const stacked = new Set<string>();
   const allowed: Record<TensorRole, readonly string[]> = {
     matrix: tensorTypes,
     experts: tensorTypes,
+    heads: tensorTypes,
     vector: VECTOR_TYPES,
+    vectors: VECTOR_TYPES,
     factors: ['F32'],
   };
 
@@ -56,8 +58,7 @@ export function createTensorTable(
       if (tensor === undefined) throw missing(name, architecture);
       checkShape(name, shape, tensor);
       checkType(name, tensor, allowed[role]);
-      taken.set(name, tensor);
-      if (role === 'experts') stacked.add(name);
+      taken.set(name, { tensor, role });
       return name;
     },
     optional: (name, shape, role) => (file.tensors.has(name) ? table.required(name, shape, role) : undefined),
@@ -65,7 +66,7 @@ export function createTensorTable(
     ignore: (name) => void ignored.add(name),
     finish() {
       refuseUnused(file, architecture, (name) => taken.has(name) || ignored.has(name));
-      return collect(file, taken, stacked);
+      return collect(file, taken);
     },
   };
   return table;
@@ -121,16 +122,17 @@ function refuseUnused(file: ModelFile, architecture: string, known: (name: strin
   }
 }
 
-function collect(
-  file: ModelFile,
-  taken: ReadonlyMap<string, FileTensor>,
-  stacked: ReadonlySet<string>,
-): TakenTensors {
+interface Taken {
+  readonly tensor: FileTensor;
+  readonly role: TensorRole;
+}
+
+function collect(file: ModelFile, taken: ReadonlyMap<string, Taken>): TakenTensors {
   const tensors: PlanTensor[] = [];
   const placements: TensorPlacement[] = [];
   let parameters = 0;
   let bytes = 0;
-  for (const [name, tensor] of taken) {
+  for (const [name, { tensor, role }] of taken) {
     const source = file.parts[tensor.part];
     if (source === undefined) {
       throw new FrugalError('INTERNAL', `the tensor ${name} lies in part ${tensor.part}, which is not open`, {
@@ -138,14 +140,14 @@ function collect(
         data: { tensor: name, part: tensor.part },
       });
     }
-    const [cols = 1, rows = 1, experts] = tensor.shape;
+    const [cols = 1, rows = 1, experts = 1] = role === 'vectors' ? [tensor.elements] : tensor.shape;
     placements.push({ tensor: tensors.length, source, offset: tensor.offset, bytes: tensor.bytes });
     tensors.push({
       name,
       type: tensor.type,
       rows,
       cols,
-      ...(stacked.has(name) ? { experts: experts ?? 1 } : {}),
+      ...(role === 'experts' || role === 'heads' ? { experts } : {}),
     });
     parameters += tensor.elements;
     bytes += tensor.bytes;

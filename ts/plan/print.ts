@@ -43,6 +43,7 @@ function printRope(rope: Rope): string {
     );
   }
   if (rope.attnFactor !== 1) parts.push(`attention ${rope.attnFactor}`);
+  if (rope.logMultiplier !== undefined) parts.push(`scores ${rope.logMultiplier}`);
   if (rope.factors !== undefined) parts.push(`divided by ${rope.factors}`);
   return parts.join(' ');
 }
@@ -62,17 +63,30 @@ export function printOp(op: PlanOp): string {
       return `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation})`;
     case 'experts': {
       const normalised = op.normalise ? ', normalised' : '';
+      const groups = op.groups && `${op.groups.used} of ${op.groups.count} by best ${op.groups.best}`;
+      const biases = [op.gateBias, op.upBias, op.downBias].filter((bias) => bias !== undefined);
       return (
         `${op.out} += experts(${op.x}, gates ${op.gates}, ${op.gate}, ${op.up}, ${op.down}, ${op.activation}, ` +
-        `top ${op.topK}${normalised}${op.scale === 1 ? '' : `, scale ${op.scale}`})`
+        `top ${op.topK}${normalised}${op.scale === 1 ? '' : `, scale ${op.scale}`}` +
+        `${option('scored by', op.scoring)}${option('chosen with', op.selectionBias)}${option('groups', groups)}` +
+        `${option('biases', biases.length === 0 ? undefined : biases.join(' '))})`
       );
     }
+    case 'linear_heads':
+      return `${op.out} = linear_heads(${op.x}, ${op.weight}${op.precise ? ', precise' : ''})`;
+    case 'gate':
+      return `${op.x} *= sigmoid(${op.gate})`;
+    case 'copy': {
+      const at = (name: string, heads: number, start: number) =>
+        `${name}[${heads}][${start}..${start + op.count}]`;
+      return `${at(op.out, op.heads, op.to)} = ${at(op.x, op.xHeads, op.from)}`;
+    }
     case 'rope':
-      return `${op.x} = rope(${op.x}, rope ${op.rope}, head ${op.headDim})`;
+      return `${op.x} = rope(${op.x}, rope ${op.rope}, head ${op.headDim}${option('at', op.at)})`;
     case 'attention':
       return (
         `${op.out} = attention(${op.q}, ${op.k}, ${op.v}, layer ${op.layer}, ` +
-        `heads ${op.heads}${option('scale', op.scale)}${option('window', op.window)}` +
+        `heads ${op.heads}${option('scale', op.scale)}${option('rope', op.rope)}${option('window', op.window)}` +
         `${option('softcap', op.softcap)}${option('sinks', op.sinks)})`
       );
     case 'select_outputs':

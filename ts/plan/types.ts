@@ -67,9 +67,34 @@ export interface Rope {
   readonly originalContext: number;
   /** Name of an F32 tensor of dims/2 per-frequency divisors (llama3 and long-factor scaling). */
   readonly factors?: string;
+  /**
+   * How DeepSeek has YaRN: rotations keep their length but for `attnFactor`, and attention that names this rope
+   * multiplies scores by (attnFactor * (1 + logMultiplier * ln factor))².
+   */
+  readonly logMultiplier?: number;
 }
 
-export type Activation = 'silu' | 'gelu';
+/**
+ * The activation of a gate, and what it is multiplied with. `clamped_swiglu` is gpt-oss's: with g = min(gate, 7),
+ * g * sigmoid(1.702 g) * (up within -7..7, plus 1).
+ */
+export type Activation = 'silu' | 'gelu' | 'clamped_swiglu';
+
+/**
+ * How gates become scores and weights of experts: by softmax over all, by sigmoids, or the gates choose and the
+ * weights are the softmax over the chosen ones (`chosen`).
+ */
+export type Scoring = 'softmax' | 'sigmoid' | 'chosen';
+
+/**
+ * Experts in `count` equal runs, of which a token may use the best `used`; a group is as good as its best expert,
+ * or as its `best` two together.
+ */
+export interface Groups {
+  readonly count: number;
+  readonly used: number;
+  readonly best: 1 | 2;
+}
 
 export type PlanOp =
   /** out[row] = table[token[row]] * scale (default 1). */
@@ -105,9 +130,11 @@ export type PlanOp =
       readonly out: string;
     }
   /**
-   * A mixture of experts: softmax over `gates` [experts], the `topK` likeliest (ties to the lowest index), their
-   * probabilities divided by their sum where `normalise`, times `scale`. Then, in order of rank,
-   * out = out + weight * (activation(x · gateᵀ) * (x · upᵀ)) · downᵀ, summed before it is added.
+   * A mixture of experts: of `gates` [experts] the `topK` with the best scores (ties to the lowest index), by
+   * default of the softmax. `selectionBias` [experts] is added to what chooses, not to what weighs. The weights are
+   * divided by their sum where `normalise`, then multiplied by `scale`. Then, in order of rank,
+   * out = out + weight * (activation(x · gateᵀ + gateBias) * (x · upᵀ + upBias) · downᵀ + downBias), summed before
+   * it is added. Biases of experts are vectors, every expert's after the other's.
    */
   | {
       readonly op: 'experts';
@@ -121,14 +148,49 @@ export type PlanOp =
       readonly topK: number;
       readonly normalise: boolean;
       readonly scale: number;
+      /** @default 'softmax' */
+      readonly scoring?: Scoring;
+      readonly selectionBias?: string;
+      readonly groups?: Groups;
+      readonly gateBias?: string;
+      readonly upBias?: string;
+      readonly downBias?: string;
     }
-  /** Rotates each head of x in place by its token's position; `rope` indexes `plan.ropes`. */
-  | { readonly op: 'rope'; readonly x: string; readonly rope: number; readonly headDim: number }
+  /** Of each head of x its own matrix's product, to the same head of out; `weight` is a stack of one for each head. */
+  | {
+      readonly op: 'linear_heads';
+      readonly x: string;
+      readonly weight: string;
+      readonly out: string;
+      readonly precise?: boolean;
+    }
+  /** x = x * sigmoid(gate), with one gate for each row. */
+  | { readonly op: 'gate'; readonly x: string; readonly gate: string }
+  /** `count` numbers from place `from` of each head of x, or of its only one, to place `to` of each head of out. */
+  | {
+      readonly op: 'copy';
+      readonly x: string;
+      readonly out: string;
+      readonly xHeads: number;
+      readonly heads: number;
+      readonly from: number;
+      readonly to: number;
+      readonly count: number;
+    }
+  /** Rotates each head of x in place by its token's position, from dimension `at` on; `rope` indexes `plan.ropes`. */
+  | {
+      readonly op: 'rope';
+      readonly x: string;
+      readonly rope: number;
+      readonly headDim: number;
+      /** @default 0 */
+      readonly at?: number;
+    }
   /**
    * Appends k and v to the layer's cache, then causal attention of q over it.
    * `scale` multiplies scores, default 1 / sqrt(headDim). `window` w lets position p see p-w+1..p.
    * `softcap` c then makes a score c * tanh(score / c). `sinks` names a vector [heads]: logits that take part in
-   * each head's softmax but have no value.
+   * each head's softmax but have no value. `rope` names one whose `logMultiplier` scales scores as well.
    */
   | {
       readonly op: 'attention';
@@ -139,6 +201,7 @@ export type PlanOp =
       readonly layer: number;
       readonly heads: number;
       readonly scale?: number;
+      readonly rope?: number;
       readonly window?: number;
       readonly softcap?: number;
       readonly sinks?: string;
