@@ -13,6 +13,7 @@ import type { Model } from '../../ts/index.js';
 import { createRandom } from '../gguf/random.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
 import { type TensorSpec, writeGguf } from '../gguf/writer.js';
+import { type Mixture, mixtureModel } from '../reference/mixture-models.js';
 import { type RandomModelOptions, randomModelSpec, VOCABULARY } from './random-model.js';
 
 export const SHARED = resolve(import.meta.dirname, '../..', process.env.FRUGAL_SHARED ?? '../shared');
@@ -110,6 +111,28 @@ function tinyLlamas(): GoldenModel[] {
   }));
 }
 
+/** Architectures with experts, types of every kind among their matrices. */
+function mixtures(): GoldenModel[] {
+  const kinds: Mixture[] = [
+    'qwen2moe',
+    'deepseek2, one matrix for keys and values',
+    'deepseek2, grouped sigmoids',
+    'gpt-oss',
+  ];
+  return kinds.map((kind, i) => ({
+    name: `${kind}, with experts`,
+    bytes: () =>
+      mixtureModel(kind, 400 + i, {
+        matrices: ['Q8_0', 'Q4_0', 'F16', 'BF16'],
+        experts: EXPERT_TYPES[i] ?? 'F32',
+      }),
+    contextLength: 256,
+    prompts: PROMPTS,
+  }));
+}
+
+const EXPERT_TYPES = ['Q4_0', 'Q8_0', 'BF16', 'MXFP4'] as const;
+
 /** Past 1,024 positions, where attention begins its second chunk. */
 const FAR: GoldenModel = {
   name: 'qwen3 over 1,100 positions',
@@ -176,6 +199,7 @@ export const GOLDEN_MODELS: readonly GoldenModel[] = [
   ...files(),
   ...tinyLlamas(),
   ...variants(),
+  ...mixtures(),
   FAR,
   WOUNDED,
 ];

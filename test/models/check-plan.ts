@@ -68,7 +68,29 @@ export function checkPlan(plan: Plan): void {
         expect([gate, up]).toMatchObject([stack, stack]);
         expect(down).toMatchObject({ rows: x.width, cols: gate.rows, experts: gates.width });
         expect(op.topK).toBeLessThanOrEqual(gates.width);
+        checkBias(op.selectionBias, gates.width);
+        checkBias(op.gateBias, gates.width * gate.rows);
+        checkBias(op.upBias, gates.width * gate.rows);
+        checkBias(op.downBias, gates.width * x.width);
         expect(read(op.out)).toMatchObject({ width: x.width, rows: x.rows });
+        return;
+      }
+      case 'linear_heads': {
+        const x = read(op.x);
+        const { rows, cols, experts: heads = 0 } = tensor(op.weight);
+        expect(cols * heads).toBe(x.width);
+        write(op.out, rows * heads, 'tokens');
+        return;
+      }
+      case 'gate':
+        expect(read(op.gate)).toMatchObject({ width: 1, rows: read(op.x).rows });
+        return;
+      case 'copy': {
+        const [x, out] = [read(op.x), buffer(op.out)];
+        expect([1, op.heads]).toContain(op.xHeads);
+        expect(op.from + op.count).toBeLessThanOrEqual(x.width / op.xHeads);
+        expect(op.to + op.count).toBeLessThanOrEqual(out.width / op.heads);
+        write(op.out, out.width, x.rows);
         return;
       }
       case 'rope': {
@@ -76,7 +98,7 @@ export function checkPlan(plan: Plan): void {
         const rope = plan.ropes[op.rope] ?? expect.fail(`no rope ${op.rope}`);
         expect(x.width % op.headDim).toBe(0);
         expect(rope.dims % 2).toBe(0);
-        expect(rope.dims).toBeLessThanOrEqual(op.headDim);
+        expect(rope.dims + (op.at ?? 0)).toBeLessThanOrEqual(op.headDim);
         if (rope.factors !== undefined) {
           expect(tensor(rope.factors)).toMatchObject({ type: 'F32', rows: 1, cols: rope.dims / 2 });
         }

@@ -370,7 +370,18 @@ describe('facts', () => {
   });
 
   it('list every architecture that has a plan', () => {
-    expect(architectures).toEqual(['llama', 'qwen2', 'qwen3', 'qwen3moe', 'olmoe', 'gemma2', 'gemma3']);
+    expect(architectures).toEqual([
+      'llama',
+      'qwen2',
+      'qwen3',
+      'qwen3moe',
+      'olmoe',
+      'qwen2moe',
+      'deepseek2',
+      'gpt-oss',
+      'gemma2',
+      'gemma3',
+    ]);
     expect(() => plan(tinyValues('qwen3'), tinyShapes({}, NORMS))).not.toThrow();
   });
 });

@@ -38,7 +38,8 @@ describe('architectures', () => {
     const { code, message } = refusal(tinyValues('gpt2'), tinyShapes());
     expect(code).toBe('UNKNOWN_ARCHITECTURE');
     expect(message).toBe(
-      "the architecture 'gpt2' is not known; known are llama, qwen2, qwen3, qwen3moe, olmoe, gemma2, gemma3",
+      "the architecture 'gpt2' is not known; known are llama, qwen2, qwen3, qwen3moe, olmoe, qwen2moe, " +
+        'deepseek2, gpt-oss, gemma2, gemma3',
     );
   });
 

@@ -7,8 +7,11 @@
  * Qwen2: arXiv:2407.10671; Qwen3: arXiv:2505.09388; Gemma 2: arXiv:2408.00118; Gemma 3: arXiv:2503.19786.
  */
 import type { GgufModel } from '../../ts/gguf/index.js';
-import { decode, isWeightType } from './numbers.js';
+import { latentAttention } from './latent.js';
+import { gatedLayer, mixture, silu } from './mixture.js';
+import { decode, isStoredType } from './numbers.js';
 import { type Rotation, readLocalRotation, readRotation, rotate } from './rotation.js';
+import { add, dot, linear, norm, split, type Vector, weight } from './vectors.js';
 
 export interface FloatModel {
   readonly blocks: number;
@@ -29,12 +32,13 @@ export interface FloatModel {
   /** What scores and logits stay within. */
   readonly scoreCap: number;
   readonly logitCap: number;
+  /** Numbers of the file's metadata by their names without the architecture's; undefined where it has none. */
+  readonly number: (name: string) => number | undefined;
+  readonly architecture: string;
   readonly weights: ReadonlyMap<string, Float64Array>;
 }
 
-type Vector = Float64Array;
-
-/** Reads the hyper-parameters and every tensor of a llama, qwen2 or qwen3 file. */
+/** Reads the hyper-parameters and every tensor of a file. */
 export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
   const { metadata } = file;
   const architecture = metadata.string('general.architecture');
@@ -45,10 +49,11 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
   const weights = new Map<string, Vector>();
   for (const { name, type, part, offset, bytes } of file.tensors.values()) {
     const source = file.parts[part];
-    if (source === undefined || !isWeightType(type)) throw new Error(`${name} has the type ${type}`);
+    if (source === undefined || !isStoredType(type)) throw new Error(`${name} has the type ${type}`);
     weights.set(name, decode(type, await source.read(offset, bytes)));
   }
   const gemma = architecture.startsWith('gemma');
+  const alternating = gemma || architecture === 'gpt-oss';
   const infinite = Number.POSITIVE_INFINITY;
   const rotation = readRotation(metadata, headDim, weights.get('rope_freqs.weight'));
   return {
@@ -59,12 +64,14 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     headDim,
     eps: metadata.number(key('attention.layer_norm_rms_epsilon')),
     window: metadata.optionalNumber(key('attention.sliding_window')) ?? infinite,
-    period: metadata.optionalNumber(key('attention.sliding_window_pattern')) ?? (gemma ? 2 : infinite),
+    period: metadata.optionalNumber(key('attention.sliding_window_pattern')) ?? (alternating ? 2 : infinite),
     rotation,
     localRotation: architecture === 'gemma3' ? readLocalRotation(metadata, headDim) : rotation,
     gemma,
     scoreCap: metadata.optionalNumber(key('attn_logit_softcapping')) ?? infinite,
     logitCap: metadata.optionalNumber(key('final_logit_softcapping')) ?? infinite,
+    number: (name) => metadata.optionalNumber(key(name)),
+    architecture,
     weights,
   };
 }
@@ -83,7 +90,8 @@ export function forward(
   const after = (name: string, x: Vector) => (model.gemma ? norm(model, `${name}.weight`, x) : x);
   for (let block = 0; block < model.blocks; block++) {
     const prefix = `blk.${block}.`;
-    const attended = attention(model, block, stream);
+    const latent = model.weights.has(`${prefix}attn_kv_a_mqa.weight`);
+    const attended = latent ? latentAttention(model, prefix, stream) : attention(model, block, stream);
     for (const [i, x] of stream.entries()) {
       add(x, after(`${prefix}post_attention_norm`, attended[i] ?? x));
       add(x, after(`${prefix}post_ffw_norm`, feedForward(model, prefix, x)));
@@ -107,38 +115,60 @@ function attention(model: FloatModel, index: number, stream: readonly Vector[]):
   const window = local ? model.window : Number.POSITIVE_INFINITY;
   const project = (name: string, x: Vector) => split(linear(model, `${block}attn_${name}`, x), headDim);
   const normed = stream.map((x) => norm(model, `${block}attn_norm.weight`, x));
+  // Each head is normalised, or, where the scale is as long as that, the row of all heads.
   const turned = (name: string) =>
-    normed.map((x, position) =>
-      project(name, x).map((head) => {
-        const scale = `${block}attn_${name}_norm.weight`;
-        const value = model.weights.has(scale) ? norm(model, scale, head) : head;
-        return rotate(rotation, value, position);
-      }),
-    );
+    normed.map((x, position) => {
+      const row = linear(model, `${block}attn_${name}`, x);
+      const scale = `${block}attn_${name}_norm.weight`;
+      const length = model.weights.get(scale)?.length;
+      const value = length === row.length ? norm(model, scale, row) : row;
+      return split(value, headDim).map((head) =>
+        rotate(
+          rotation,
+          length === headDim && length !== row.length ? norm(model, scale, head) : head,
+          position,
+        ),
+      );
+    });
   const queries = turned('q');
   const keys = turned('k');
   const values = normed.map((x) => project('v', x));
+  const sinks = model.weights.get(`${block}attn_sinks.weight`);
   return queries.map((query, position) => {
     const first = Math.max(0, position - window + 1);
     const out = new Float64Array(heads * headDim);
     query.forEach((q, head) => {
       const group = Math.floor((head * kvHeads) / heads);
       const seen = (all: Vector[][]) => all.slice(first, position + 1).map((each) => each[group] ?? q);
-      out.set(attend(q, seen(keys), seen(values), model.scoreCap), head * headDim);
+      const scale = 1 / Math.sqrt(headDim);
+      const result = attend(q, seen(keys), seen(values), {
+        scale,
+        limit: model.scoreCap,
+        sink: sinks?.[head],
+      });
+      out.set(result, head * headDim);
     });
     return linear(model, `${block}attn_output`, out);
   });
 }
 
-/** One head at one position: values weighed by softmax(q · k / sqrt(dimensions)), the scores held within `limit`. */
-function attend(query: Vector, keys: readonly Vector[], values: readonly Vector[], limit: number): Vector {
-  const scores = keys.map((key) => cap(dot(query, key, 0) / Math.sqrt(query.length), limit));
-  const most = Math.max(...scores);
-  const powers = scores.map((score) => Math.exp(score - most));
-  const sum = powers.reduce((a, b) => a + b, 0);
-  const out = new Float64Array(query.length);
+/**
+ * One head at one position: values weighed by softmax(scale * q · k), the scores held within `limit`. A sink is a
+ * score without a value.
+ */
+export function attend(
+  query: Vector,
+  keys: readonly Vector[],
+  values: readonly Vector[],
+  { scale, limit, sink }: { scale: number; limit: number; sink?: number | undefined },
+): Vector {
+  const scores = keys.map((key) => cap(dot(query, key, 0) * scale, limit));
+  const all = sink === undefined ? scores : [...scores, sink];
+  const most = Math.max(...all);
+  const sum = all.reduce((total, score) => total + Math.exp(score - most), 0);
+  const out = new Float64Array(values[0]?.length ?? 0);
   values.forEach((value, i) => {
-    const share = (powers[i] ?? 0) / sum;
+    const share = Math.exp((scores[i] ?? 0) - most) / sum;
     for (const [j, each] of value.entries()) out[j] = (out[j] ?? 0) + share * each;
   });
   return out;
@@ -151,48 +181,12 @@ function cap(x: number, limit: number): number {
 
 /** SwiGLU, or with GELU in the approximation by tanh (Shazeer, 2020, arXiv:2002.05202), without the residual. */
 function feedForward(model: FloatModel, block: string, x: Vector): Vector {
-  const normed = norm(model, `${block}ffn_norm.weight`, x);
-  const gate = linear(model, `${block}ffn_gate`, normed);
-  const up = linear(model, `${block}ffn_up`, normed);
-  const silu = (x: number) => x / (1 + Math.exp(-x));
-  const gelu = (x: number) => (x / 2) * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
-  const gated = gate.map((value, i) => (model.gemma ? gelu(value) : silu(value)) * (up[i] ?? 0));
-  return linear(model, `${block}ffn_down`, gated);
+  const before = model.weights.has(`${block}ffn_norm.weight`) ? 'ffn_norm' : 'post_attention_norm';
+  const normed = norm(model, `${block}${before}.weight`, x);
+  if (model.weights.has(`${block}ffn_gate_inp.weight`)) return mixture(model, block, normed);
+  return gatedLayer(model, block, '', normed, model.gemma ? gelu : silu);
 }
 
-function norm(model: FloatModel, name: string, x: Vector): Vector {
-  const scale = weight(model, name);
-  const root = Math.sqrt(dot(x, x, 0) / x.length + model.eps);
-  return x.map((value, i) => (value / root) * (scale[i] ?? 0));
-}
-
-/** `name.weight` applied to x, plus `name.bias` where the model has it. */
-function linear(model: FloatModel, name: string, x: Vector): Vector {
-  const matrix = weight(model, `${name}.weight`);
-  const bias = model.weights.get(`${name}.bias`);
-  return Float64Array.from(
-    { length: matrix.length / x.length },
-    (_, row) => dot(x, matrix, row * x.length) + (bias?.[row] ?? 0),
-  );
-}
-
-/** x · the numbers of `row` from `at` on. */
-function dot(x: Vector, row: Vector, at: number): number {
-  let sum = 0;
-  for (let i = 0; i < x.length; i++) sum += (x[i] ?? 0) * (row[at + i] ?? 0);
-  return sum;
-}
-
-function add(x: Vector, y: ArrayLike<number>): void {
-  for (let i = 0; i < x.length; i++) x[i] = (x[i] ?? 0) + (y[i] ?? 0);
-}
-
-function split(x: Vector, length: number): Vector[] {
-  return Array.from({ length: x.length / length }, (_, i) => x.slice(i * length, (i + 1) * length));
-}
-
-function weight(model: FloatModel, name: string): Vector {
-  const found = model.weights.get(name);
-  if (found === undefined) throw new Error(`the model has no ${name}`);
-  return found;
+function gelu(x: number): number {
+  return (x / 2) * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
 }

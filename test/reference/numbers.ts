@@ -6,6 +6,8 @@ import { tensorBytes } from '../gguf/writer.js';
 
 export const WEIGHT_TYPES = ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0'] as const;
 export type WeightType = (typeof WEIGHT_TYPES)[number];
+/** What tensors of test files may be stored as: MXFP4 only where a model asks for it. */
+export type StoredType = WeightType | 'MXFP4';
 
 /** Reads or writes the block at byte `at`; `out` and `values` hold one block of numbers. */
 interface Format {
@@ -28,7 +30,10 @@ function single(
   };
 }
 
-const FORMATS: Record<WeightType, Format> = {
+/** What the low three bits of an E2M1 number stand for; the fourth is the sign. */
+const E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6];
+
+const FORMATS: Record<StoredType, Format> = {
   F32: single(
     (view, at) => view.getFloat32(at, true),
     (view, at, value) => view.setFloat32(at, value, true),
@@ -78,14 +83,39 @@ const FORMATS: Record<WeightType, Format> = {
       }
     },
   },
+  // The scale's power of two plus 127, then nibbles as in Q4_0 (OCP Microscaling Formats, 2023).
+  MXFP4: {
+    block: 32,
+    decode(view, at, out) {
+      const scale = 2 ** (view.getUint8(at) - 127);
+      const value = (nibble: number) => (nibble & 8 ? -scale : scale) * (E2M1[nibble & 7] ?? 0);
+      for (let i = 0; i < 16; i++) {
+        const byte = view.getUint8(at + 1 + i);
+        out[i] = value(byte & 15);
+        out[i + 16] = value(byte >> 4);
+      }
+    },
+    encode(values, view, at) {
+      const exponent = Math.floor(Math.log2(Math.max(...values.map(Math.abs)) || 1)) - 2;
+      view.setUint8(at, exponent + 127);
+      const nibble = (value = 0) => {
+        const magnitude = Math.abs(value) / 2 ** exponent;
+        const distances = E2M1.map((each) => Math.abs(each - magnitude));
+        return (value < 0 ? 8 : 0) | distances.indexOf(Math.min(...distances));
+      };
+      for (let i = 0; i < 16; i++) {
+        view.setUint8(at + 1 + i, nibble(values[i]) | (nibble(values[i + 16]) << 4));
+      }
+    },
+  },
 };
 
-export function isWeightType(type: string): type is WeightType {
-  return WEIGHT_TYPES.some((known) => known === type);
+export function isStoredType(type: string): type is StoredType {
+  return type in FORMATS;
 }
 
 /** The numbers that the bytes of a tensor stand for, exactly. */
-export function decode(type: WeightType, bytes: Uint8Array): Float64Array {
+export function decode(type: StoredType, bytes: Uint8Array): Float64Array {
   const { block, decode: decodeBlock } = FORMATS[type];
   const size = tensorBytes(type, [block]);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -97,7 +127,7 @@ export function decode(type: WeightType, bytes: Uint8Array): Float64Array {
 }
 
 /** Bytes of a tensor that stand for numbers near `values`, a whole number of blocks. */
-export function encode(type: WeightType, values: Float64Array): Uint8Array {
+export function encode(type: StoredType, values: Float64Array): Uint8Array {
   const { block, encode: encodeBlock } = FORMATS[type];
   const size = tensorBytes(type, [block]);
   const bytes = new Uint8Array(tensorBytes(type, [values.length]));

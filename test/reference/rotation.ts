@@ -33,8 +33,11 @@ export function readRotation(
       scaling === 'yarn'
         ? yarn(plain, dims, base, factor, context)
         : plain.map((frequency) => (scaling === 'linear' ? frequency / factor : frequency)),
-    magnitude: scaling === 'yarn' ? 0.1 * Math.log(factor) + 1 : 1,
-    pair: architecture === 'llama' ? (i) => [2 * i, 2 * i + 1] : (i) => [i, i + dims / 2],
+    // DeepSeek's files stretch whole scores instead.
+    magnitude: scaling === 'yarn' && !number('scaling.yarn_log_multiplier') ? 0.1 * Math.log(factor) + 1 : 1,
+    pair: ['llama', 'deepseek2'].includes(architecture)
+      ? (i) => [2 * i, 2 * i + 1]
+      : (i) => [i, i + dims / 2],
   };
 }
 

@@ -522,3 +522,121 @@ fn routes_are_counted_where_asked_and_of_steps_that_succeed() {
         assert_eq!((shared.reads, single.reads), (used, 20 * top_k));
     }
 }
+
+/// The mixtures with a bias for the choice of experts, the same one for both.
+fn biased_mixture() -> Value {
+    let mut plan = mixture();
+    plan["contextLength"] = json!(3000);
+    plan["tensors"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "name": "bias", "type": "F32", "rows": 1, "cols": 32 }));
+    for op in plan["ops"].as_array_mut().unwrap().iter_mut().filter(|op| op["op"] == "experts") {
+        op["selectionBias"] = json!("bias");
+    }
+    plan
+}
+
+/// What adds `bias` to the score of expert 5.
+struct Favour(f32);
+
+impl TensorReader for Favour {
+    fn read(&self, _: u64, to: &mut [u8]) -> Result<(), String> {
+        for (expert, bytes) in to.chunks_exact_mut(4).enumerate() {
+            bytes.copy_from_slice(&if expert == 5 { self.0 } else { 0.0 }.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+fn favouring(bias: f32, isa: usize, threads: usize) -> Model {
+    let value = biased_mixture();
+    let tensors = value["tensors"].as_array().unwrap();
+    let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
+    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 3000).unwrap();
+    for (id, tensor) in tensors.iter().enumerate() {
+        match tensor["name"].as_str() {
+            Some("bias") => model.load_tensor(id, &Favour(bias), 0).unwrap(),
+            _ => model.load_tensor(id, &Mixed(types.clone(), id), 0).unwrap(),
+        }
+    }
+    model
+}
+
+#[test]
+fn thousands_of_tokens_to_one_expert() {
+    const TOKENS: usize = 2500;
+    let prompt = tokens(TOKENS);
+    let run = |isa: usize, threads: usize, chunk: usize| {
+        let model = favouring(1e3, isa, threads);
+        let sequence = model.create_sequence(None).unwrap();
+        model.count_experts(sequence);
+        let last: Vec<u32> = prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect();
+        for layer in &model.expert_counts(sequence).unwrap().0 {
+            assert_eq!(layer.tokens[5], TOKENS as u32);
+        }
+        last
+    };
+    let whole = run(0, 2, TOKENS);
+    assert!(whole.iter().all(|&bits| f32::from_bits(bits).is_finite()));
+    assert!(run(0, 3, 311) == whole, "in chunks");
+    assert!(run(available().len() - 1, 1, TOKENS) == whole, "on the scalar reference");
+}
+
+#[test]
+fn scores_that_are_not_numbers_end_the_step() {
+    for bias in [f32::NAN, f32::INFINITY] {
+        let model = favouring(bias, 0, 2);
+        let sequence = model.create_sequence(None).unwrap();
+        for count in [1, 7] {
+            let tokens = tokens(count);
+            let result = model.step(&[Entry { sequence, tokens: &tokens, want: Want::LastLogits }]);
+            assert_eq!(code(result), "NON_FINITE", "{bias}");
+        }
+    }
+}
+
+#[test]
+fn routers_and_copies_that_do_not_fit_are_refused() {
+    type Change = fn(&mut Value);
+    let experts = |plan: &mut Value, field: &str, to: Value| {
+        let ops = plan["ops"].as_array_mut().unwrap();
+        ops.iter_mut().find(|op| op["op"] == "experts").unwrap()[field] = to;
+    };
+    let refused = |plan: &Value| match Plan::parse(plan.to_string().as_bytes()) {
+        Ok(plan) => {
+            Model::new(plan, available()[0], Box::new(OsPool::new(1)), 8).map(|_| ()).unwrap_err().code
+        }
+        Err(error) => error.code,
+    };
+    for (field, to) in [
+        ("groups", json!({ "count": 5, "used": 1, "best": 1 })),
+        ("groups", json!({ "count": 4, "used": 5, "best": 1 })),
+        ("groups", json!({ "count": 4, "used": 1, "best": 3 })),
+        ("groups", json!({ "count": 32, "used": 1, "best": 2 })),
+        ("scoring", json!("loudest")),
+        ("topK", json!(33)),
+        ("selectionBias", json!("norm2")),
+        ("gateBias", json!("norm")),
+    ] {
+        let mut plan = mixture();
+        experts(&mut plan, field, to.clone());
+        assert_eq!(refused(&plan), "PLAN_INVALID", "{field} {to}");
+    }
+    let copy = json!({ "op": "copy", "x": "q", "out": "k", "xHeads": 4, "heads": 4, "from": 0, "to": 0, "count": 4 });
+    let changes: [Change; 6] = [
+        |copy| copy["count"] = json!(5),
+        |copy| copy["from"] = json!(5),
+        |copy| copy["to"] = json!(usize::MAX),
+        |copy| copy["xHeads"] = json!(2),
+        |copy| copy["heads"] = json!(0),
+        |copy| copy["out"] = json!("q"),
+    ];
+    for change in changes {
+        let (mut plan, mut copy) = (plan(), copy.clone());
+        change(&mut copy);
+        plan["ops"].as_array_mut().unwrap().insert(5, copy.clone());
+        assert_eq!(refused(&plan), "PLAN_INVALID", "{copy}");
+    }
+}
