@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { checkTools, ensureDist, ensureNative, ensureNodeModules } from './lib/setup.mjs';
 import { ROOT, SetupError, say, step } from './lib/steps.mjs';
 import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
+import { ensureChromium } from './setup-chromium.mjs';
 import { neonTest } from './setup-neon.mjs';
 import { wasmBuild } from './setup-wasm.mjs';
 
@@ -71,6 +72,8 @@ async function neonTests() {
 
 async function typescriptTests() {
   await check('biome', [...bin('@biomejs', 'biome', 'bin', 'biome'), 'ci', '--colors=off', '.']);
+  // Tests that want it and have it not say so themselves.
+  await ensureChromium();
   rmSync(VITEST_REPORT, { force: true });
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${VITEST_REPORT}`];
   const command = [...bin('vitest', 'vitest.mjs'), 'run', '--no-color', ...reporters];

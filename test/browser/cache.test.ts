@@ -1,0 +1,182 @@
+import { createHash } from 'node:crypto';
+import { resolve } from 'node:path';
+import type { Browser, Page } from 'playwright-core';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { createRandom } from '../gguf/random.js';
+import { bundle, hasChromium, launchChromium, type Site, sendFile, serve } from './browser.js';
+import type { Calls } from './cache-page.js';
+
+const MIB = 1 << 20;
+const random = createRandom(5);
+/** Three segments and a piece. */
+const BYTES = new Uint8Array(25 * MIB + 1234);
+for (let i = 0; i < BYTES.length; i += 1 + Math.floor(random() * 5000)) BYTES[i] = Math.floor(random() * 256);
+const digestOf = (offset: number, length: number) =>
+  createHash('sha256')
+    .update(BYTES.subarray(offset, offset + length))
+    .digest('hex');
+
+const HTML = '<!doctype html><title>cache</title><script type="module" src="/page.js"></script>';
+const MODEL = '/model.gguf';
+
+describe.runIf(hasChromium)('the cache of a page', () => {
+  let browser: Browser;
+  let site: Site;
+  beforeAll(async () => {
+    const page = await bundle(resolve(import.meta.dirname, 'cache-page.ts'));
+    const html = new TextEncoder().encode(HTML);
+    site = await serve(
+      new Map([
+        ['/', html],
+        ['/page.js', page],
+        [MODEL, BYTES],
+      ]),
+    );
+    browser = await launchChromium();
+  });
+  afterAll(async () => {
+    await browser?.close();
+    await site?.close();
+  });
+  beforeEach(() => {
+    site.requests.length = 0;
+    site.answers.clear();
+  });
+
+  type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => ReturnType<Calls[K]>;
+
+  async function withCalls(inWorker: boolean, use: (run: Run, page: Page) => Promise<void>): Promise<void> {
+    // Each context has storage of its own.
+    const context = await browser.newContext();
+    try {
+      const page = await context.newPage();
+      await page.goto(site.url);
+      const run = (name: string, ...args: unknown[]) =>
+        page.evaluate(
+          ([call, values, worker]) => {
+            const { calls } = globalThis as unknown as {
+              calls: Record<string, (...a: unknown[]) => unknown>;
+            };
+            if (!worker) return calls[call]?.(...values);
+            return new Promise((done) => {
+              const thread = new Worker('/page.js', { type: 'module' });
+              thread.onmessage = ({ data }) => {
+                thread.terminate();
+                done(data);
+              };
+              thread.postMessage([call, values]);
+            });
+          },
+          [name, args, inWorker] as const,
+        );
+      await use(run as Run, page);
+    } finally {
+      await context.close();
+    }
+  }
+
+  const bodies = () => site.requests.filter(({ path, range }) => path === MODEL && range !== 'bytes=0-0');
+
+  /** Answers two requests, and forbids the others: the first segment is all that comes. */
+  function allowTwo(): void {
+    let count = 0;
+    site.answers.set(MODEL, (request, response) => {
+      count += 1;
+      if (count <= 2) sendFile(request, response, MODEL, BYTES);
+      else response.writeHead(403).end();
+    });
+  }
+
+  it.each([
+    ['a page', false],
+    ['a worker', true],
+  ])('of %s: what was downloaded once is read from there, listed and removed', async (_, inWorker) => {
+    await withCalls(inWorker, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      expect(await run('listCached')).toEqual([]);
+      const across = [8 * MIB - 100, 1000] as const;
+      expect(await run('read', `${url}?key=secret`, ...across)).toBe(digestOf(...across));
+      expect(bodies()).toHaveLength(4);
+      const entry = { name: url, size: BYTES.length, cachedBytes: BYTES.length };
+      expect(await run('listCached')).toEqual([entry]);
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(bodies()).toHaveLength(4);
+      expect(await run('removeCached', `${url}?key=other`)).toBe(true);
+      expect(await run('removeCached', url)).toBe(false);
+      expect(await run('listCached')).toEqual([]);
+    });
+  });
+
+  it('what was left off goes on with what is missing', async () => {
+    await withCalls(true, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      allowTwo();
+      expect(await run('read', url, 0, 10)).toBe('SOURCE_READ');
+      expect(await run('listCached')).toMatchObject([{ cachedBytes: 8 * MIB }]);
+      site.answers.clear();
+      site.requests.length = 0;
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(bodies()).toHaveLength(3);
+    });
+  });
+
+  it('a dropped connection is taken up again', async () => {
+    await withCalls(false, async (run) => {
+      let dropped = 0;
+      site.answers.set(MODEL, (request, response) => {
+        const [, from = '', to = ''] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') ?? [];
+        if (dropped === 3 || Number(to) - Number(from) < MIB)
+          return sendFile(request, response, MODEL, BYTES);
+        dropped += 1;
+        const length = Number(to) + 1 - Number(from);
+        response.writeHead(206, {
+          'Content-Range': `bytes ${from}-${to}/${BYTES.length}`,
+          'Content-Length': length,
+          ETag: '"one"',
+        });
+        const part = BYTES.subarray(Number(from), Number(from) + 200_000);
+        response.write(part, () => request.socket.end());
+      });
+      expect(await run('read', `${site.url}${MODEL}`, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(dropped).toBe(3);
+    });
+  });
+
+  it('a file that changed on the server is downloaded anew, and nothing of the old one is kept', async () => {
+    await withCalls(false, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      await run('read', url, 0, 10);
+      const other = BYTES.slice(0, 9 * MIB).fill(7);
+      site.answers.set(MODEL, (request, response) => {
+        response.setHeader('ETag', '"two"');
+        sendFile(request, response, MODEL, other);
+      });
+      const expected = createHash('sha256').update(other).digest('hex');
+      expect(await run('read', url, 0, other.length)).toBe(expected);
+      expect(await run('listCached')).toEqual([{ name: url, size: other.length, cachedBytes: other.length }]);
+    });
+  });
+
+  it('without a network a complete model is read, and a part of one is not', async () => {
+    await withCalls(false, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      const gone = (request: { socket: { destroy(): void } }) => request.socket.destroy();
+      allowTwo();
+      expect(await run('read', url, 0, 10)).toBe('SOURCE_READ');
+      site.answers.set(MODEL, gone);
+      expect(await run('read', url, 0, 10)).toBe('SOURCE_READ');
+      site.answers.clear();
+      await run('read', url, 0, 10);
+      site.answers.set(MODEL, gone);
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+    });
+  });
+
+  it('a model that does not fit is refused by its size', async () => {
+    await withCalls(false, async (run, page) => {
+      const session = await page.context().newCDPSession(page);
+      await session.send('Storage.overrideQuotaForOrigin', { origin: site.url, quotaSize: 20 * MIB });
+      expect(await run('read', `${site.url}${MODEL}`, 0, 10)).toBe('CACHE_QUOTA');
+    });
+  });
+});
