@@ -2,13 +2,14 @@
 //
 //   node bench/models.mjs SHAPE TYPE OUT.gguf     after npm run build
 //
-// SHAPE: llama-1b, qwen3-0.6b, mistral-7b or qwen3-moe-small. TYPE: F32, F16, BF16, Q8_0 or Q4_0.
+// SHAPE: llama-1b, qwen3-0.6b, mistral-7b or qwen3-moe-small. TYPE: any that the kernels take.
 // Norms are 1, block scales are small, and the vocabulary is made up: every byte as a token of its
 // own, then numbered ones; a prompt's bytes are its tokens.
 
 import { open } from 'node:fs/promises';
 import { StringArray } from '../dist/gguf/string-array.js';
 import { layOutGguf } from '../dist/gguf/writer.js';
+import { BLOCKS, pattern } from './lib/blocks.mjs';
 
 const SHAPES = {
   'llama-1b': {
@@ -57,15 +58,6 @@ const SHAPES = {
     experts: 64,
     used: 8,
   },
-};
-
-/** Bytes of a block and how random bytes become a sensible one: its scale is an F16 of about 2^-9. */
-const BLOCKS = {
-  F32: { bytes: 4, fix: (view, at) => view.setFloat32(at, (view.getUint16(at) / 65536 - 0.5) / 16, true) },
-  F16: { bytes: 2, fix: (view, at) => view.setUint16(at, (view.getUint16(at) & 0x83ff) | 0x2400, true) },
-  BF16: { bytes: 2, fix: (view, at) => view.setUint16(at, (view.getUint16(at) & 0x807f) | 0x3c80, true) },
-  Q8_0: { bytes: 34, fix: (view, at) => view.setUint16(at, 0x0c00 | (view.getUint8(at) & 0xff), true) },
-  Q4_0: { bytes: 18, fix: (view, at) => view.setUint16(at, 0x1c00 | (view.getUint8(at) & 0xff), true) },
 };
 
 function tensorsOf(shape, type) {
@@ -151,20 +143,6 @@ function metadataOf(name, shape) {
     ['tokenizer.ggml.eos_token_id', count(vocab - 1)],
     ['tokenizer.ggml.add_bos_token', { kind: 'bool', value: false }],
   ]);
-}
-
-/** A seeded run of random blocks, repeated over a tensor: what the bytes are does not change the speed. */
-function pattern(type) {
-  const { bytes, fix } = BLOCKS[type];
-  const buffer = new Uint8Array(bytes * 65536);
-  let state = 0x9e3779b9;
-  for (let i = 0; i < buffer.length; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    buffer[i] = state >>> 24;
-  }
-  const view = new DataView(buffer.buffer);
-  for (let at = 0; at < buffer.length; at += bytes) fix(view, at);
-  return buffer;
 }
 
 async function writeTensor(file, tensor, patterns) {
