@@ -26,6 +26,7 @@ use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two, Values}
 use crate::simd::{ActBlock, LANES, QK, Simd, Work};
 use crate::view::Shared;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// out = x · wᵀ + bias, or out += x · wᵀ + bias, for some tiles of w.
@@ -393,6 +394,8 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
 
 /// How far ahead of the work memory is asked for.
 const AHEAD: usize = 8 << 10;
+/// Blocks whose dot products are kept at once: a whole number of runs.
+const TWO_PASS_BLOCKS: usize = 256;
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
@@ -436,6 +439,9 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         acts: &Acts,
         column: usize,
     ) -> [[S::F; C]; R] {
+        if const { S::TWO_PASSES && C <= STREAMED } {
+            return multiply_in_two_passes::<S, V, K, R, C>(s, tiles, acts, column);
+        }
         let x = block_columns::<C>(acts, column);
         let blocks = acts.k / QK;
         let bytes = const { V::LAYOUT.bytes() };
@@ -454,30 +460,81 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
                 }
                 let x = at(x, b);
                 let dots = s.dot::<V, R, C>(part(values, b, bytes), x);
-                for r in 0..R {
-                    let d = K::scale(s, scales[r], i);
-                    for c in 0..C {
-                        let t = s.mul(d, s.splat(x[c].scale));
-                        sums[r][c] = s.add(sums[r][c], s.mul(t, s.int_to_float(dots[r][c])));
-                    }
-                }
-                if K::MINIMUM {
-                    let mut minimums = [s.splat(0.0); R];
-                    for r in 0..R {
-                        minimums[r] = K::minimum(s, scales[r], i);
-                    }
-                    for c in 0..C {
-                        let sum = s.int_to_float(s.minus_sum(x[c], s.pairs(1)));
-                        for r in 0..R {
-                            let t = s.mul(minimums[r], s.splat(x[c].scale));
-                            sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
-                        }
-                    }
-                }
+                add_scaled::<S, K, R, C>(s, &mut sums, dots, scales, i, x);
             }
         }
         sums
     }
+}
+
+/// Adds a block's dot products times its scales; block `i` of a run.
+#[inline(always)]
+fn add_scaled<S: Simd, K: Scales, const R: usize, const C: usize>(
+    s: S,
+    sums: &mut [[S::F; C]; R],
+    dots: [[S::I; C]; R],
+    scales: [&[u8]; R],
+    i: usize,
+    x: [&ActBlock; C],
+) {
+    for r in 0..R {
+        let d = K::scale(s, scales[r], i);
+        for c in 0..C {
+            let t = s.mul(d, s.splat(x[c].scale));
+            sums[r][c] = s.add(sums[r][c], s.mul(t, s.int_to_float(dots[r][c])));
+        }
+    }
+    if K::MINIMUM {
+        let mut minimums = [s.splat(0.0); R];
+        for r in 0..R {
+            minimums[r] = K::minimum(s, scales[r], i);
+        }
+        for c in 0..C {
+            let sum = s.int_to_float(s.minus_sum(x[c], s.pairs(1)));
+            for r in 0..R {
+                let t = s.mul(minimums[r], s.splat(x[c].scale));
+                sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
+            }
+        }
+    }
+}
+
+/// First the dot products of many blocks, then their scales: memory is then read from one end to the
+/// other. Where it cannot be asked for ahead, every jump costs a wait for it.
+#[inline(always)]
+fn multiply_in_two_passes<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
+    s: S,
+    tiles: [&[u8]; R],
+    acts: &Acts,
+    column: usize,
+) -> [[S::F; C]; R] {
+    let x = block_columns::<C>(acts, column);
+    let blocks = acts.k / QK;
+    let bytes = const { V::LAYOUT.bytes() };
+    let values = part(tiles, 0, blocks * bytes);
+    let scales = tiles.map(|tile| &tile[blocks * bytes..]);
+    let mut dots = [[[MaybeUninit::<S::I>::uninit(); C]; R]; TWO_PASS_BLOCKS];
+    let mut sums = [[s.splat(0.0); C]; R];
+    for first in (0..blocks).step_by(TWO_PASS_BLOCKS) {
+        let last = (first + TWO_PASS_BLOCKS).min(blocks);
+        for b in first..last {
+            dots[b - first] =
+                s.dot::<V, R, C>(part(values, b, bytes), at(x, b)).map(|row| row.map(MaybeUninit::new));
+        }
+        for b in first..last {
+            // SAFETY: just written.
+            let dots = dots[b - first].map(|row| row.map(|dot| unsafe { dot.assume_init() }));
+            add_scaled::<S, K, R, C>(
+                s,
+                &mut sums,
+                dots,
+                part(scales, b / K::RUN, K::BYTES),
+                b % K::RUN,
+                at(x, b),
+            );
+        }
+    }
+    sums
 }
 
 impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {

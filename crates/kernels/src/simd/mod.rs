@@ -85,6 +85,8 @@ pub trait Simd: Words {
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
+    /// Whether few columns are multiplied in two passes, because memory cannot be asked for ahead.
+    const TWO_PASSES: bool = false;
 
     /// Does the work in a function of its own, compiled for the ISA. Otherwise everything that is generic
     /// inlines into one function per kernel, which takes compilers minutes where formats multiply shapes.

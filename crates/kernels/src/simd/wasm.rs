@@ -3,8 +3,10 @@
 
 use super::values::Values;
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use crate::packed::Layout;
 use relaxable::{mul_add, select, swizzle};
 use std::arch::wasm32::*;
+use std::hint::black_box;
 
 /// The 16 lanes with a form of integer dot products, which is proof that the engine has it.
 #[derive(Clone, Copy)]
@@ -14,13 +16,27 @@ pub struct Wasm<D>(pub(super) D);
 pub trait Dots: Copy {
     /// What the bytes that are multiplied are larger by than the values that they stand for.
     fn offset<V: Values>(self) -> i32;
+    /// Adds to four rows' sums the products of four bytes of each with the same four values.
+    fn add_group<V: Values>(self, sum: v128, bytes: v128, values: v128) -> v128;
     /// Adds each column's products with a block's first half, its second, or both.
+    #[inline(always)]
     fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
         self,
         sums: &mut [I32x16; C],
         w: &[u8],
         x: [&ActBlock; C],
-    );
+    ) {
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            if if group < 4 { FIRST } else { SECOND } {
+                for quad in 0..4 {
+                    let bytes = V::group(QUADS[quad], w, group);
+                    for c in 0..C {
+                        sums[c][quad] = self.add_group::<V>(sums[c][quad], bytes, broadcast(x[c], group));
+                    }
+                }
+            }
+        });
+    }
 }
 
 /// Products of 16-bit numbers.
@@ -124,6 +140,7 @@ impl<D: Dots> Simd for Wasm<D> {
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     const QUERIES: usize = 4;
+    const TWO_PASSES: bool = true;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
@@ -278,7 +295,11 @@ impl<D: Dots> Simd for Wasm<D> {
     ) -> [[I32x16; C]; R] {
         let mut sums = [self.start::<V, true, true, C>(x); R];
         for r in 0..R {
-            self.0.add::<V, true, true, C>(&mut sums[r], w[r], x);
+            if C <= 2 && matches!(V::LAYOUT, Layout::Four | Layout::Bytes) {
+                self.add_lines::<V, C>(&mut sums[r], w[r], x);
+            } else {
+                self.0.add::<V, true, true, C>(&mut sums[r], w[r], x);
+            }
         }
         sums
     }
@@ -309,6 +330,22 @@ impl<D: Dots> Simd for Wasm<D> {
 }
 
 impl<D: Dots> Wasm<D> {
+    /// As [`Dots::add`], in a loop that compilers leave one, so that memory is read in order.
+    #[inline(always)]
+    fn add_lines<V: Values, const C: usize>(self, sums: &mut [I32x16; C], w: &[u8], x: [&ActBlock; C]) {
+        for (i, line) in black_box(w).chunks_exact(64).enumerate() {
+            for group in if matches!(V::LAYOUT, Layout::Four) { 0..2 } else { 0..1 } {
+                for quad in 0..4 {
+                    let bytes = V::group(QUADS[quad], line, group * 4);
+                    for c in 0..C {
+                        let values = broadcast(x[c], i + group * 4);
+                        sums[c][quad] = self.0.add_group::<V>(sums[c][quad], bytes, values);
+                    }
+                }
+            }
+        }
+    }
+
     /// What takes the bytes' offset out of the sums of a block's first half, its second, or both.
     #[inline(always)]
     fn start<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
@@ -333,43 +370,17 @@ impl Dots for WordDots {
         V::OFFSET
     }
     #[inline(always)]
-    fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
-        self,
-        sums: &mut [I32x16; C],
-        w: &[u8],
-        x: [&ActBlock; C],
-    ) {
-        each_group!(group in [0 1 2 3 4 5 6 7] {
-            if if group < 4 { FIRST } else { SECOND } {
-                add_words::<V, C>(sums, w, x, group);
-            }
-        });
+    fn add_group<V: Values>(self, sum: v128, bytes: v128, values: v128) -> v128 {
+        add_words(sum, bytes, values)
     }
 }
 
-/// Adds the products with one group of four values. Even and odd bytes are apart, so that a row's
-/// products stay in its lane.
+/// Even and odd bytes apart, so that a row's products stay in its lane.
 #[inline(always)]
-pub(super) fn add_words<V: Values, const C: usize>(
-    sums: &mut [I32x16; C],
-    w: &[u8],
-    x: [&ActBlock; C],
-    group: usize,
-) {
-    let mut rows = [[i32x4_splat(0); 2]; 4];
-    for quad in 0..4 {
-        let bytes = V::group(QUADS[quad], w, group);
-        rows[quad] = [v128_and(bytes, u16x8_splat(0xff)), u16x8_shr(bytes, 8)];
-    }
-    for c in 0..C {
-        let x = broadcast(x[c], group);
-        let (even, odd) = (i16x8_shr(i16x8_shl(x, 8), 8), i16x8_shr(x, 8));
-        for quad in 0..4 {
-            let products =
-                i32x4_add(i32x4_dot_i16x8(rows[quad][0], even), i32x4_dot_i16x8(rows[quad][1], odd));
-            sums[c][quad] = i32x4_add(sums[c][quad], products);
-        }
-    }
+pub(super) fn add_words(sum: v128, bytes: v128, values: v128) -> v128 {
+    let even = i32x4_dot_i16x8(v128_and(bytes, u16x8_splat(0xff)), i16x8_shr(i16x8_shl(values, 8), 8));
+    let odd = i32x4_dot_i16x8(u16x8_shr(bytes, 8), i16x8_shr(values, 8));
+    i32x4_add(sum, i32x4_add(even, odd))
 }
 
 /// 16 bytes of anything that any bytes are valid for.

@@ -101,25 +101,9 @@ impl Dots for WholeDots {
         if V::MAX > 127 { V::OFFSET - self.flip as i32 } else { V::OFFSET }
     }
     #[inline(always)]
-    fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
-        self,
-        sums: &mut [I32x16; C],
-        w: &[u8],
-        x: [&ActBlock; C],
-    ) {
-        let flip = u8x16_splat(self.flip);
-        each_group!(group in [0 1 2 3 4 5 6 7] {
-            if if group < 4 { FIRST } else { SECOND } {
-                for quad in 0..4 {
-                    let bytes = V::group(QUADS[quad], w, group);
-                    let bytes = if V::MAX > 127 { v128_xor(bytes, flip) } else { bytes };
-                    for c in 0..C {
-                        let values = broadcast(x[c], group);
-                        sums[c][quad] = i32x4_relaxed_dot_i8x16_i7x16_add(values, bytes, sums[c][quad]);
-                    }
-                }
-            }
-        });
+    fn add_group<V: Values>(self, sum: v128, bytes: v128, values: v128) -> v128 {
+        let bytes = if V::MAX > 127 { v128_xor(bytes, u8x16_splat(self.flip)) } else { bytes };
+        i32x4_relaxed_dot_i8x16_i7x16_add(values, bytes, sum)
     }
 }
 
@@ -127,6 +111,15 @@ impl Dots for PairDots {
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
         V::OFFSET
+    }
+    #[inline(always)]
+    fn add_group<V: Values>(self, sum: v128, bytes: v128, values: v128) -> v128 {
+        if V::MAX <= 127 {
+            let pairs = i16x8_relaxed_dot_i8x16_i7x16(values, bytes);
+            i32x4_add(sum, i32x4_extadd_pairwise_i16x8(pairs))
+        } else {
+            add_words(sum, bytes, values)
+        }
     }
     #[inline(always)]
     fn add<V: Values, const FIRST: bool, const SECOND: bool, const C: usize>(
@@ -138,34 +131,39 @@ impl Dots for PairDots {
         let mut pairs = [[i16x8_splat(0); 4]; C];
         each_group!(group in [0 1 2 3 4 5 6 7] {
             if if group < 4 { FIRST } else { SECOND } {
-                if V::MAX <= 127 {
-                    add_pairs::<V, C>(&mut pairs, sums, w, x, group);
-                } else {
-                    add_words::<V, C>(sums, w, x, group);
-                }
+                self.add_pairs::<V, C>(&mut pairs, sums, w, x, group);
             }
         });
     }
 }
 
-/// As many groups as fit are added in 16 bits, then widened.
-#[inline(always)]
-fn add_pairs<V: Values, const C: usize>(
-    pairs: &mut [I32x16; C],
-    sums: &mut [I32x16; C],
-    w: &[u8],
-    x: [&ActBlock; C],
-    group: usize,
-) {
-    let span = const { span(i16::MAX as i32 / (2 * 127 * V::MAX)) };
-    for quad in 0..4 {
-        let bytes = V::group(QUADS[quad], w, group);
-        for c in 0..C {
-            let products = i16x8_relaxed_dot_i8x16_i7x16(broadcast(x[c], group), bytes);
-            let sum = if group.is_multiple_of(span) { products } else { i16x8_add(pairs[c][quad], products) };
-            pairs[c][quad] = sum;
-            if group % span == span - 1 {
-                sums[c][quad] = i32x4_add(sums[c][quad], i32x4_extadd_pairwise_i16x8(sum));
+impl PairDots {
+    /// As many groups as fit are added in 16 bits, then widened.
+    #[inline(always)]
+    fn add_pairs<V: Values, const C: usize>(
+        self,
+        pairs: &mut [I32x16; C],
+        sums: &mut [I32x16; C],
+        w: &[u8],
+        x: [&ActBlock; C],
+        group: usize,
+    ) {
+        let span = const { span(i16::MAX as i32 / (2 * 127 * V::MAX)) };
+        for quad in 0..4 {
+            let bytes = V::group(QUADS[quad], w, group);
+            for c in 0..C {
+                let values = broadcast(x[c], group);
+                if V::MAX > 127 {
+                    sums[c][quad] = add_words(sums[c][quad], bytes, values);
+                    continue;
+                }
+                let products = i16x8_relaxed_dot_i8x16_i7x16(values, bytes);
+                let sum =
+                    if group.is_multiple_of(span) { products } else { i16x8_add(pairs[c][quad], products) };
+                pairs[c][quad] = sum;
+                if group % span == span - 1 {
+                    sums[c][quad] = i32x4_add(sums[c][quad], i32x4_extadd_pairwise_i16x8(sum));
+                }
             }
         }
     }
