@@ -6,6 +6,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// Element types for which all-zero bytes are a value and every byte pattern is valid.
 pub trait Plain: Copy + Send + Sync + 'static {}
@@ -27,7 +28,7 @@ const HUGE: usize = 2 << 20;
 pub struct Aligned<T: Plain> {
     pointer: NonNull<T>,
     len: usize,
-    _block: Block,
+    _block: Arc<Block>,
 }
 
 // SAFETY: it owns its memory, and T is plain data.
@@ -48,6 +49,20 @@ impl<T: Plain> Aligned<T> {
         Self::starting_on(len, if large { HUGE } else { ALIGN })
     }
 
+    /// `count` times as much streamed memory, side by side, for each of them the same: parts too small for
+    /// huge pages of their own lie in those of all.
+    pub fn streamed_parts(len: usize, count: usize) -> Option<Vec<Self>> {
+        let stride = len.checked_next_multiple_of(ALIGN)?;
+        let whole = Self::streamed(stride.checked_mul(count)?)?;
+        let part = |index: usize| Self {
+            // SAFETY: within the allocation, or at its end where parts are empty; no two parts overlap.
+            pointer: unsafe { whole.pointer.add(index * stride) },
+            len,
+            _block: whole._block.clone(),
+        };
+        Some((0..count).map(part).collect())
+    }
+
     fn starting_on(len: usize, align: usize) -> Option<Self> {
         let bytes = len.checked_mul(size_of::<T>())?;
         let block = Block::zeroed(bytes.checked_add(align)?)?;
@@ -55,7 +70,7 @@ impl<T: Plain> Aligned<T> {
         if align == HUGE {
             advise_huge(start, bytes);
         }
-        Some(Self { pointer: NonNull::new(start.cast())?, len, _block: block })
+        Some(Self { pointer: NonNull::new(start.cast())?, len, _block: Arc::new(block) })
     }
 
     pub fn as_slice(&self) -> &[T] {
@@ -188,5 +203,30 @@ impl<'a, T: Plain> Shared<'a, T> {
         assert!(index < self.len, "{index} of {}", self.len);
         // SAFETY: within bounds; the caller excludes all other access.
         unsafe { self.pointer.as_ptr().add(index).write(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_streamed_memory_are_aligned_and_apart() {
+        for (len, count) in [(100, 7), (64, 3), (3 << 20, 2), (0, 4), (5, 0)] {
+            let mut parts = Aligned::<u8>::streamed_parts(len, count).unwrap();
+            assert_eq!(parts.len(), count);
+            for (i, part) in parts.iter_mut().enumerate() {
+                assert_eq!(part.as_slice().as_ptr().align_offset(ALIGN), 0);
+                part.as_mut_slice().fill(i as u8 + 1);
+            }
+            let first = if parts.is_empty() { None } else { Some(parts.remove(0)) };
+            // What is left keeps the memory of all.
+            drop(first);
+            for (i, part) in parts.iter().enumerate() {
+                assert!(part.as_slice().iter().all(|&byte| byte == i as u8 + 2));
+                assert_eq!(part.bytes(), len);
+            }
+        }
+        assert!(Aligned::<f32>::streamed_parts(usize::MAX / 8, 16).is_none());
     }
 }

@@ -49,12 +49,10 @@ impl Weights {
                         .ok_or_else(|| Error::memory(&what(), bytes))?
                 }
                 Use::Experts(format) | Use::Heads(format) => {
-                    let mut experts = Vec::new();
-                    for _ in 0..tensor.experts.unwrap_or(1) {
-                        let matrix = Matrix::zeroed(format, tensor.rows, tensor.cols);
-                        experts.push(matrix.ok_or_else(|| Error::memory(&what(), None))?);
-                    }
-                    Weight::Experts(experts)
+                    let count = tensor.experts.unwrap_or(1);
+                    Matrix::zeroed_stack(format, tensor.rows, tensor.cols, count)
+                        .map(Weight::Experts)
+                        .ok_or_else(|| Error::memory(&what(), None))?
                 }
                 Use::Vector(format) => {
                     let mut values = Vec::new();

@@ -234,6 +234,17 @@ impl Matrix {
         Some(Self { format, rows, cols, data: Aligned::streamed(bytes)? })
     }
 
+    /// As many such matrices in one piece of memory; None where that is short.
+    ///
+    /// # Panics
+    /// As [`Self::zeroed`].
+    pub fn zeroed_stack(format: Format, rows: usize, cols: usize, count: usize) -> Option<Vec<Self>> {
+        assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
+        let bytes = rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))?;
+        let parts = Aligned::streamed_parts(bytes, count)?;
+        Some(parts.into_iter().map(|data| Self { format, rows, cols, data }).collect())
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }
