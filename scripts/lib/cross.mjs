@@ -55,9 +55,27 @@ export async function debianPackages(names) {
     throw new SetupError(`apt-get install ${missing.join(' ')}: ${result.lines.at(-1) ?? result.reason}`);
 }
 
-function hasTarget(target) {
+/** Whether rustc's own folder holds a path. */
+function inRustlib(...path) {
   const sysroot = output('rustc', ['--print', 'sysroot']);
-  return sysroot !== undefined && existsSync(join(sysroot, 'lib', 'rustlib', target, 'lib'));
+  return sysroot !== undefined && existsSync(join(sysroot, 'lib', 'rustlib', ...path));
+}
+
+const hasTarget = (target) => inRustlib(target, 'lib');
+const hasSource = () => inRustlib('src', 'rust', 'library', 'std');
+
+/** The route by rustup: the target's ready build and, if wanted, the standard library's source. */
+async function byRustup(target, source) {
+  const wanted = [[hasTarget, 'target', target], ...(source ? [[hasSource, 'component', 'rust-src']] : [])];
+  for (const [has, kind, name] of wanted) {
+    if (has(name)) continue;
+    const added = await step(`rustup ${kind} add ${name}`, ['rustup', kind, 'add', name], {
+      limit: DOWNLOAD_LIMIT,
+      optional: true,
+    });
+    if (!added.ok || !has(name)) return added.lines.at(-1) ?? added.reason;
+  }
+  return undefined;
 }
 
 /**
@@ -65,27 +83,26 @@ function hasTarget(target) {
  *
  * @param {string} target a target triple
  * @param {string} std the crates of the standard library to build where no ready build can be had
- * @returns {Promise<{ route: string, cargo: string, args: string[], env: Record<string, string> }>}
- *   `args` go behind cargo's subcommand
+ * @param {{ source?: boolean }} [options] `source`: for building the standard library anew
+ * @returns {Promise<{ route: string, cargo: string, args: string[], sourceArgs: string[],
+ *   env: Record<string, string> }>} `args` go behind cargo's subcommand; `sourceArgs` instead of them build the
+ *   standard library with one's own flags
  * @throws SetupError naming what each route failed on
  */
-export async function crossCargo(target, std) {
-  if (hasTarget(target)) return { route: 'rustup', cargo: 'cargo', args: [], env: {} };
-  const added = await step(`rustup target add ${target}`, ['rustup', 'target', 'add', target], {
-    limit: DOWNLOAD_LIMIT,
-    optional: true,
-  });
-  if (added.ok && hasTarget(target)) return { route: 'rustup', cargo: 'cargo', args: [], env: {} };
+export async function crossCargo(target, std, { source = false } = {}) {
+  const sourceArgs = [`-Zbuild-std=${std}`];
+  const refused = await byRustup(target, source);
+  if (refused === undefined) return { route: 'rustup', cargo: 'cargo', args: [], sourceArgs, env: {} };
   try {
     await debianPackages(DEBIAN_RUST);
   } catch (error) {
-    const rustup = added.lines.at(-1) ?? added.reason;
-    throw new SetupError(`no Rust for ${target}. rustup: ${rustup}. Debian: ${error.message}`);
+    throw new SetupError(`no Rust for ${target}. rustup: ${refused}. Debian: ${error.message}`);
   }
   return {
     route: 'debian',
     cargo: '/usr/bin/cargo',
-    args: [`-Zbuild-std=${std}`],
+    args: sourceArgs,
+    sourceArgs,
     // Building the standard library is not a stable option; this lets a stable compiler take it.
     env: { RUSTC: '/usr/bin/rustc', RUSTDOC: '/usr/bin/rustdoc', RUSTC_BOOTSTRAP: '1' },
   };

@@ -1,7 +1,7 @@
 import type { ByteSource } from '../gguf/source.js';
 import type { Plan } from '../plan/types.js';
 
-export type Isa = 'scalar' | 'avx2' | 'avx512' | 'neon';
+export type Isa = 'scalar' | 'avx2' | 'avx512' | 'neon' | 'simd128' | 'relaxed-simd';
 
 export interface BackendOptions {
   /** Worker threads, the caller's included. @default the machine's cores */
@@ -16,6 +16,9 @@ export interface BackendInfo {
   readonly kind: 'native' | 'wasm';
   readonly isa: Isa;
   readonly threads: number;
+  /** Of WebAssembly: which of its modules runs, and why this one. */
+  readonly variant?: string;
+  readonly reason?: string;
 }
 
 /** Where one tensor of the plan lies. */

@@ -1,4 +1,4 @@
-import type { MachinePeaks } from '../backend/native.js';
+import { loadNative, type MachinePeaks } from '../backend/native.js';
 import type { BackendInfo, SamplerSettings } from '../backend/types.js';
 import { sumEnergies } from '../energy/sum.js';
 import type { Energy } from '../energy/types.js';
@@ -124,7 +124,7 @@ export async function benchModel(
 }
 
 async function readWork(path: string, signal: AbortSignal | undefined): Promise<TokenWork> {
-  const { tensorTypes } = await runtime.loadNative();
+  const { tensorTypes } = await loadNative();
   const source = await openSource(runtime, path, { cache: false, signal });
   const gguf = await openGguf(source, signal ? { signal } : {});
   try {

@@ -13,15 +13,4 @@ export function load(source: ModelSource, options: LoadOptions = {}): Promise<Mo
   return loadWith(runtime, source, options);
 }
 
-export type { Chat, ChatOptions, SendOptions } from './chat.js';
-export type { EmbedOptions } from './embed.js';
-export type { ExpertUsage, LayerRouting } from './experts.js';
-export type { Completion, FinishReason, Generation, Usage, UsageEnergy } from './generation.js';
-export type { LoadEvent, LoadOptions, LoadPhase } from './load.js';
-export type { Model, ModelInfo, Prompt, TokenizeOptions } from './model.js';
-export type { GenerateOptions, SamplingOptions } from './options.js';
-export type { Provenance, ProvenanceSettings } from './provenance.js';
-export { replay, type Verdict } from './replay.js';
-export type { ScoreOptions, Session, SessionOptions } from './session.js';
-export type { ModelSource } from './source.js';
-export type { Efficiency, ThreadChoice } from './threads.js';
+export * from './api.js';

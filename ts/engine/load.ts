@@ -63,7 +63,7 @@ export interface LoadOptions {
   readonly signal?: AbortSignal;
 }
 
-export const ISAS: readonly Isa[] = ['scalar', 'avx2', 'avx512', 'neon'];
+export const ISAS: readonly Isa[] = ['scalar', 'avx2', 'avx512', 'neon', 'simd128', 'relaxed-simd'];
 export const BACKENDS = ['auto', 'native', 'wasm'] as const;
 export const CONTEXT_RANGE = { min: 1, max: 2 ** 31 - 1, integer: true };
 export const THREADS_RANGE = { min: 1, max: 1024, integer: true };
@@ -150,7 +150,7 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   const settings = checkLoad(options);
   settings.signal?.throwIfAborted();
   const meter = await runtime.openEnergyMeter?.(settings.watts ? { watts: settings.watts } : {});
-  const backend = await openBackend(runtime, settings.backend);
+  const opened = await openBackend(runtime, settings);
   settings.report({ phase: 'header', loaded: 0, total: 1 });
   const bytes = await openSource(runtime, source, settings);
   const digests: string[] = [];
@@ -160,7 +160,7 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   try {
     settings.report({ phase: 'header', loaded: 1, total: 1 });
     checkChecksums(gguf, settings.sha256);
-    return await assemble(backend, gguf, settings, meter, digests);
+    return await assemble(opened, gguf, settings, meter, digests);
   } catch (error) {
     // A wrong file must not be what the next load finds.
     if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
@@ -178,17 +178,34 @@ function checkChecksums(gguf: GgufModel, sha256: readonly string[] | undefined):
   throw invalid('sha256', `one checksum for each of the model's ${gguf.parts.length} files`, sha256);
 }
 
-async function openBackend(runtime: Runtime, wanted: (typeof BACKENDS)[number]): Promise<Backend> {
-  if (wanted !== 'wasm') return runtime.loadNative();
-  throw new FrugalError('BACKEND_UNAVAILABLE', 'The backend wasm is not part of this version', {
-    cure: 'Use the backend native, or auto.',
-    data: { backend: wanted },
-  });
+interface Opened {
+  readonly backend: Backend;
+  /** What the user should know about the choice. */
+  readonly notes: readonly string[];
+}
+
+async function openBackend(runtime: Runtime, { backend, isa }: LoadSettings): Promise<Opened> {
+  const loadWasm = () => runtime.loadWasm(isa === undefined ? {} : { isa });
+  if (backend === 'wasm' || (backend === 'auto' && runtime.loadNative === undefined))
+    return { backend: await loadWasm(), notes: [] };
+  if (runtime.loadNative === undefined) {
+    throw new FrugalError('BACKEND_UNAVAILABLE', 'There is no native code in this runtime', {
+      cure: 'Use the backend wasm, or auto.',
+      data: { backend },
+    });
+  }
+  try {
+    return { backend: await runtime.loadNative(), notes: [] };
+  } catch (error) {
+    if (backend === 'native' || !isFrugalError(error) || error.code !== 'BACKEND_UNAVAILABLE') throw error;
+    const note = `WebAssembly computes, which is slower than native code. ${error.message}. ${error.cure}`;
+    return { backend: await loadWasm(), notes: [note] };
+  }
 }
 
 /** Plan, tokenizer, then weights: what refuses a file comes before what takes time. */
 async function assemble(
-  backend: Backend,
+  { backend, notes }: Opened,
   gguf: GgufModel,
   settings: LoadSettings,
   meter: EnergyMeter | undefined,
@@ -217,7 +234,7 @@ async function assemble(
     const engine = {
       scheduler: createScheduler(compiled, limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,
-      facts,
+      facts: { ...facts, notes: [...facts.notes, ...notes] },
       backend: compiled.info,
       meter,
       identity: settings.provenance ? identify(gguf.parts[0]?.name ?? '', digests, plan) : undefined,

@@ -1,4 +1,5 @@
 import type { Backend } from '../backend/types.js';
+import type { WasmOptions } from '../backend/wasm.js';
 import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
 import { blobSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
@@ -13,8 +14,13 @@ export type ModelSource = string | URL | Blob | ByteSource;
 export interface Runtime {
   /** @throws FrugalError `SOURCE_READ` */
   openFile(path: string): Promise<ByteSource>;
+  /**
+   * Absent where there is no native code.
+   * @throws FrugalError `BACKEND_UNAVAILABLE`
+   */
+  loadNative?(): Promise<Backend>;
   /** @throws FrugalError `BACKEND_UNAVAILABLE` */
-  loadNative(): Promise<Backend>;
+  loadWasm(options: WasmOptions): Promise<Backend>;
   /** Where CPU time and energy can be known. */
   openEnergyMeter?(options: EnergyOptions): Promise<EnergyMeter>;
 }

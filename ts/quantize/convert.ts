@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os';
-import { loadAddon, type Quantized, translateAsync } from '../backend/native.js';
+import { translateAsync } from '../backend/model.js';
+import { loadAddon, type Quantized } from '../backend/native.js';
 import { FrugalError } from '../errors.js';
 import { GGML_TYPES } from '../gguf/index.js';
 import type { Choice } from './choose.js';

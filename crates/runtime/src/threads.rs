@@ -63,6 +63,48 @@ impl Common {
     }
 }
 
+impl Common {
+    fn new(threads: usize) -> Arc<Self> {
+        let posted = (1..threads).map(|_| Condvar::new()).collect();
+        Arc::new(Self { posted, ..Self::default() })
+    }
+
+    /// The job on the caller and on those of the first `threads` threads that are free in time.
+    fn run_on(&self, threads: usize, job: &(dyn Fn(usize) + Sync)) {
+        if threads <= 1 {
+            return job(0);
+        }
+        {
+            let mut state = self.lock();
+            // SAFETY: only the lifetime is erased; this function returns (or unwinds) after the job
+            // was withdrawn and the last worker has left it.
+            let job: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(job) };
+            state.job = Some(Posted(job));
+            state.threads = threads;
+            self.epoch.fetch_add(1, Ordering::Release);
+            self.posted[..threads - 1].iter().for_each(Condvar::notify_one);
+        }
+        let result = catch_unwind(AssertUnwindSafe(|| job(0)));
+        let mut state = self.lock();
+        state.job = None;
+        while state.active > 0 {
+            state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let panicked = std::mem::take(&mut state.panicked);
+        drop(state);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+        assert!(!panicked, "a job panicked on a worker");
+    }
+
+    fn stop(&self) {
+        self.lock().stopping = true;
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.posted.iter().for_each(Condvar::notify_one);
+    }
+}
+
 /// A pool of OS threads; dropping it ends them.
 pub struct OsPool {
     common: Arc<Common>,
@@ -72,8 +114,7 @@ pub struct OsPool {
 impl OsPool {
     /// `threads` counts the caller's. Fewer are used where the system gives no more.
     pub fn new(threads: usize) -> Self {
-        let posted = (1..threads).map(|_| Condvar::new()).collect();
-        let common = Arc::new(Common { posted, ..Common::default() });
+        let common = Common::new(threads);
         let start = |thread: usize| {
             let common = Arc::clone(&common);
             let name = format!("frugal-{thread}");
@@ -94,43 +135,68 @@ impl Pool for OsPool {
     }
 
     fn run_on(&self, threads: usize, job: &(dyn Fn(usize) + Sync)) {
-        let threads = threads.min(self.threads());
-        if threads <= 1 {
-            return job(0);
-        }
-        {
-            let mut state = self.common.lock();
-            // SAFETY: only the lifetime is erased; this function returns (or unwinds) after the job
-            // was withdrawn and the last worker has left it.
-            let job: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(job) };
-            state.job = Some(Posted(job));
-            state.threads = threads;
-            self.common.epoch.fetch_add(1, Ordering::Release);
-            self.common.posted[..threads - 1].iter().for_each(Condvar::notify_one);
-        }
-        let result = catch_unwind(AssertUnwindSafe(|| job(0)));
-        let mut state = self.common.lock();
-        state.job = None;
-        while state.active > 0 {
-            state = self.common.left.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let panicked = std::mem::take(&mut state.panicked);
-        drop(state);
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
-        }
-        assert!(!panicked, "a job panicked on a worker");
+        self.common.run_on(threads.min(self.threads()), job);
     }
 }
 
 impl Drop for OsPool {
     fn drop(&mut self) {
-        self.common.lock().stopping = true;
-        self.common.epoch.fetch_add(1, Ordering::Release);
-        self.common.posted.iter().for_each(Condvar::notify_one);
+        self.common.stop();
         for worker in self.workers.drain(..) {
             // A worker never panics: its jobs run under catch_unwind.
             let _ = worker.join();
+        }
+    }
+}
+
+/// A pool whose threads someone else starts, at any time, and lends to it through [`Lender::work`]. Where
+/// there is no operating system these are workers of JavaScript. Dropping the pool lets them go.
+pub struct LentPool {
+    common: Arc<Common>,
+    threads: usize,
+}
+
+impl LentPool {
+    /// `threads` counts the one that runs jobs.
+    pub fn new(threads: usize) -> Self {
+        Self { common: Common::new(threads), threads: threads.max(1) }
+    }
+
+    pub fn lender(&self) -> Lender {
+        Lender(Arc::clone(&self.common))
+    }
+}
+
+impl Pool for LentPool {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        self.run_on(self.threads, job);
+    }
+
+    fn run_on(&self, threads: usize, job: &(dyn Fn(usize) + Sync)) {
+        self.common.run_on(threads.min(self.threads), job);
+    }
+}
+
+impl Drop for LentPool {
+    fn drop(&mut self) {
+        self.common.stop();
+    }
+}
+
+/// The way into a [`LentPool`].
+#[derive(Clone)]
+pub struct Lender(Arc<Common>);
+
+impl Lender {
+    /// Works as thread `thread` of the pool, 1 or more and below its count, each number once; returns
+    /// when the pool is gone.
+    pub fn work(&self, thread: usize) {
+        if (1..=self.0.posted.len()).contains(&thread) {
+            work(&self.0, thread);
         }
     }
 }
@@ -222,6 +288,28 @@ mod tests {
             let highest = highest.into_inner();
             assert!(highest < threads && (threads == 1 || highest > 0), "thread {highest} of {threads}");
         }
+    }
+
+    #[test]
+    fn lent_threads_take_part_and_are_let_go() {
+        let pool = LentPool::new(3);
+        let lent: Vec<_> = (1..3)
+            .map(|thread| {
+                let lender = pool.lender();
+                std::thread::spawn(move || lender.work(thread))
+            })
+            .collect();
+        let seen = [const { AtomicUsize::new(0) }; 3];
+        let deadline = Instant::now() + Duration::from_secs(10);
+        pool.run(&|thread| {
+            seen[thread].fetch_add(1, Ordering::SeqCst);
+            while seen.iter().any(|count| count.load(Ordering::SeqCst) == 0) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        });
+        assert!(seen.iter().all(|count| count.load(Ordering::SeqCst) == 1));
+        drop(pool);
+        lent.into_iter().for_each(|thread| thread.join().expect("a lent thread"));
     }
 
     #[test]

@@ -1,0 +1,236 @@
+//! The runtime for WebAssembly: converts, calls, converts back. One instance holds one model, as the
+//! memory of an instance is only given back as a whole.
+
+use js_sys::{Array, Float32Array, Uint32Array};
+use kernels::packed::Format;
+use kernels::sampling::SamplerSettings;
+use kernels::table::available;
+use runtime::error::{Error, Result};
+use runtime::model::{Entry, Model, Output, Want};
+use runtime::plan::Plan;
+use runtime::routing::Routing;
+use runtime::threads::{Lender, LentPool};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wasm_bindgen::prelude::*;
+
+static MODEL: Mutex<Option<Arc<Model>>> = Mutex::new(None);
+static LENDER: Mutex<Option<Lender>> = Mutex::new(None);
+
+fn held() -> MutexGuard<'static, Option<Arc<Model>>> {
+    MODEL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn model() -> Result<Arc<Model>> {
+    held().clone().ok_or_else(|| Error::disposed("the model"))
+}
+
+/// Code, message and cure travel as three lines, as from the native addon.
+fn refuse(error: Error) -> JsError {
+    let message = error.message.replace('\n', " ");
+    JsError::new(&format!("{}\n{message}\n{}", error.code, error.cure))
+}
+
+type Answer<T> = std::result::Result<T, JsError>;
+
+/// Instruction sets of this module, fastest first.
+#[wasm_bindgen]
+pub fn isas() -> Vec<String> {
+    available().iter().map(|table| table.isa.to_string()).collect()
+}
+
+/// GGML types that the kernels take.
+#[wasm_bindgen(js_name = tensorTypes)]
+pub fn tensor_types() -> Vec<String> {
+    Format::ALL.iter().map(|format| format.name().to_string()).collect()
+}
+
+/// Compiles a plan (JSON as UTF-8) and reserves its memory. `isa`: one of `isas()`.
+#[wasm_bindgen]
+pub fn compile(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> Answer<()> {
+    new_model(plan, threads, isa, max_step_tokens).map_err(refuse)
+}
+
+fn new_model(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> Result<()> {
+    let table = available().into_iter().find(|table| table.isa == isa).ok_or_else(|| {
+        Error::argument(
+            format!("this module does not have the instruction set {isa}"),
+            "Choose one of those that the backend lists, or leave it out.",
+        )
+    })?;
+    let plan = Plan::parse(plan)?;
+    let pool = LentPool::new(threads);
+    let lender = pool.lender();
+    let model = Model::new(plan, table, Box::new(pool), max_step_tokens)?;
+    *LENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
+    *held() = Some(Arc::new(model));
+    Ok(())
+}
+
+/// Lends the calling worker to the model as thread `thread`, until the model is disposed of.
+#[wasm_bindgen]
+pub fn work(thread: usize) {
+    let lender = LENDER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(lender) = lender {
+        lender.work(thread);
+    }
+}
+
+/// Cuts the step in progress short; the model is gone when that has ended.
+#[wasm_bindgen]
+pub fn dispose() {
+    let model = held().take();
+    drop(model.map(|model| model.free_all()));
+}
+
+/// A panic becomes an error of JavaScript that says where it was. The instance is of no use after it.
+#[wasm_bindgen(start)]
+pub fn start() {
+    std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
+}
+
+#[wasm_bindgen]
+pub fn threads() -> Answer<usize> {
+    model().map(|model| model.threads()).map_err(refuse)
+}
+
+#[wasm_bindgen(js_name = weightBytes)]
+pub fn weight_bytes() -> Answer<f64> {
+    model().map(|model| model.weight_bytes() as f64).map_err(refuse)
+}
+
+#[wasm_bindgen(js_name = maxLogitRows)]
+pub fn max_logit_rows() -> Answer<usize> {
+    model().map(|model| model.max_logit_rows()).map_err(refuse)
+}
+
+#[wasm_bindgen(js_name = kvBytes)]
+pub fn kv_bytes() -> f64 {
+    held().as_ref().map_or(0.0, |model| model.kv_bytes() as f64)
+}
+
+/// Packs the next rows of tensor `id`.
+#[wasm_bindgen(js_name = pushRows)]
+pub fn push_rows(id: usize, rows: &[u8]) -> Answer<()> {
+    model().and_then(|model| model.push_rows(id, rows)).map_err(refuse)
+}
+
+#[wasm_bindgen]
+extern "C" {
+    /// `SamplerSettings` of the TypeScript backends.
+    pub type Settings;
+    #[wasm_bindgen(method, getter)]
+    fn temperature(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = topK)]
+    fn top_k(this: &Settings) -> u32;
+    #[wasm_bindgen(method, getter, js_name = topP)]
+    fn top_p(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = minP)]
+    fn min_p(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = repetitionPenalty)]
+    fn repetition_penalty(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = frequencyPenalty)]
+    fn frequency_penalty(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = presencePenalty)]
+    fn presence_penalty(this: &Settings) -> f32;
+    #[wasm_bindgen(method, getter, js_name = penaltyWindow)]
+    fn penalty_window(this: &Settings) -> i32;
+    #[wasm_bindgen(method, getter)]
+    fn seed(this: &Settings) -> u64;
+    #[wasm_bindgen(method, getter, js_name = biasTokens)]
+    fn bias_tokens(this: &Settings) -> Vec<u32>;
+    #[wasm_bindgen(method, getter, js_name = biasValues)]
+    fn bias_values(this: &Settings) -> Vec<f32>;
+}
+
+fn sampler_settings(settings: &Settings) -> SamplerSettings {
+    SamplerSettings {
+        temperature: settings.temperature(),
+        top_k: settings.top_k(),
+        top_p: settings.top_p(),
+        min_p: settings.min_p(),
+        repetition_penalty: settings.repetition_penalty(),
+        frequency_penalty: settings.frequency_penalty(),
+        presence_penalty: settings.presence_penalty(),
+        penalty_window: settings.penalty_window(),
+        seed: settings.seed(),
+        logit_bias: settings.bias_tokens().into_iter().zip(settings.bias_values()).collect(),
+    }
+}
+
+#[wasm_bindgen(js_name = createSequence)]
+pub fn create_sequence(settings: Option<Settings>) -> Answer<u32> {
+    let settings = settings.as_ref().map(sampler_settings);
+    model().and_then(|model| model.create_sequence(settings)).map_err(refuse)
+}
+
+/// How many of the threads take part in steps from now on.
+#[wasm_bindgen(js_name = setStepThreads)]
+pub fn set_step_threads(threads: usize) -> Answer<()> {
+    model().map(|model| model.set_step_threads(threads)).map_err(refuse)
+}
+
+/// Starts to count, from zero, which experts the sequence's tokens are routed to.
+#[wasm_bindgen(js_name = countExperts)]
+pub fn count_experts(sequence: u32) -> Answer<()> {
+    model().map(|model| model.count_experts(sequence)).map_err(refuse)
+}
+
+/// Ends counting and gives, for one mixture of experts after another, how many tokens each expert got,
+/// and each mixture's reads and misses; nothing where it never began or the sequence has ended.
+#[wasm_bindgen(js_name = expertCounts)]
+pub fn expert_counts(sequence: u32) -> Option<Array> {
+    let Routing(tallies) = held().as_ref()?.expert_counts(sequence)?;
+    let tokens: Vec<u32> = tallies.iter().flat_map(|tally| &tally.tokens).copied().collect();
+    let reads: Vec<u32> = tallies.iter().map(|tally| tally.reads).collect();
+    let misses: Vec<u32> = tallies.iter().map(|tally| tally.misses).collect();
+    Some([tokens, reads, misses].iter().map(|counts| Uint32Array::from(counts.as_slice())).collect())
+}
+
+/// Ends the sequence at once; a step that holds it is cut short.
+#[wasm_bindgen(js_name = freeSequence)]
+pub fn free_sequence(sequence: u32) {
+    if let Some(model) = held().as_ref() {
+        drop(model.free_sequence(sequence));
+    }
+}
+
+/// Entry i appends `counts[i]` of the tokens to `sequences[i]` and wants `wants[i]`: 0 nothing,
+/// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states. Gives for each entry
+/// undefined, a token's number, or a `Float32Array`.
+#[wasm_bindgen]
+pub fn step(sequences: &[u32], counts: &[u32], tokens: &[u32], wants: &[u8]) -> Answer<Array> {
+    let outputs = model().and_then(|model| model.step(&entries(sequences, counts, tokens, wants)?));
+    let outputs = outputs.map_err(refuse)?;
+    Ok(outputs
+        .into_iter()
+        .map(|output| match output {
+            Output::Nothing => JsValue::UNDEFINED,
+            Output::Token(token) => token.into(),
+            Output::Values(values) => Float32Array::from(values.as_slice()).into(),
+        })
+        .collect())
+}
+
+fn entries<'a>(
+    sequences: &[u32],
+    counts: &[u32],
+    mut tokens: &'a [u32],
+    wants: &[u8],
+) -> Result<Vec<Entry<'a>>> {
+    let mut entries = Vec::with_capacity(sequences.len());
+    for ((&sequence, &count), &want) in sequences.iter().zip(counts).zip(wants) {
+        let (these, rest) = tokens
+            .split_at_checked(count as usize)
+            .ok_or_else(|| Error::internal("a step with fewer tokens than it counts"))?;
+        tokens = rest;
+        let want = match want {
+            0 => Want::Nothing,
+            1 => Want::Sample,
+            2 => Want::LastLogits,
+            3 => Want::AllLogits,
+            _ => Want::AllHidden,
+        };
+        entries.push(Entry { sequence, tokens: these, want });
+    }
+    Ok(entries)
+}

@@ -1,0 +1,15 @@
+//! Writes the JavaScript glue of one WebAssembly module: `bindgen INPUT.wasm FOLDER NAME`.
+
+use wasm_bindgen_cli_support::Bindgen;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [input, folder, name] = arguments.as_slice() else {
+        return Err("usage: bindgen INPUT.wasm FOLDER NAME".into());
+    };
+    let mut bindgen = Bindgen::new();
+    bindgen.input_path(input).out_name(name).typescript(false);
+    bindgen.no_modules(true)?;
+    bindgen.generate(folder)?;
+    Ok(())
+}

@@ -1,0 +1,101 @@
+// Builds the WebAssembly modules: one for each instruction set, with threads and without.
+
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { crossCargo } from './cross.mjs';
+import { need, ROOT, SetupError } from './steps.mjs';
+
+const TARGET = 'wasm32-unknown-unknown';
+const CRATE = 'frugal-wasm';
+export const WASM_FOLDER = 'dist/wasm';
+
+/** Instruction sets by the name of their module, as `-Ctarget-feature` takes them. */
+const FEATURES = { simd128: '+simd128', 'relaxed-simd': '+simd128,+relaxed-simd' };
+
+export const WASM_VARIANTS = Object.keys(FEATURES).flatMap((isa) => [
+  { name: isa, isa, threads: false },
+  { name: `${isa}-threads`, isa, threads: true },
+]);
+
+/**
+ * What one memory for several threads needs. The compiler no longer passes the linker's part of it by itself:
+ * without it each thread would silently have a memory of its own.
+ */
+const SHARED_FEATURES = '+atomics,+bulk-memory,+mutable-globals';
+const SHARED_LINK = [
+  '--shared-memory',
+  '--import-memory',
+  `--max-memory=${2 ** 32}`,
+  ...['__heap_base', '__wasm_init_tls', '__tls_size', '__tls_align', '__tls_base'].map(
+    (name) => `--export=${name}`,
+  ),
+];
+
+function rustFlags({ isa, threads }) {
+  const features = threads ? `${FEATURES[isa]},${SHARED_FEATURES}` : FEATURES[isa];
+  const link = threads ? SHARED_LINK.map((argument) => `-Clink-arg=${argument}`) : [];
+  return [`-Ctarget-feature=${features}`, ...link].join(' ');
+}
+
+/** The program that writes the modules' glue: wasm-bindgen, as a library of its own. */
+async function buildBindgen() {
+  const folder = join(ROOT, 'scripts', 'bindgen');
+  await need('wasm-bindgen', [
+    'cargo',
+    'build',
+    '--locked',
+    '--manifest-path',
+    join(folder, 'Cargo.toml'),
+    '--target-dir',
+    join(ROOT, 'target', 'bindgen'),
+  ]);
+  return join(ROOT, 'target', 'bindgen', 'debug', process.platform === 'win32' ? 'bindgen.exe' : 'bindgen');
+}
+
+/** Builds all modules, and the glue of those with threads and those without, into `dist/wasm`. */
+export async function buildWasm() {
+  const cargo = await crossCargo(TARGET, 'std,panic_abort', { source: true });
+  const bindgen = await buildBindgen();
+  const out = join(ROOT, WASM_FOLDER);
+  rmSync(out, { recursive: true, force: true });
+  mkdirSync(out, { recursive: true });
+  for (const variant of WASM_VARIANTS) {
+    await buildModule(cargo, variant);
+    const built = join(targetFolder(cargo), TARGET, 'release', 'frugal_wasm.wasm');
+    const made = join(ROOT, 'target', 'wasm-glue', variant.name);
+    await need(`glue of ${variant.name}`, [bindgen, built, made, 'frugal']);
+    copyFileSync(join(made, 'frugal_bg.wasm'), join(out, `${variant.name}.wasm`));
+    writeGlue(join(made, 'frugal.js'), join(out, variant.threads ? 'glue-threads.js' : 'glue.js'), variant);
+  }
+}
+
+const targetFolder = ({ route }) => join(ROOT, 'target', `wasm-${route}`);
+
+async function buildModule({ route, cargo, args, sourceArgs, env }, variant) {
+  const std = variant.threads ? sourceArgs : args;
+  await need(
+    `${variant.name}.wasm (cargo, ${route})`,
+    [cargo, 'build', '--release', '-p', CRATE, '--target', TARGET, ...std],
+    {
+      env: {
+        ...env,
+        // Building the standard library is not a stable option; this lets a stable compiler take it.
+        ...(std.length > 0 ? { RUSTC_BOOTSTRAP: '1' } : {}),
+        RUSTFLAGS: rustFlags(variant),
+        CARGO_TARGET_DIR: targetFolder({ route }),
+      },
+    },
+  );
+}
+
+/**
+ * The glue keeps its instance in variables of its module; as a function it can be had once for each model.
+ * It is the same for every instruction set.
+ */
+function writeGlue(from, to, { name, isa }) {
+  const script = readFileSync(from, 'utf8');
+  if (!script.startsWith('let wasm_bindgen = ')) throw new SetupError(`the glue of ${name} has another form`);
+  const module = `export function createGlue() {\n${script}\nreturn wasm_bindgen;\n}\n`;
+  if (isa === 'simd128') writeFileSync(to, module);
+  else if (readFileSync(to, 'utf8') !== module) throw new SetupError(`the glue of ${name} is one of its own`);
+}

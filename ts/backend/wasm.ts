@@ -1,0 +1,93 @@
+import { FrugalError } from '../errors.js';
+import type { Plan } from '../plan/types.js';
+import { backendModel, chooseIsa, planBytes, type RuntimeModel } from './model.js';
+import type { Backend, BackendModel, BackendOptions, Isa } from './types.js';
+import type { Glue } from './wasm/glue.js';
+import type { WasmHost } from './wasm/host.js';
+import { localModel, watched } from './wasm/local-model.js';
+import { threadedModel } from './wasm/threaded-model.js';
+import { type Choice, chooseVariant, lacking, type WasmVariant } from './wasm/variant.js';
+
+export type { WasmVariant } from './wasm/variant.js';
+
+export interface WasmOptions {
+  /** Forces one of the modules. @default the best that this runtime has */
+  readonly variant?: WasmVariant;
+  /** Leaves out modules without this instruction set. */
+  readonly isa?: Isa;
+}
+
+/** Literal addresses, which bundlers find. */
+const MODULES: Record<WasmVariant, () => URL> = {
+  simd128: () => new URL('../../dist/wasm/simd128.wasm', import.meta.url),
+  'relaxed-simd': () => new URL('../../dist/wasm/relaxed-simd.wasm', import.meta.url),
+  'simd128-threads': () => new URL('../../dist/wasm/simd128-threads.wasm', import.meta.url),
+  'relaxed-simd-threads': () => new URL('../../dist/wasm/relaxed-simd-threads.wasm', import.meta.url),
+};
+
+/**
+ * The runtime as WebAssembly. One module is fetched, the best that works here.
+ * @throws FrugalError `BACKEND_UNAVAILABLE`, with what is lacking or could not be fetched
+ */
+export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promise<Backend> {
+  const choice = chooseVariant(lacking(host.unshared), {
+    variant: options.variant,
+    isa: options.isa ?? host.isa,
+  });
+  const module = await fetchModule(host, choice.variant);
+  const { createGlue } = choice.threads
+    ? await import('../../dist/wasm/glue-threads.js')
+    : await import('../../dist/wasm/glue.js');
+  const setup: Setup = { host, choice, module, createGlue };
+  const probe = createGlue();
+  probe.initSync({ module });
+  const isas = probe.isas();
+  return {
+    kind: 'wasm',
+    isas,
+    tensorTypes: probe.tensorTypes(),
+    compile: (plan, compileOptions) => compile(setup, isas, plan, compileOptions),
+  };
+}
+
+interface Setup {
+  readonly host: WasmHost;
+  readonly choice: Choice;
+  readonly module: WebAssembly.Module;
+  readonly createGlue: () => Glue;
+}
+
+async function fetchModule(host: WasmHost, variant: WasmVariant): Promise<WebAssembly.Module> {
+  const url = MODULES[variant]();
+  try {
+    return await host.compile(url);
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('BACKEND_UNAVAILABLE', `${url.href} cannot be loaded: ${why}`, {
+      cure: "Serve the package's folder dist/wasm beside its code, and let the page's policy allow wasm-unsafe-eval.",
+      data: { variant, url: url.href },
+      cause,
+    });
+  }
+}
+
+/** Each model has an instance, and so a memory, of its own: that is given back only as a whole. */
+async function compile(
+  { host, choice, module, createGlue }: Setup,
+  isas: readonly Isa[],
+  plan: Plan,
+  options: BackendOptions,
+): Promise<BackendModel> {
+  const isa = chooseIsa(isas, options.isa ?? host.isa);
+  const threads = choice.threads ? (options.threads ?? host.cores) : 1;
+  const glue = createGlue();
+  const { memory } = glue.initSync({ module });
+  const watch = watched(memory);
+  watch(() => glue.compile(planBytes(plan), threads, isa, options.maxStepTokens));
+  const local = localModel(glue, watch);
+  const model: RuntimeModel = choice.threads
+    ? await threadedModel(host, { module, memory, threads }, local)
+    : local;
+  const { variant, reason } = choice;
+  return backendModel(model, plan, { kind: 'wasm', isa, threads: model.threads, variant, reason });
+}

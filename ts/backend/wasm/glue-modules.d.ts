@@ -1,0 +1,7 @@
+// Generated when the modules are built; see scripts/lib/wasm.mjs.
+declare module '*/dist/wasm/glue.js' {
+  export function createGlue(): import('./glue.js').Glue;
+}
+declare module '*/dist/wasm/glue-threads.js' {
+  export function createGlue(): import('./glue.js').Glue;
+}

@@ -1,0 +1,123 @@
+import { FrugalError } from '../../errors.js';
+import type { RuntimeModel } from '../model.js';
+import type { StepValue } from './glue.js';
+import type { Thread, WasmHost } from './host.js';
+import { crashed, isRefusal, stepResults } from './local-model.js';
+import type { FromThread, StepRequest } from './protocol.js';
+
+export interface SharedModule {
+  readonly module: WebAssembly.Module;
+  /** Holds the model, and is that of all its threads. */
+  readonly memory: WebAssembly.Memory;
+  readonly threads: number;
+}
+
+/**
+ * A model whose steps run on threads of their own; the calling thread's instance does the rest. Thread 0 takes the
+ * steps, the others sleep in the module until it has work for them.
+ * @throws FrugalError `BACKEND_UNAVAILABLE` if the threads cannot be started
+ */
+export async function threadedModel(
+  host: WasmHost,
+  shared: SharedModule,
+  local: RuntimeModel,
+): Promise<RuntimeModel> {
+  const crew = startCrew(host, shared);
+  try {
+    await crew.ready;
+  } catch (cause) {
+    await crew.end();
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('BACKEND_UNAVAILABLE', `WebAssembly's threads cannot be started: ${why}`, {
+      cure: "Let the page's policy allow its own workers, or use a variant without threads.",
+      cause,
+    });
+  }
+  let ending: Promise<void> | undefined;
+  return {
+    ...local,
+    step: async (sequences, counts, tokens, wants) =>
+      stepResults(await crew.step({ sequences, counts, tokens, wants })),
+    dispose() {
+      ending ??= end(local, crew);
+      return ending;
+    },
+  };
+}
+
+/** The step in progress is cut short, and its memory is in use until then. */
+async function end(local: RuntimeModel, crew: Crew): Promise<void> {
+  await local.dispose().catch(() => undefined);
+  await crew.idle();
+  await crew.end();
+}
+
+interface Crew {
+  /** When all threads are there. */
+  readonly ready: Promise<unknown>;
+  step(request: StepRequest): Promise<readonly StepValue[]>;
+  idle(): Promise<void>;
+  end(): Promise<void>;
+}
+
+interface Pending {
+  resolve(values: readonly StepValue[]): void;
+  reject(reason: unknown): void;
+}
+
+function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): Crew {
+  let pending: Pending | undefined;
+  let running: Promise<unknown> = Promise.resolve();
+  let broken: FrugalError | undefined;
+  const crew: Thread[] = [];
+  const settle = (): Pending | undefined => {
+    const call = pending;
+    pending = undefined;
+    crew[0]?.hold(false);
+    return call;
+  };
+  /** A thread that crashed may hold locks that the others wait for: none goes on. */
+  const fail = (reason: string): void => {
+    broken ??= crashed(memory.buffer.byteLength, reason);
+    settle()?.reject(broken);
+    for (const thread of crew) void thread.end();
+  };
+  const start = (thread: number) =>
+    new Promise<void>((resolve, reject) => {
+      const onFailure = (reason: string) => {
+        reject(new Error(reason));
+        fail(reason);
+      };
+      const worker = host.startThread({
+        onFailure,
+        onMessage(message) {
+          const from = message as FromThread;
+          if (from.type === 'ready') resolve();
+          else if (from.type === 'stepped') settle()?.resolve(from.values);
+          else if (isRefusal(from.message)) settle()?.reject(new Error(from.message));
+          else onFailure(from.message);
+        },
+      });
+      crew.push(worker);
+      worker.hold(true);
+      worker.post({ type: 'start', thread, module, memory });
+    });
+  const ready = Promise.all(Array.from({ length: threads }, (_, thread) => start(thread))).finally(() => {
+    for (const thread of crew) thread.hold(false);
+  });
+  return {
+    ready,
+    step(request) {
+      if (broken !== undefined) return Promise.reject(broken);
+      const values = new Promise<readonly StepValue[]>((resolve, reject) => {
+        pending = { resolve, reject };
+        crew[0]?.hold(true);
+        crew[0]?.post({ type: 'step', ...request });
+      });
+      running = values.catch(() => undefined);
+      return values;
+    },
+    idle: async () => void (await running),
+    end: async () => void (await Promise.all(crew.map((thread) => thread.end()))),
+  };
+}

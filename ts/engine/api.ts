@@ -1,0 +1,13 @@
+// The engine's own part of the public API, without `load`.
+export type { Chat, ChatOptions, SendOptions } from './chat.js';
+export type { EmbedOptions } from './embed.js';
+export type { ExpertUsage, LayerRouting } from './experts.js';
+export type { Completion, FinishReason, Generation, Usage, UsageEnergy } from './generation.js';
+export type { LoadEvent, LoadOptions, LoadPhase } from './load.js';
+export type { Model, ModelInfo, Prompt, TokenizeOptions } from './model.js';
+export type { GenerateOptions, SamplingOptions } from './options.js';
+export type { Provenance, ProvenanceSettings } from './provenance.js';
+export { replay, type Verdict } from './replay.js';
+export type { ScoreOptions, Session, SessionOptions } from './session.js';
+export type { ModelSource } from './source.js';
+export type { Efficiency, ThreadChoice } from './threads.js';
