@@ -1,10 +1,10 @@
-// npm run build: the native addon and dist/, no tests.
+// npm run build: the native addon, the WebAssembly modules and dist/, no tests.
 
-import { setUp } from './lib/setup.mjs';
+import { ensureWasm, setUp } from './lib/setup.mjs';
 import { SetupError, say } from './lib/steps.mjs';
 
 try {
-  await setUp();
+  await ensureWasm(await setUp());
   say('built: bindings/napi and dist');
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;

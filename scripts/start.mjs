@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { setUp } from './lib/setup.mjs';
+import { ensureWasm, setUp } from './lib/setup.mjs';
 import { ROOT, SetupError, say } from './lib/steps.mjs';
 
 const DEFAULT_PROMPT = 'Once upon a time';
@@ -57,7 +57,9 @@ function runProgram(args) {
 
 try {
   const model = findModel();
-  await setUp();
+  const rustc = await setUp();
+  // Minutes of building that only this choice needs.
+  if (process.argv.includes('wasm')) await ensureWasm(rustc);
   // A story is read from its first word, so the prompt is shown too.
   process.exitCode = await runProgram(['run', model, '--echo', ...runArguments(process.argv.slice(2))]);
 } catch (error) {

@@ -3,12 +3,11 @@
 
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { checkTools, ensureDist, ensureNative, ensureNodeModules } from './lib/setup.mjs';
+import { checkTools, ensureDist, ensureNative, ensureNodeModules, ensureWasm } from './lib/setup.mjs';
 import { ROOT, SetupError, say, step } from './lib/steps.mjs';
 import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
 import { ensureChromium } from './setup-chromium.mjs';
 import { neonTest } from './setup-neon.mjs';
-import { wasmBuild } from './setup-wasm.mjs';
 
 const NEON_LIMIT = 240;
 const VITEST_REPORT = join(ROOT, '.cache', 'vitest.json');
@@ -42,18 +41,6 @@ async function rustTests() {
   // The output of passed tests is shown too: it may say what they did not run.
   const command = ['cargo', 'test', '--workspace', '--no-fail-fast', '--', '--show-output'];
   addCargo(tally, 'cargo test', await step('cargo test', command));
-}
-
-async function wasmCheck() {
-  const title = 'kernels for WebAssembly';
-  try {
-    const { command, env } = await wasmBuild();
-    await check(title, command, { env });
-  } catch (error) {
-    if (!(error instanceof SetupError)) throw error;
-    // Portable kernels are a promise, so not being able to check them is a failure.
-    addFailure(tally, title, error.message);
-  }
 }
 
 async function neonTests() {
@@ -99,7 +86,8 @@ try {
   const rustc = checkTools();
   const packages = await prepared('npm packages', ensureNodeModules);
   await rustTests();
-  await wasmCheck();
+  // Portable kernels are a promise, so not being able to build them is a failure.
+  await prepared('WebAssembly modules', () => ensureWasm(rustc));
   await neonTests();
   if (packages) {
     const native = await prepared('native addon', () => ensureNative(rustc));

@@ -5,8 +5,9 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { need, ROOT, SetupError } from './steps.mjs';
+import { buildWasm, WASM_FOLDER, WASM_VARIANTS } from './wasm.mjs';
 
 const MINIMUM_NODE = [20, 17];
 const ADDON_FOLDER = 'bindings/napi';
@@ -106,7 +107,7 @@ async function whenChanged(name, inputs, extra, present, build) {
 
 /** Builds the native addon, `bindings/napi/*.node`. `rustc`: the compiler's description of itself. */
 export async function ensureNative(rustc) {
-  const inputs = ['crates', 'bindings', 'Cargo.toml', 'Cargo.lock', '.cargo/config.toml'];
+  const inputs = ['crates', ADDON_FOLDER, 'Cargo.toml', 'Cargo.lock', '.cargo/config.toml'];
   const present = () => readdirSync(at(ADDON_FOLDER)).some((name) => name.endsWith('.node'));
   await whenChanged('native', inputs, `${rustc}${process.env.RUSTFLAGS ?? ''}`, present, async () => {
     await need('native addon (cargo, release)', [
@@ -131,19 +132,37 @@ export async function ensureDist() {
     'dist',
     inputs,
     '',
-    () => existsSync(at('dist')),
+    () => existsSync(at('dist', 'index.js')),
     async () => {
       // Files whose source is gone must not be packed.
-      rmSync(at('dist'), { recursive: true, force: true });
+      const old = existsSync(at('dist')) ? readdirSync(at('dist')) : [];
+      const keep = basename(WASM_FOLDER);
+      for (const name of old) if (name !== keep) rmSync(at('dist', name), { recursive: true });
       await need('TypeScript (tsc)', [process.execPath, at('node_modules', 'typescript', 'bin', 'tsc')]);
     },
   );
 }
 
-/** Everything that the command line program needs. */
+/** Builds the WebAssembly modules, `dist/wasm`. `rustc`: the compiler's description of itself. */
+export async function ensureWasm(rustc) {
+  const inputs = [
+    'crates',
+    'bindings/wasm',
+    'Cargo.toml',
+    'Cargo.lock',
+    'scripts/bindgen/Cargo.lock',
+    'scripts/bindgen/src',
+    'scripts/lib/wasm.mjs',
+  ];
+  const files = WASM_VARIANTS.map(({ name }) => at(WASM_FOLDER, `${name}.wasm`));
+  await whenChanged('wasm', inputs, rustc, () => files.every(existsSync), buildWasm);
+}
+
+/** Everything that the command line program needs with the native backend. */
 export async function setUp() {
   const rustc = checkTools();
   await ensureNodeModules();
   await ensureNative(rustc);
   await ensureDist();
+  return rustc;
 }

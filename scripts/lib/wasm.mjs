@@ -34,7 +34,9 @@ const SHARED_LINK = [
 function rustFlags({ isa, threads }) {
   const features = threads ? `${FEATURES[isa]},${SHARED_FEATURES}` : FEATURES[isa];
   const link = threads ? SHARED_LINK.map((argument) => `-Clink-arg=${argument}`) : [];
-  return [`-Ctarget-feature=${features}`, ...link].join(' ');
+  // With threads the compiler always warns: they are not a stable feature.
+  const strict = threads ? [] : ['-Dwarnings'];
+  return [`-Ctarget-feature=${features}`, ...link, ...strict].join(' ');
 }
 
 /** The program that writes the modules' glue: wasm-bindgen, as a library of its own. */

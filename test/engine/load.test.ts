@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest';
 import type { Backend, BackendOptions } from '../../ts/backend/types.js';
 import { type LoadEvent, type LoadOptions, loadWith } from '../../ts/engine/load.js';
 import type { ModelSource, Runtime } from '../../ts/engine/source.js';
+import { FrugalError } from '../../ts/errors.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import type { ByteSource } from '../../ts/gguf/source.js';
 import { createFakeBackend, type FakeBackend } from './fake.js';
@@ -42,6 +43,7 @@ function setUp(overrides: Partial<FakeBackend> = {}): Setup {
     open: 0,
     runtime: {
       loadNative: async () => backend,
+      loadWasm: async () => ({ ...backend, kind: 'wasm' }),
       async openFile(path) {
         setup.opened.push(path);
         return counted(await openFile(path), setup);
@@ -155,6 +157,36 @@ describe.runIf(present)('load', () => {
   });
 });
 
+describe.runIf(present)('load takes', () => {
+  const unbuilt = new FrugalError('BACKEND_UNAVAILABLE', 'The native addon cannot be loaded', {
+    cure: 'Build it.',
+  });
+
+  it('WebAssembly, and says so, where the native addon cannot be loaded', async () => {
+    const { runtime } = setUp();
+    const loadNative = () => Promise.reject(unbuilt);
+    const model = await loadWith({ ...runtime, loadNative }, STORIES, {});
+    expect(model.info.notes.at(-1)).toMatch(
+      /^WebAssembly computes.*native addon cannot be loaded.*Build it\./,
+    );
+    await model.dispose();
+    await expect(loadWith({ ...runtime, loadNative }, STORIES, { backend: 'native' })).rejects.toBe(unbuilt);
+  });
+
+  it('WebAssembly without a word where it is wanted, and with the instruction set', async () => {
+    const { runtime } = setUp();
+    const asked: unknown[] = [];
+    const loadWasm: Runtime['loadWasm'] = (options) => {
+      asked.push(options);
+      return runtime.loadWasm(options);
+    };
+    const model = await loadWith({ ...runtime, loadWasm }, STORIES, { backend: 'wasm', isa: 'scalar' });
+    expect(model.info.notes).toEqual([]);
+    expect(asked).toEqual([{ isa: 'scalar' }]);
+    await model.dispose();
+  });
+});
+
 describe('load refuses', () => {
   it.each([
     ['', {}, 'source must be a path'],
@@ -165,7 +197,7 @@ describe('load refuses', () => {
     ['x', { threads: 1.5 }, 'threads must be auto or an integer from 1 to 1024, got 1.5'],
     ['x', { contextLength: -1 }, 'contextLength must be an integer from 1 to 2147483647, got -1'],
     ['x', { chunk: 0 }, 'chunk must be an integer from 1 to 65536, got 0'],
-    ['x', { isa: 'sse' }, 'isa must be one of scalar, avx2, avx512, neon, got "sse"'],
+    ['x', { isa: 'sse' }, 'isa must be one of scalar, avx2, avx512, neon, simd128, relaxed-simd, got "sse"'],
     ['x', { backend: 'cuda' }, 'backend must be one of auto, native, wasm, got "cuda"'],
     ['x', { onProgress: 1 }, 'onProgress must be a function, got 1'],
     ['x', { chatTemplate: 1 }, 'chatTemplate must be a string, got 1'],
@@ -178,9 +210,9 @@ describe('load refuses', () => {
     });
   });
 
-  it('the backend wasm, until there is one', async () => {
-    const { runtime } = setUp();
-    const loading = loadWith(runtime, STORIES, { backend: 'wasm' });
+  it('the backend native where there is none', async () => {
+    const { loadNative: _, ...portable } = setUp().runtime;
+    const loading = loadWith(portable, STORIES, { backend: 'native' });
     await expect(loading).rejects.toMatchObject({ code: 'BACKEND_UNAVAILABLE' });
   });
 
