@@ -1,4 +1,5 @@
 import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
+import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
 import type { EnergyMeter, Watts } from '../energy/types.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
@@ -43,6 +44,8 @@ export interface LoadOptions {
   readonly isa?: Isa;
   /** @default 'auto': the fastest that works here */
   readonly backend?: 'auto' | 'native' | 'wasm';
+  /** Forces a module of WebAssembly. @default the best that works here */
+  readonly variant?: WasmVariant;
   /** The most prompt tokens of one sequence in one step; it changes speed and memory, never a result. @default 256 */
   readonly chunk?: number;
   /** A Jinja chat template in place of the model's own. */
@@ -78,6 +81,7 @@ const LOAD_NAMES = [
   'efficiency',
   'isa',
   'backend',
+  'variant',
   'chunk',
   'chatTemplate',
   'sha256',
@@ -94,6 +98,7 @@ interface LoadSettings {
   readonly efficiency: Efficiency;
   readonly isa: Isa | undefined;
   readonly backend: (typeof BACKENDS)[number];
+  readonly variant: WasmVariant | undefined;
   readonly chunk: number;
   readonly chatTemplate: string | undefined;
   readonly sha256: readonly string[] | undefined;
@@ -117,6 +122,10 @@ function checkLoad(options: LoadOptions): LoadSettings {
     efficiency: checkChoice('efficiency', options.efficiency, EFFICIENCIES, 'balanced'),
     isa: options.isa === undefined ? undefined : checkChoice('isa', options.isa, ISAS, 'scalar'),
     backend: checkChoice('backend', options.backend, BACKENDS, 'auto'),
+    variant:
+      options.variant === undefined
+        ? undefined
+        : checkChoice('variant', options.variant, WASM_VARIANTS, 'simd128'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
     chatTemplate,
     sha256: checkSha256(options.sha256),
@@ -184,8 +193,8 @@ interface Opened {
   readonly notes: readonly string[];
 }
 
-async function openBackend(runtime: Runtime, { backend, isa }: LoadSettings): Promise<Opened> {
-  const loadWasm = () => runtime.loadWasm(isa === undefined ? {} : { isa });
+async function openBackend(runtime: Runtime, { backend, isa, variant }: LoadSettings): Promise<Opened> {
+  const loadWasm = () => runtime.loadWasm({ ...(isa ? { isa } : {}), ...(variant ? { variant } : {}) });
   if (backend === 'wasm' || (backend === 'auto' && runtime.loadNative === undefined))
     return { backend: await loadWasm(), notes: [] };
   if (runtime.loadNative === undefined) {

@@ -2,7 +2,8 @@ import { FrugalError } from '../../errors.js';
 import type { Isa } from '../types.js';
 import { probeRelaxedDot, supportsSharedMemory, supportsSimd } from './probe.js';
 
-export type WasmVariant = 'simd128' | 'relaxed-simd' | 'simd128-threads' | 'relaxed-simd-threads';
+export const WASM_VARIANTS = ['simd128', 'relaxed-simd', 'simd128-threads', 'relaxed-simd-threads'] as const;
+export type WasmVariant = (typeof WASM_VARIANTS)[number];
 
 export interface Choice {
   readonly variant: WasmVariant;
