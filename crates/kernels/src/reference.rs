@@ -4,11 +4,14 @@
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{clamped_swiglu, exp, gelu, silu};
 use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
-use crate::kernels::attention::{AttendJob, AttendScratch, BLOCK, CHUNK, Query, StoreJob};
+use crate::kernels::attend::AttendScratch;
+use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
 use crate::simd::{ActBlock, LANES, QK, minus_halves};
+use crate::view::Shared;
+use std::ops::Range;
 
 /// The product of row `row` of the weights with a token: of its one column, or the sum of its two.
 fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f32 {
@@ -179,39 +182,63 @@ struct Partial {
 
 pub fn attend(job: &AttendJob, _: &mut AttendScratch) {
     for query in job.queries {
-        let end = query.position + 1;
-        let start = job.window.map_or(0, |w| end.saturating_sub(w));
-        let mut total: Option<Partial> = None;
-        for chunk in start / CHUNK..end.div_ceil(CHUNK) {
-            let next = attend_chunk(job, query, start.max(chunk * CHUNK), end.min((chunk + 1) * CHUNK));
-            total = Some(match total {
-                None => next,
-                Some(before) => merge(before, next),
-            });
-        }
-        let sink = query.sink.map(|sink| Partial { max: sink, sum: 1.0, o: vec![0.0; job.value_dim] });
-        let total = match (total, sink) {
-            (Some(total), Some(sink)) => Some(merge(total, sink)),
-            (total, _) => total,
-        };
-        if let Some(Partial { sum, o, .. }) = total {
-            // SAFETY: a query's result belongs to its job alone.
-            let out = unsafe { job.out.write(query.out..query.out + job.value_dim) };
-            out.iter_mut().zip(o).for_each(|(out, o)| *out = o / sum);
+        let all = job.chunks().map(|chunk| attend_chunk(job, query, chunk));
+        finish(job, query, all.reduce(merge));
+    }
+}
+
+pub fn attend_part(job: &AttendJob, chunks: Range<usize>, states: Shared<f32>, _: &mut AttendScratch) {
+    for (i, chunk) in chunks.enumerate() {
+        for (row, query) in job.queries.iter().enumerate() {
+            let at = (i * job.queries.len() + row) * job.state_len();
+            let Partial { max, sum, o } = attend_chunk(job, query, chunk);
+            // SAFETY: the part's states belong to its job alone.
+            let state = unsafe { states.write(at..at + job.state_len()) };
+            (state[0], state[1]) = (max, sum);
+            state[LANES..LANES + o.len()].copy_from_slice(&o);
         }
     }
 }
 
-fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Partial {
+pub fn merge_parts(job: &AttendJob, states: &[f32], _: &mut AttendScratch) {
+    for (row, query) in job.queries.iter().enumerate() {
+        let of_row = states.chunks_exact(job.state_len()).skip(row).step_by(job.queries.len());
+        let o = LANES..LANES + job.value_dim;
+        let partials = of_row.map(|s| Partial { max: s[0], sum: s[1], o: s[o.clone()].to_vec() });
+        finish(job, query, partials.reduce(merge));
+    }
+}
+
+fn finish(job: &AttendJob, query: &Query, total: Option<Partial>) {
+    let sink = query.sink.map(|sink| Partial { max: sink, sum: 1.0, o: vec![0.0; job.value_dim] });
+    if let Some(Partial { sum, o, .. }) = total.into_iter().chain(sink).reduce(merge) {
+        // SAFETY: a query's result belongs to its job alone.
+        let out = unsafe { job.out.write(query.out..query.out + job.value_dim) };
+        out.iter_mut().zip(o).for_each(|(out, o)| *out = o / sum);
+    }
+}
+
+/// Whether a query's softmax takes part of a position, by the definition: block by block, key by key.
+fn kept(job: &AttendJob, query: &Query, position: usize) -> bool {
+    let seen = job.visible(query).contains(&position);
+    seen && job.kept.is_none_or(|kept| {
+        let near = position < kept.sinks || position + kept.recent > query.position;
+        let block = kept.blocks.iter().find(|block| block.index as usize == position / BLOCK);
+        block.is_some_and(|block| block.whole || near)
+    })
+}
+
+fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
     let dim = job.head_dim;
     let stride = job.value_dim.next_multiple_of(LANES);
     let mut max = f32::NEG_INFINITY;
     let mut lanes = [0.0f32; LANES];
     let mut o = vec![0.0f32; job.value_dim];
-    for block in start / BLOCK..end.div_ceil(BLOCK) {
+    let positions = chunk * CHUNK..(query.position + 1).min((chunk + 1) * CHUNK);
+    for block in positions.start / BLOCK..positions.end.div_ceil(BLOCK) {
         // SAFETY: pages are written before the step's attention starts, not during it.
         let page = unsafe { job.pages[block].read(0..job.pages[block].len()) };
-        let slots = start.saturating_sub(block * BLOCK)..(end - block * BLOCK).min(BLOCK);
+        let slots = (0..BLOCK).filter(|slot| kept(job, query, block * BLOCK + slot));
         let mut scores = [f32::NEG_INFINITY; BLOCK];
         for slot in slots.clone() {
             let key = |d: usize| page[job.keys_at + (slot / LANES * dim + d) * LANES + slot % LANES];
@@ -221,9 +248,11 @@ fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Par
             scores[slot] = job.softcap.map_or(score, |cap| crate::exp::softcap(score, cap));
         }
         let new = scores.iter().fold(max, |a, &b| if b > a { b } else { a });
-        let correction = exp(max - new);
+        // No key so far: keep every exponent's argument a number.
+        let offset = if new == f32::NEG_INFINITY { 0.0 } else { new };
+        let correction = exp(max - offset);
         max = new;
-        let p = scores.map(|s| round_f16(exp(s - max)));
+        let p = scores.map(|s| round_f16(exp(s - offset)));
         lanes.iter_mut().for_each(|l| *l *= correction);
         p.iter().enumerate().for_each(|(i, p)| lanes[i % LANES] += p);
         for (d, o) in o.iter_mut().enumerate() {
@@ -237,6 +266,12 @@ fn attend_chunk(job: &AttendJob, query: &Query, start: usize, end: usize) -> Par
 }
 
 fn merge(a: Partial, b: Partial) -> Partial {
+    if b.max == f32::NEG_INFINITY {
+        return a;
+    }
+    if a.max == f32::NEG_INFINITY {
+        return b;
+    }
     let max = if b.max > a.max { b.max } else { a.max };
     let (x, y) = (exp(a.max - max), exp(b.max - max));
     let o = a.o.iter().zip(&b.o).map(|(a, b)| a * x + b * y).collect();

@@ -1,7 +1,8 @@
 //! Every kernel of one ISA, as a table that a plan is bound to once.
 
 use crate::acts::{ActRow, NonFinite};
-use crate::kernels::attention::{AttendJob, AttendScratch, StoreJob};
+use crate::kernels::attend::AttendScratch;
+use crate::kernels::attention::{AttendJob, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
@@ -9,6 +10,8 @@ use crate::reference;
 use crate::simd::wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 use crate::simd::wasm_relaxed;
+use crate::view::Shared;
+use std::ops::Range;
 
 pub struct KernelTable {
     /// `scalar`, `avx2`, `avx512`, `neon`, `simd128` or `relaxed-simd`.
@@ -21,6 +24,9 @@ pub struct KernelTable {
     pub prepare: fn(ActKind, &[f32], ActRow<'_>) -> Result<(), NonFinite>,
     pub store_kv: fn(&StoreJob) -> Result<(), NonFinite>,
     pub attend: fn(&AttendJob, &mut AttendScratch),
+    /// The states over some chunks; see [`crate::kernels::attend::attend_part`].
+    pub attend_part: fn(&AttendJob, Range<usize>, Shared<f32>, &mut AttendScratch),
+    pub merge_parts: fn(&AttendJob, &[f32], &mut AttendScratch),
 }
 
 static SCALAR: KernelTable = KernelTable {
@@ -32,6 +38,8 @@ static SCALAR: KernelTable = KernelTable {
     prepare: reference::prepare,
     store_kv: reference::store_kv,
     attend: reference::attend,
+    attend_part: reference::attend_part,
+    merge_parts: reference::merge_parts,
 };
 
 /// One `#[target_feature]` entry per kernel: everything generic inlines into it.
@@ -47,11 +55,13 @@ macro_rules! isa_table {
             prepare: $module::prepare,
             store_kv: $module::store_kv,
             attend: $module::attend,
+            attend_part: $module::attend_part,
+            merge_parts: $module::merge_parts,
         };
 
         mod $module {
             use super::*;
-            use crate::kernels::{attention, matmul, rows};
+            use crate::kernels::{attend, attention, matmul, rows};
 
             /// The table is handed out only after detection, so the token can be had again.
             fn token() -> $token {
@@ -66,7 +76,13 @@ macro_rules! isa_table {
                 prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite>, rows::prepare);
             isa_table!(@entry $features, store_kv(job: &StoreJob) -> Result<(), NonFinite>, attention::store_kv);
             isa_table!(@entry $features,
-                attend(job: &AttendJob, scratch: &mut AttendScratch) -> (), attention::attend);
+                attend(job: &AttendJob, scratch: &mut AttendScratch) -> (), attend::attend);
+            isa_table!(@entry $features,
+                attend_part(job: &AttendJob, chunks: Range<usize>, states: Shared<f32>, scratch: &mut AttendScratch) -> (),
+                attend::attend_part);
+            isa_table!(@entry $features,
+                merge_parts(job: &AttendJob, states: &[f32], scratch: &mut AttendScratch) -> (),
+                attend::merge_parts);
         }
     };
     (@entry $features:literal, $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $body:path) => {

@@ -1,14 +1,16 @@
 //! Every ISA's kernels equal the scalar reference bit for bit, on odd shapes and extreme values.
 
+mod common;
+
+use common::{Random, bits, fast, scalar};
 use kernels::acts::{ActStore, NonFinite};
 use kernels::float16::f32_to_f16;
-use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob, key_len, value_len};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::kernels::rows::Activation;
 use kernels::packed::{ActKind, Format, Matrix, pack_tile};
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
-use kernels::view::{Aligned, Shared};
+use kernels::view::Shared;
 use proptest::prelude::*;
 
 const KINDS: [ActKind; 7] = [
@@ -21,35 +23,7 @@ const KINDS: [ActKind; 7] = [
     ActKind::Q8Pair,
 ];
 
-/// A small seeded generator (SplitMix64), so that cases are cheap and repeatable.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Mostly around 1, sometimes huge, tiny, or zero of either sign.
-    fn float(&mut self) -> f32 {
-        let unit = (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0;
-        match self.next() % 40 {
-            0 => 0.0,
-            1 => -0.0,
-            2 => unit * 3e4,
-            3 => unit * 1e-6,
-            4 => unit * 1e-30,
-            _ => unit * 4.0,
-        }
-    }
-
-    fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.float()).collect()
-    }
-
     /// A matrix as a file has it, scales finite, every quantised value possible.
     fn matrix(&mut self, format: Format, rows: usize, cols: usize) -> Matrix {
         let source: Vec<u8> =
@@ -95,21 +69,6 @@ fn packed(format: Format, rows: usize, cols: usize, source: &[u8]) -> Matrix {
         pack_tile(format, cols, rows, unsafe { tiles.write(tile * tile_bytes..(tile + 1) * tile_bytes) });
     }
     matrix
-}
-
-fn fast() -> Vec<&'static KernelTable> {
-    let mut tables = available();
-    tables.pop();
-    println!("compared: {:?}", tables.iter().map(|table| table.isa).collect::<Vec<_>>());
-    tables
-}
-
-fn scalar() -> &'static KernelTable {
-    available().pop().unwrap()
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
 }
 
 fn prepare_all(
@@ -187,106 +146,6 @@ fn run_glu(
     out
 }
 
-fn store(table: &KernelTable, k: &[f32], v: &[f32], slot: usize, page: Shared<u16>) -> Result<(), NonFinite> {
-    (table.store_kv)(&StoreJob { k, v, page, keys_at: 0, values_at: key_len(k.len()), slot })
-}
-
-/// One sequence's keys and values, stored by `table`, and attention for its last `queries` tokens.
-fn run_attention(table: &KernelTable, seed: u64, case: &AttentionCase) -> Vec<f32> {
-    let AttentionCase { head_dim, value_dim, group, length, queries, window, softcap, sinks, stale } = *case;
-    let mut random = Random(seed);
-    let (keys, values) = (key_len(head_dim), value_len(value_dim));
-    let blocks = length.div_ceil(BLOCK);
-    let mut pages: Vec<Aligned<u16>> = (0..blocks).map(|_| Aligned::zeroed(keys + values).unwrap()).collect();
-    for page in &mut pages {
-        page.as_mut_slice().fill(stale);
-    }
-    for position in 0..length {
-        let (k, v) = (random.floats(head_dim), random.floats(value_dim));
-        store(table, &k, &v, position % BLOCK, pages[position / BLOCK].shared()).unwrap();
-    }
-    let q = random.floats(queries * group * head_dim);
-    let rows: Vec<Query> = (0..queries * group)
-        .map(|i| Query {
-            q: i * head_dim,
-            out: i * value_dim,
-            position: length - queries + i / group,
-            sink: sinks.then(|| random.float()),
-        })
-        .collect();
-    let mut out = vec![0.0; queries * group * value_dim];
-    let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| page.shared()).collect();
-    (table.attend)(
-        &AttendJob {
-            queries: &rows,
-            q: &q,
-            out: Shared::new(&mut out),
-            head_dim,
-            value_dim,
-            pages: &pages,
-            keys_at: 0,
-            values_at: keys,
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            softcap,
-            window,
-        },
-        &mut AttendScratch::default(),
-    );
-    out
-}
-
-#[derive(Clone, Copy, Debug)]
-struct AttentionCase {
-    head_dim: usize,
-    value_dim: usize,
-    group: usize,
-    length: usize,
-    queries: usize,
-    window: Option<usize>,
-    softcap: Option<f32>,
-    sinks: bool,
-    /// What unwritten slots hold: 0x7e00 is a NaN, which must never be read into a result.
-    stale: u16,
-}
-
-fn attention_case() -> impl Strategy<Value = AttentionCase> {
-    let dims = prop::sample::select(vec![8usize, 16, 40, 64, 80, 128]);
-    let value_dims = prop::option::of(prop::sample::select(vec![8usize, 24, 64, 128]));
-    let window = prop::option::of(1usize..150);
-    let softcap = prop::option::of(prop::sample::select(vec![0.5f32, 30.0, 50.0]));
-    let cases = (dims, value_dims, 1usize..5, 1usize..200, 1usize..12, window, softcap, any::<[bool; 2]>());
-    cases.prop_map(|(head_dim, value_dim, group, length, queries, window, softcap, [sinks, nan])| {
-        AttentionCase {
-            head_dim,
-            value_dim: value_dim.unwrap_or(head_dim),
-            group,
-            length,
-            queries: queries.min(length),
-            window,
-            softcap,
-            sinks,
-            stale: if nan { 0x7e00 } else { 0 },
-        }
-    })
-}
-
-impl AttentionCase {
-    /// One query head, plain attention.
-    fn plain(head_dim: usize, length: usize, queries: usize) -> Self {
-        Self {
-            head_dim,
-            value_dim: head_dim,
-            group: 1,
-            length,
-            queries,
-            window: None,
-            softcap: None,
-            sinks: false,
-            stale: 0,
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -362,111 +221,6 @@ proptest! {
             (table.softcap)(&mut got, cap);
             prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
         }
-    }
-
-    #[test]
-    fn attention(seed: u64, case in attention_case()) {
-        let want = run_attention(scalar(), seed, &case);
-        prop_assert!(want.iter().all(|x| x.is_finite()));
-        for table in fast() {
-            prop_assert_eq!(bits(&run_attention(table, seed, &case)), bits(&want), "{}", table.isa);
-        }
-    }
-}
-
-#[test]
-fn attention_across_chunks() {
-    for window in [None, Some(700), Some(1500)] {
-        let case = AttentionCase { group: 3, window, sinks: true, ..AttentionCase::plain(32, 2100, 5) };
-        let want = run_attention(scalar(), 7, &case);
-        for table in fast() {
-            assert_eq!(bits(&run_attention(table, 7, &case)), bits(&want), "{} {window:?}", table.isa);
-        }
-    }
-}
-
-#[test]
-fn a_query_does_not_depend_on_its_neighbours() {
-    for table in available() {
-        let all = AttentionCase { group: 2, window: Some(70), ..AttentionCase::plain(64, 150, 9) };
-        let together = run_attention(table, 3, &all);
-        // The same keys, values and queries, the last token's queries alone.
-        let mut random = Random(3);
-        let mut last = Vec::new();
-        for _ in 0..150 * 2 {
-            random.floats(64);
-        }
-        let q = random.floats(9 * 2 * 64);
-        last.extend_from_slice(&q[8 * 2 * 64..]);
-        let alone = attention_of(table, 3, &all, &last);
-        assert_eq!(bits(&together[8 * 2 * 64..]), bits(&alone), "{}", table.isa);
-    }
-}
-
-/// Attention of given queries at the sequence's last position.
-fn attention_of(table: &KernelTable, seed: u64, case: &AttentionCase, q: &[f32]) -> Vec<f32> {
-    let dim = case.head_dim;
-    let (keys, values) = (key_len(dim), value_len(dim));
-    let mut random = Random(seed);
-    let mut pages: Vec<Aligned<u16>> =
-        (0..case.length.div_ceil(BLOCK)).map(|_| Aligned::zeroed(keys + values).unwrap()).collect();
-    for position in 0..case.length {
-        let (k, v) = (random.floats(dim), random.floats(dim));
-        store(table, &k, &v, position % BLOCK, pages[position / BLOCK].shared()).unwrap();
-    }
-    let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| page.shared()).collect();
-    let queries: Vec<Query> = (0..q.len() / dim)
-        .map(|i| Query { q: i * dim, out: i * dim, position: case.length - 1, sink: None })
-        .collect();
-    let mut out = vec![0.0; q.len()];
-    let job = AttendJob {
-        queries: &queries,
-        q,
-        out: Shared::new(&mut out),
-        head_dim: dim,
-        value_dim: dim,
-        pages: &pages,
-        keys_at: 0,
-        values_at: keys,
-        scale: 1.0 / (dim as f32).sqrt(),
-        softcap: None,
-        window: case.window,
-    };
-    (table.attend)(&job, &mut AttendScratch::default());
-    out
-}
-
-#[test]
-fn attention_matches_plain_softmax() {
-    for (softcap, sinks) in [(None, false), (None, true), (Some(3.0), false), (Some(3.0), true)] {
-        let case = AttentionCase { value_dim: 48, softcap, sinks, ..AttentionCase::plain(64, 1300, 1) };
-        plain_softmax_agrees(&case);
-    }
-}
-
-fn plain_softmax_agrees(case: &AttentionCase) {
-    let got = run_attention(scalar(), 11, case);
-    let mut random = Random(11);
-    let (mut keys, mut values) = (Vec::new(), Vec::new());
-    for _ in 0..case.length {
-        keys.push(random.floats(64));
-        values.push(random.floats(48));
-    }
-    let q = random.floats(64);
-    let sink = case.sinks.then(|| random.float() as f64);
-    let scores: Vec<f64> = keys
-        .iter()
-        .map(|k| k.iter().zip(&q).map(|(&k, &q)| k as f64 * q as f64).sum::<f64>() / 8.0)
-        .map(|s| case.softcap.map_or(s, |cap| cap as f64 * libm::tanh(s / cap as f64)))
-        .collect();
-    let max = scores.iter().cloned().chain(sink).fold(f64::MIN, f64::max);
-    let weights: Vec<f64> = scores.iter().map(|s| libm::exp(s - max)).collect();
-    let sum: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| libm::exp(sink - max));
-    for d in 0..48 {
-        let terms = weights.iter().zip(&values).map(|(w, v)| w / sum * v[d] as f64);
-        let want: f64 = terms.clone().sum();
-        let size: f64 = terms.map(f64::abs).sum();
-        assert!((got[d] as f64 - want).abs() <= 2e-2 * (1.0 + size), "{case:?} {d}: {} {want}", got[d]);
     }
 }
 

@@ -4,6 +4,7 @@
 //! one phase, done token by token; matrix multiplications that share their prepared input become
 //! one phase over all their tiles. Every name is resolved here, once.
 
+use crate::attention::Shape;
 use crate::error::{Error, Result};
 use crate::plan::{Activation, Layout, Op, Plan, RowKind, Scoring};
 use crate::rope::score_scale;
@@ -121,6 +122,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// A logit for each head.
     pub sinks: Option<TensorId>,
+    /// Which of [`Compiled::shapes`] it has.
+    pub shape: usize,
 }
 
 /// A mixture of experts: what all its phases need.
@@ -178,6 +181,8 @@ pub enum Phase {
         out: BufferId,
     },
     Attention(Attention),
+    /// Merges what threads computed of the same queries.
+    MergeAttention(Attention),
     /// Sorts the step's (token, rank) pairs by expert: each pair's place is a slot.
     Group(Experts),
     /// Copies the prepared x of each slot's token next to the others of its expert.
@@ -196,6 +201,8 @@ pub struct Compiled {
     /// What logits are capped with.
     pub logits_cap: Option<f32>,
     pub uses: Vec<Use>,
+    /// Every shape of attention.
+    pub shapes: Vec<Shape>,
     pub hidden: BufferId,
     /// How many experts each mixture has.
     pub mixtures: Vec<usize>,
@@ -215,6 +222,7 @@ struct Compiler<'a> {
     uses: Vec<Option<Use>>,
     phases: Vec<Phase>,
     mixtures: Vec<usize>,
+    shapes: Vec<Shape>,
     /// Which buffer's rows the prepared floats and the prepared bytes hold.
     prepared: HashMap<bool, (BufferId, ActKind)>,
     prepared_width: usize,
@@ -259,6 +267,7 @@ pub fn compile(plan: &Plan) -> Result<Compiled> {
         head_start,
         logits_cap,
         uses,
+        shapes: compiler.shapes,
         hidden,
         mixtures: compiler.mixtures,
         prepared_width: compiler.prepared_width,
@@ -282,6 +291,7 @@ impl<'a> Compiler<'a> {
             uses: vec![None; plan.tensors.len()],
             phases: Vec::new(),
             mixtures: Vec::new(),
+            shapes: Vec::new(),
             prepared: HashMap::new(),
             prepared_width: 0,
             written: vec![false; plan.buffers.len()],
@@ -607,10 +617,19 @@ impl<'a> Compiler<'a> {
             scale = (scale as f64 * score_scale(rope)) as f32;
         }
         let (window, softcap) = (*window, *softcap);
-        let attention = Attention { q, out, layer, heads, scale, window, softcap, sinks };
-        self.phases.push(Phase::Attention(attention));
+        let group = heads / kv.kv_heads;
+        let shape = self.shape(Shape { kv_heads: kv.kv_heads, group, value_dim: kv.values(), window });
+        let attention = Attention { q, out, layer, heads, scale, window, softcap, sinks, shape };
+        self.phases.extend([Phase::Attention(attention), Phase::MergeAttention(attention)]);
         self.wrote(out);
         Ok(())
+    }
+
+    fn shape(&mut self, shape: Shape) -> usize {
+        self.shapes.iter().position(|&known| known == shape).unwrap_or_else(|| {
+            self.shapes.push(shape);
+            self.shapes.len() - 1
+        })
     }
 
     fn check_softcap(&self, softcap: Option<f32>) -> Result<()> {

@@ -4,6 +4,7 @@
 //! are left, then waits until all items are done: a thread that comes late, or not at all because the
 //! system runs something else, holds nobody up unless it has taken an item.
 
+use crate::attention::{Attending, Division, Shape};
 use crate::compile::{Attention, Compiled, Experts, LinearPart, Out, Phase, RowOp};
 use crate::error::{Error, Result};
 use crate::experts::{ExpertStore, SharedExperts};
@@ -15,7 +16,8 @@ use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
 use kernels::exp::exp;
-use kernels::kernels::attention::{AttendJob, AttendScratch, BLOCK, Query, StoreJob};
+use kernels::kernels::attend::AttendScratch;
+use kernels::kernels::attention::{BLOCK, StoreJob};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::packed::{ActKind, Matrix};
 use kernels::simd::LANES;
@@ -27,8 +29,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Tokens of one sequence whose attention is one item, for each KV head.
-const ATTEND_TOKENS: usize = 8;
 /// Items per thread and phase: enough to even out threads of different speed.
 const ITEMS_PER_THREAD: usize = 8;
 /// Weight bytes times tokens that an item must at least have, to be worth handing out.
@@ -84,6 +84,7 @@ pub struct Executor {
     experts: ExpertStore,
     logits: Aligned<f32>,
     scratch: Vec<Mutex<AttendScratch>>,
+    states: Vec<f32>,
     angles: Vec<Vec<[f32; 2]>>,
     counters: Vec<Counter>,
     pub pool: Box<dyn Pool>,
@@ -118,6 +119,7 @@ impl Executor {
             experts: ExpertStore::new(compiled, max_tokens)?,
             logits: floats("the logits", max_logit_rows, plan.vocab_size)?,
             scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
+            states: Vec::new(),
             angles: vec![Vec::new(); plan.ropes.len()],
             counters: compiled.phases.iter().map(|_| Counter::default()).collect(),
             pool,
@@ -145,6 +147,16 @@ impl Executor {
                 rope.angles(token.position, out);
             }
         }
+        let threads = self.pool.threads();
+        let divide = |&shape: &Shape| Division::new(shape, work.tokens, threads);
+        let divisions: Vec<Division> = compiled.shapes.iter().map(divide).collect();
+        let states = divisions.iter().map(|division| division.states).max().unwrap_or(0);
+        if self.states.len() < states {
+            let more = states - self.states.len();
+            let reserved = self.states.try_reserve(more);
+            reserved.map_err(|_| Error::memory("the states of attention", states.checked_mul(4)))?;
+            self.states.resize(states, 0.0);
+        }
         for counter in &self.counters {
             counter.next.store(0, Ordering::Relaxed);
             counter.done.store(0, Ordering::Relaxed);
@@ -160,7 +172,8 @@ impl Executor {
             layout,
             ropes,
             work,
-            spans: spans(work.tokens),
+            divisions,
+            states: Shared::new(&mut self.states),
             buffers: self.buffers.iter_mut().map(Aligned::shared).collect(),
             acts: self.acts.shared(),
             experts: self.experts.shared(),
@@ -178,20 +191,6 @@ impl Executor {
         }
         run.gate.result()
     }
-}
-
-/// Runs of up to `ATTEND_TOKENS` tokens of one entry.
-fn spans(tokens: &[Token]) -> Vec<Range<usize>> {
-    let mut spans: Vec<Range<usize>> = Vec::new();
-    for (i, token) in tokens.iter().enumerate() {
-        match spans.last_mut() {
-            Some(span) if span.len() < ATTEND_TOKENS && tokens[span.start].entry == token.entry => {
-                span.end = i + 1;
-            }
-            _ => spans.push(i..i + 1),
-        }
-    }
-    spans
 }
 
 /// Where threads wait for each other, and how a step ends early.
@@ -261,7 +260,8 @@ struct Run<'a> {
     layout: &'a KvLayout,
     ropes: &'a [Frequencies],
     work: &'a Work<'a>,
-    spans: Vec<Range<usize>>,
+    divisions: Vec<Division>,
+    states: Shared<'a, f32>,
     buffers: Vec<Shared<'a, f32>>,
     acts: SharedActs<'a>,
     experts: SharedExperts<'a>,
@@ -315,7 +315,8 @@ impl Run<'_> {
     fn split(&self, phase: &Phase) -> (usize, usize) {
         let (units, least) = match phase {
             Phase::Rows { on, .. } => (self.row_count(*on, false), 1),
-            Phase::Attention(of) => (self.spans.len() * self.layout.layer(of.layer).kv_heads, 1),
+            Phase::Attention(of) => (self.divisions[of.shape].items, 1),
+            Phase::MergeAttention(of) => (self.divisions[of.shape].merges, 1),
             Phase::Linear { on, parts, .. } => {
                 let rows = self.row_count(*on, parts[0].out == Out::Logits);
                 let tiles = parts.iter().map(|part| self.weights.matrix(part.weight).tiles()).sum();
@@ -389,9 +390,15 @@ impl Run<'_> {
             }
             Phase::LinearHeads { kind, weight, out } => self.linear_heads(*kind, *weight, *out, part),
             Phase::Attention(of) => {
-                let kv_heads = self.layout.layer(of.layer).kv_heads;
-                for unit in part.start..part.end.min(self.spans.len() * kv_heads) {
-                    self.attend(of, self.spans[unit / kv_heads].clone(), unit % kv_heads, thread);
+                let attending = self.attention(of);
+                for unit in part.start..part.end.min(attending.division.items) {
+                    attending.item(unit, &mut lock(&self.scratch[thread]));
+                }
+            }
+            Phase::MergeAttention(of) => {
+                let attending = self.attention(of);
+                for unit in part.start..part.end.min(attending.division.merges) {
+                    attending.merge(unit, &mut lock(&self.scratch[thread]));
                 }
             }
             Phase::Group(of) => self.group(of),
@@ -481,39 +488,18 @@ impl Run<'_> {
         }
     }
 
-    fn attend(&self, of: &Attention, span: Range<usize>, kv_head: usize, thread: usize) {
-        let Attention { q, out, layer, heads, scale, window, softcap, sinks } = *of;
-        let layer = self.layout.layer(layer);
-        let group = heads / layer.kv_heads;
-        let entry = self.work.tokens[span.start].entry;
-        let sinks = sinks.map(|sinks| self.weights.vector(sinks));
-        let head = |token: usize, i: usize| {
-            let head = kv_head * group + i;
-            Query {
-                q: (token * heads + head) * layer.head_dim,
-                out: (token * heads + head) * layer.value_dim,
-                position: self.work.tokens[token].position,
-                sink: sinks.map(|sinks| sinks[head]),
-            }
-        };
-        let queries: Vec<Query> =
-            span.flat_map(|token| (0..group).map(move |i| (token, i))).map(|(t, i)| head(t, i)).collect();
-        let q = self.buffers[q];
-        let job = AttendJob {
-            queries: &queries,
-            // SAFETY: written in an earlier phase, and by none that runs now.
-            q: unsafe { q.read(0..q.len()) },
-            out: self.buffers[out],
-            head_dim: layer.head_dim,
-            value_dim: layer.value_dim,
-            pages: &self.work.pages[entry],
-            keys_at: layer.keys_at(kv_head),
-            values_at: layer.values_at(kv_head),
-            scale,
-            softcap,
-            window,
-        };
-        (self.table.attend)(&job, &mut lock(&self.scratch[thread]));
+    fn attention<'a>(&'a self, of: &'a Attention) -> Attending<'a> {
+        Attending {
+            of,
+            division: &self.divisions[of.shape],
+            work: self.work,
+            layout: self.layout,
+            sinks: of.sinks.map(|sinks| self.weights.vector(sinks)),
+            table: self.table,
+            q: self.buffers[of.q],
+            out: self.buffers[of.out],
+            states: self.states,
+        }
     }
 
     fn row(&self, op: &RowOp, row: usize) -> std::result::Result<(), NonFinite> {

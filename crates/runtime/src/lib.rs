@@ -1,6 +1,7 @@
 //! Runs plans: packed weights, paged key/value caches, a thread pool, and the executor. It knows
 //! ops, never the names of models, and does no I/O of its own.
 
+pub mod attention;
 pub mod compile;
 pub mod error;
 pub mod exec;

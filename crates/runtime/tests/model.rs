@@ -445,6 +445,30 @@ fn caps_and_sinks_do_not_depend_on_isa_threads_or_chunks() {
 }
 
 #[test]
+fn long_attention_is_split_over_threads_without_a_difference() {
+    let mut plan = capped(1.0);
+    plan["contextLength"] = json!(3000);
+    let prompt = tokens(2300);
+    let last = |isa: usize, threads: usize, chunk: usize| {
+        let model = loaded(&plan, isa, threads);
+        let (long, short) = (model.create_sequence(None).unwrap(), model.create_sequence(None).unwrap());
+        prompt[..2200].chunks(chunk).for_each(|part| drop(logits(&model, long, part)));
+        // One long sequence and a short one, token by token; then more tokens than one at once.
+        let mut got = Vec::new();
+        for token in prompt[2200..2240].chunks(1) {
+            let entry = |sequence| Entry { sequence, tokens: token, want: Want::LastLogits };
+            got.extend(model.step(&[entry(long), entry(short)]).unwrap());
+        }
+        let entry = Entry { sequence: long, tokens: &prompt[2240..2260], want: Want::AllLogits };
+        got.extend(model.step(&[entry]).unwrap());
+        got
+    };
+    let want = last(0, 1, 64);
+    assert!(last(0, 8, 50) == want);
+    assert!(last(available().len() - 1, 3, 64) == want);
+}
+
+#[test]
 fn hostile_caps_and_sinks_are_refused() {
     for (field, value) in
         [("softcap", json!(0)), ("softcap", json!(1e300)), ("softcap", json!(-1)), ("sinks", json!("q"))]

@@ -3,6 +3,7 @@
 // Loops over const-sized groups of accumulators index several arrays side by side.
 #![allow(clippy::needless_range_loop)]
 
+pub mod attend;
 pub mod attention;
 pub mod matmul;
 pub mod rows;
@@ -14,16 +15,37 @@ use crate::simd::{LANES, Simd};
 /// The vector twin of [`crate::exp::exp`], for arguments that are not NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    let n = s.round(s.mul(x, s.splat(LOG2_E)));
-    let r = s.sub(s.sub(x, s.mul(n, s.splat(LN_2_HIGH))), s.mul(n, s.splat(LN_2_LOW)));
-    let mut p = s.splat(POLYNOMIAL[0]);
-    for &c in &POLYNOMIAL[1..] {
-        p = s.add(s.mul(p, r), s.splat(c));
+    let [y] = exp_negative(s, [x]);
+    s.select_less(s.splat(OVERFLOW), x, s.splat(f32::INFINITY), y)
+}
+
+/// The same for arguments that are not over 0; several at once, step by step, as each step waits for
+/// the last. (No closures: they would not be compiled for the ISA.)
+#[inline(always)]
+pub(crate) fn exp_negative<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F; N] {
+    let (mut n, mut r) = (x, x);
+    for i in 0..N {
+        n[i] = s.round(s.mul(x[i], s.splat(LOG2_E)));
     }
-    let y = s.add(s.add(s.mul(p, s.mul(r, r)), r), s.splat(1.0));
-    let scaled = s.mul(y, s.pow2(n));
-    let capped = s.select_less(s.splat(OVERFLOW), x, s.splat(f32::INFINITY), scaled);
-    s.select_less(x, s.splat(UNDERFLOW), s.splat(0.0), capped)
+    for i in 0..N {
+        r[i] = s.sub(x[i], s.mul(n[i], s.splat(LN_2_HIGH)));
+    }
+    for i in 0..N {
+        r[i] = s.sub(r[i], s.mul(n[i], s.splat(LN_2_LOW)));
+    }
+    let mut p = [s.splat(POLYNOMIAL[0]); N];
+    for &c in &POLYNOMIAL[1..] {
+        for i in 0..N {
+            p[i] = s.add(s.mul(p[i], r[i]), s.splat(c));
+        }
+    }
+    for i in 0..N {
+        p[i] = s.add(s.add(s.mul(p[i], s.mul(r[i], r[i])), r[i]), s.splat(1.0));
+    }
+    for i in 0..N {
+        p[i] = s.select_less(x[i], s.splat(UNDERFLOW), s.splat(0.0), s.scale(p[i], n[i]));
+    }
+    p
 }
 
 /// The vector twin of [`crate::exp::softcap`].

@@ -64,6 +64,7 @@ impl Simd for Avx512 {
     const COLUMNS: usize = 6;
     const TILES: usize = 2;
     const QUERIES: usize = 8;
+    const SUMS: usize = 16;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
@@ -126,8 +127,16 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn scale(self, y: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(y, n) }
+    }
+    #[inline(always)]
+    fn max_lane(self, v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
     fn select_less(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
-        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b), yes, no) }
     }
     #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> __m512 {

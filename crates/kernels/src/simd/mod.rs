@@ -87,6 +87,8 @@ pub trait Simd: Words {
     const QUERIES: usize;
     /// Whether few columns are multiplied in two passes, because memory cannot be asked for ahead.
     const TWO_PASSES: bool = false;
+    /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
+    const SUMS: usize = Self::QUERIES;
 
     /// Does the work in a function of its own, compiled for the ISA. Otherwise everything that is generic
     /// inlines into one function per kernel, which takes compilers minutes where formats multiply shapes.
@@ -108,11 +110,37 @@ pub trait Simd: Words {
     fn round(self, x: Self::F) -> Self::F;
     /// 2^n for whole n in -126..=127.
     fn pow2(self, n: Self::F) -> Self::F;
+    /// y * 2^n for whole n in -126..=127, where the result is a normal number.
+    #[inline(always)]
+    fn scale(self, y: Self::F, n: Self::F) -> Self::F {
+        self.mul(y, self.pow2(n))
+    }
+    /// The largest lane; used like [`Simd::max`].
+    #[inline(always)]
+    fn max_lane(self, v: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                if lanes[i + half] > lanes[i] {
+                    lanes[i] = lanes[i + half];
+                }
+            }
+        }
+        lanes[0]
+    }
     /// Per lane: a < b ? yes : no (NaN compares false).
     fn select_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
 
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
+    /// The nearest F16 values, ties to even.
+    #[inline(always)]
+    fn round_f16(self, v: Self::F) -> Self::F {
+        let mut half = [0; LANES];
+        self.store_f16(v, &mut half);
+        self.load_f16(&half)
+    }
     /// To nearest, ties to even.
     fn store_f16(self, v: Self::F, to: &mut [u16; LANES]);
     /// The nearest whole numbers (ties to even) of lanes within -128..=127.

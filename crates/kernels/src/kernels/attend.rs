@@ -1,0 +1,532 @@
+//! Attention as [`super::attention`] defines it, for many queries that share a KV head.
+//!
+//! A block's keys and values are widened to F32 once for all queries; then the queries go over them in
+//! groups of as many as the registers hold sums for.
+
+use super::attention::{
+    AttendJob, BLOCK, CHUNK, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, key_len, value_len,
+};
+use super::{exp_negative, padded, softcap, tree_sum};
+use crate::simd::{LANES, Simd, Work};
+use crate::view::Shared;
+use std::ops::Range;
+
+const SUBS: usize = BLOCK / LANES;
+
+/// The most queries that share a pass over a block's registers: [`Simd::QUERIES`] at most.
+const MAX_GROUP: usize = 8;
+
+/// Working memory of one thread; grows to what jobs need.
+pub struct AttendScratch {
+    /// Of each group of R queries: [head_dim][R], rounded to F16.
+    q: Vec<f32>,
+    /// A block as in its page, widened.
+    keys: Vec<[f32; LANES]>,
+    values: Vec<[f32; LANES]>,
+    /// [R][BLOCK]: scores, then probabilities.
+    scores: [[f32; BLOCK]; MAX_GROUP],
+    /// One for each query: over a chunk, and merged.
+    chunk: Rows,
+    total: Rows,
+}
+
+/// Softmax states: o is relative to exp(max), and sums are in 16 lanes as long as a chunk lasts.
+#[derive(Default)]
+struct Rows {
+    max: Vec<f32>,
+    sums: Vec<[f32; LANES]>,
+    /// [rows][vectors of a value]
+    o: Vec<[f32; LANES]>,
+}
+
+impl Rows {
+    fn clear(&mut self, rows: usize, vectors: usize) {
+        fill(&mut self.max, rows, f32::NEG_INFINITY);
+        fill(&mut self.sums, rows, [0.0; LANES]);
+        fill(&mut self.o, rows * vectors, [0.0; LANES]);
+    }
+}
+
+fn fill<T: Copy>(to: &mut Vec<T>, len: usize, value: T) {
+    to.clear();
+    to.resize(len, value);
+}
+
+impl Default for AttendScratch {
+    fn default() -> Self {
+        Self {
+            q: Vec::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            scores: [[0.0; BLOCK]; MAX_GROUP],
+            chunk: Rows::default(),
+            total: Rows::default(),
+        }
+    }
+}
+
+impl AttendScratch {
+    fn prepare(&mut self, job: &AttendJob) {
+        assert!(job.queries.len() <= MAX_QUERIES, "{} queries", job.queries.len());
+        self.q.resize(job.queries.len() * job.head_dim, 0.0);
+        self.keys.resize(key_len(job.head_dim) / LANES, [0.0; LANES]);
+        self.values.resize(value_len(job.value_dim) / LANES, [0.0; LANES]);
+    }
+}
+
+/// All chunks, merged: the job's results.
+#[inline(always)]
+pub fn attend<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
+    let vectors = job.value_dim.div_ceil(LANES);
+    load_queries(s, job, scratch);
+    scratch.total.clear(job.queries.len(), vectors);
+    for chunk in job.chunks() {
+        attend_chunk(s, job, chunk, scratch);
+        let AttendScratch { chunk, total, .. } = scratch;
+        for row in 0..job.queries.len() {
+            let o = row * vectors..(row + 1) * vectors;
+            let sum = tree_sum(chunk.sums[row]);
+            let [max, total_sum] = [&mut total.max[row], &mut total.sums[row][0]];
+            merge(s, (max, total_sum, &mut total.o[o.clone()]), (chunk.max[row], sum, &chunk.o[o]));
+        }
+    }
+    let Rows { max, sums, o } = &mut scratch.total;
+    for (row, query) in job.queries.iter().enumerate() {
+        finish(s, job, query, (&mut max[row], &mut sums[row][0], &mut o[row * vectors..(row + 1) * vectors]));
+    }
+}
+
+/// The states of the job's queries over some chunks: [chunks][queries][`AttendJob::state_len`].
+#[inline(always)]
+pub fn attend_part<S: Simd>(
+    s: S,
+    job: &AttendJob,
+    chunks: Range<usize>,
+    states: Shared<f32>,
+    scratch: &mut AttendScratch,
+) {
+    let (len, vectors) = (job.state_len(), job.value_dim.div_ceil(LANES));
+    load_queries(s, job, scratch);
+    for (i, chunk) in chunks.enumerate() {
+        attend_chunk(s, job, chunk, scratch);
+        for row in 0..job.queries.len() {
+            let at = (i * job.queries.len() + row) * len;
+            // SAFETY: the part's states belong to its job alone.
+            let state = unsafe { states.write(at..at + len) };
+            state[0] = scratch.chunk.max[row];
+            state[1] = tree_sum(scratch.chunk.sums[row]);
+            let o = scratch.chunk.o[row * vectors..(row + 1) * vectors].as_flattened();
+            state[LANES..].copy_from_slice(o);
+        }
+    }
+}
+
+/// Merges the states of all chunks, as [`attend_part`] leaves them, into the job's results.
+#[inline(always)]
+pub fn merge_parts<S: Simd>(s: S, job: &AttendJob, states: &[f32], scratch: &mut AttendScratch) {
+    let vectors = job.value_dim.div_ceil(LANES);
+    for (row, query) in job.queries.iter().enumerate() {
+        scratch.total.clear(1, vectors);
+        let Rows { max, sums, o } = &mut scratch.total;
+        for state in states.chunks_exact(job.state_len()).skip(row).step_by(job.queries.len()) {
+            let from = (state[0], state[1], state[LANES..].as_chunks::<LANES>().0);
+            merge(s, (&mut max[0], &mut sums[0][0], o), from);
+        }
+        finish(s, job, query, (&mut max[0], &mut sums[0][0], o));
+    }
+}
+
+/// The sink, where there is one, and the division.
+#[inline(always)]
+fn finish<S: Simd>(
+    s: S,
+    job: &AttendJob,
+    query: &Query,
+    (max, sum, o): (&mut f32, &mut f32, &mut [[f32; LANES]]),
+) {
+    if let Some(sink) = query.sink {
+        let nothing = [[0.0; LANES]; MAX_HEAD_DIM / LANES];
+        let nothing = &nothing[..o.len()];
+        merge(s, (max, sum, o), (sink, 1.0, nothing));
+    }
+    // SAFETY: a query's result belongs to its job alone.
+    let out = unsafe { job.out.write(query.out..query.out + job.value_dim) };
+    for (out, o) in out.iter_mut().zip(o.as_flattened()) {
+        *out = o / *sum;
+    }
+}
+
+/// Merges a chunk's state into the row's; both o are relative to their own maximum.
+#[inline(always)]
+fn merge<S: Simd>(
+    s: S,
+    (max, sum, o): (&mut f32, &mut f32, &mut [[f32; LANES]]),
+    (chunk_max, chunk_sum, chunk_o): (f32, f32, &[[f32; LANES]]),
+) {
+    if chunk_max == f32::NEG_INFINITY {
+        return;
+    }
+    if *max == f32::NEG_INFINITY {
+        o.copy_from_slice(chunk_o);
+        (*max, *sum) = (chunk_max, chunk_sum);
+        return;
+    }
+    let larger = if chunk_max > *max { chunk_max } else { *max };
+    let (a, b) = (crate::exp::exp(*max - larger), crate::exp::exp(chunk_max - larger));
+    for (x, y) in o.iter_mut().zip(chunk_o) {
+        s.store(s.add(s.mul(s.load(x), s.splat(a)), s.mul(s.load(y), s.splat(b))), x);
+    }
+    (*max, *sum) = (larger, *sum * a + chunk_sum * b);
+}
+
+/// How many queries of `left` a group takes.
+#[inline(always)]
+fn group_size<S: Simd>(left: usize) -> usize {
+    [8, 4, 2].into_iter().find(|&size| size <= left && size <= S::QUERIES).unwrap_or(1)
+}
+
+#[inline(always)]
+fn load_queries<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
+    scratch.prepare(job);
+    let mut half = [0u16; LANES];
+    let mut rounded = [0.0; LANES];
+    let mut first = 0;
+    while first < job.queries.len() {
+        let size = group_size::<S>(job.queries.len() - first);
+        let to = &mut scratch.q[first * job.head_dim..][..size * job.head_dim];
+        for (r, query) in job.queries[first..first + size].iter().enumerate() {
+            for (i, part) in job.q[query.q..query.q + job.head_dim].chunks(LANES).enumerate() {
+                s.store_f16(s.load(&padded(part)), &mut half);
+                s.store(s.load_f16(&half), &mut rounded);
+                for (j, &x) in rounded.iter().take(part.len()).enumerate() {
+                    to[(i * LANES + j) * size + r] = x;
+                }
+            }
+        }
+        first += size;
+    }
+}
+
+/// The queries' states over one chunk, into `scratch.chunk`.
+#[inline(always)]
+fn attend_chunk<S: Simd>(s: S, job: &AttendJob, chunk: usize, scratch: &mut AttendScratch) {
+    scratch.chunk.clear(job.queries.len(), job.value_dim.div_ceil(LANES));
+    let Range { start, end } = job.span();
+    let first = start.max(chunk * CHUNK) / BLOCK;
+    let last = end.min((chunk + 1) * CHUNK).div_ceil(BLOCK);
+    match job.kept {
+        None => {
+            for index in first..last {
+                attend_block(s, job, KeyBlock { index: index as u32, whole: true }, end, scratch);
+            }
+        }
+        Some(kept) => {
+            let from = kept.blocks.partition_point(|block| (block.index as usize) < first);
+            for &block in kept.blocks[from..].iter().take_while(|block| (block.index as usize) < last) {
+                attend_block(s, job, block, end, scratch);
+            }
+        }
+    }
+}
+
+/// What one query sees of a block: slots of the sequence's start, and of what is recent.
+type Seen = [Range<usize>; 2];
+
+#[inline(always)]
+fn attend_block<S: Simd>(s: S, job: &AttendJob, block: KeyBlock, end: usize, scratch: &mut AttendScratch) {
+    let base = block.index as usize * BLOCK;
+    let page = &job.pages[block.index as usize];
+    // SAFETY: pages are written before the step's attention starts, not during it.
+    let keys = unsafe { page.read(job.keys_at..job.keys_at + key_len(job.head_dim)) };
+    // SAFETY: as above.
+    let values = unsafe { page.read(job.values_at..job.values_at + value_len(job.value_dim)) };
+    let inner = job.seen_by_all();
+    let plain = block.whole && inner.start <= base && base + BLOCK <= inner.end;
+    let written = (end - base).min(BLOCK) * job.value_dim.div_ceil(LANES);
+    let keys = keys.as_chunks::<LANES>().0;
+    let values = &values.as_chunks::<LANES>().0[..written];
+    let AttendScratch { q, keys: wide_keys, values: wide_values, scores, chunk, .. } = scratch;
+    if job.queries.len() <= S::QUERIES {
+        return attend_groups(s, GroupsOf { job, block, plain, q, keys, values, scores, states: chunk });
+    }
+    let wide_values = &mut wide_values[..written];
+    widen(s, keys, wide_keys);
+    widen(s, values, wide_values);
+    let (keys, values) = (wide_keys.as_slice(), &*wide_values);
+    attend_groups(s, GroupsOf { job, block, plain, q, keys, values, scores, states: chunk });
+}
+
+#[inline(always)]
+fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
+    for (from, to) in from.iter().zip(to) {
+        s.store(s.load_f16(from), to);
+    }
+}
+
+/// 16 elements of the cache, as a page has them or widened.
+trait Elements {
+    fn load<S: Simd>(&self, s: S) -> S::F;
+}
+
+impl Elements for [u16; LANES] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        s.load_f16(self)
+    }
+}
+
+impl Elements for [f32; LANES] {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        s.load(self)
+    }
+}
+
+/// A job's queries and one block of keys and values.
+struct GroupsOf<'a, 'b, T> {
+    job: &'a AttendJob<'b>,
+    block: KeyBlock,
+    /// Every query sees all of the block.
+    plain: bool,
+    q: &'a [f32],
+    keys: &'a [T],
+    /// Of the positions that are written.
+    values: &'a [T],
+    scores: &'a mut [[f32; BLOCK]; MAX_GROUP],
+    states: &'a mut Rows,
+}
+
+#[inline(always)]
+fn attend_groups<S: Simd, T: Elements>(s: S, mut of: GroupsOf<T>) {
+    let mut first = 0;
+    while first < of.job.queries.len() {
+        let size = group_size::<S>(of.job.queries.len() - first);
+        let of = &mut of;
+        match size {
+            8 => s.call(Group::<8, T> { of, first }),
+            4 => s.call(Group::<4, T> { of, first }),
+            2 => s.call(Group::<2, T> { of, first }),
+            _ => s.call(Group::<1, T> { of, first }),
+        }
+        first += size;
+    }
+}
+
+/// R of the queries.
+struct Group<'a, 'b, 'c, const R: usize, T> {
+    of: &'a mut GroupsOf<'b, 'c, T>,
+    first: usize,
+}
+
+impl<S: Simd, const R: usize, T: Elements> Work<S> for Group<'_, '_, '_, R, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self, s: S) {
+        let edge = !self.of.plain;
+        let seen: [Seen; R] = std::array::from_fn(|r| {
+            if edge { self.seen(&self.of.job.queries[self.first + r]) } else { [0..0, 0..0] }
+        });
+        if edge && seen.iter().all(|seen| seen.iter().all(Range::is_empty)) {
+            return;
+        }
+        match S::SUMS / R {
+            0 | 1 => self.score::<S, 1>(s),
+            2 | 3 => self.score::<S, 2>(s),
+            _ => self.score::<S, 4>(s),
+        }
+        for (seen, scores) in seen.iter().zip(self.of.scores.iter_mut()) {
+            if edge && seen[0].len() < BLOCK {
+                mask(seen, scores);
+            }
+        }
+        let corrections = self.soften(s);
+        match S::SUMS / R {
+            0 | 1 => self.gather::<S, 1>(s, corrections),
+            2 | 3 => self.gather::<S, 2>(s, corrections),
+            _ => self.gather::<S, 4>(s, corrections),
+        }
+    }
+}
+
+/// Scores to exp(score - offset) as F16 has it, N vectors at a time; adds them to the rows' sums.
+#[inline(always)]
+fn weigh<S: Simd, const N: usize>(
+    s: S,
+    scores: &mut [[f32; LANES]],
+    offsets: &[f32],
+    sums: &mut [[f32; LANES]],
+) {
+    for (i, scores) in scores.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let first = i * N / SUBS;
+        let mut x = [s.splat(0.0); N];
+        for n in 0..N {
+            x[n] = s.sub(s.load(&scores[n]), s.splat(offsets[first + n / SUBS]));
+        }
+        let mut p = exp_negative(s, x);
+        for n in 0..N {
+            p[n] = s.round_f16(p[n]);
+            s.store(p[n], &mut scores[n]);
+        }
+        for row in 0..N / SUBS {
+            let sums = &mut sums[first + row];
+            let mut sum = s.load(sums);
+            for n in 0..SUBS {
+                sum = s.add(sum, p[row * SUBS + n]);
+            }
+            s.store(sum, sums);
+        }
+    }
+}
+
+/// Sets scores of positions that a query does not see to -inf.
+#[inline(always)]
+fn mask([early, recent]: &Seen, scores: &mut [f32; BLOCK]) {
+    for (slot, score) in scores.iter_mut().enumerate() {
+        if !early.contains(&slot) && !recent.contains(&slot) {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+}
+
+impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
+    #[inline(always)]
+    fn seen(&self, query: &Query) -> Seen {
+        let (job, block) = (self.of.job, self.of.block);
+        let base = block.index as usize * BLOCK;
+        let slots = |positions: Range<usize>| {
+            positions.start.saturating_sub(base).min(BLOCK)..positions.end.saturating_sub(base).min(BLOCK)
+        };
+        let visible = job.visible(query);
+        match job.kept {
+            Some(kept) if !block.whole => [
+                slots(visible.start..kept.sinks.min(visible.end)),
+                slots(visible.start.max(visible.end.saturating_sub(kept.recent))..visible.end),
+            ],
+            _ => [slots(visible), 0..0],
+        }
+    }
+
+    /// Scores, N sub-blocks of 16 keys at a time.
+    #[inline(always)]
+    fn score<S: Simd, const N: usize>(&mut self, s: S) {
+        let GroupsOf { job, q, keys, scores, .. } = &mut *self.of;
+        let dim = job.head_dim;
+        let queries = &q[self.first * dim..][..R * dim].as_chunks::<R>().0[..dim];
+        for first in (0..SUBS).step_by(N) {
+            let keys: [&[T]; N] = std::array::from_fn(|n| &keys[(first + n) * dim..][..dim]);
+            let mut dots = [[s.splat(0.0); N]; R];
+            for d in 0..dim {
+                let mut key = [s.splat(0.0); N];
+                for n in 0..N {
+                    key[n] = keys[n][d].load(s);
+                }
+                for r in 0..R {
+                    let q = s.splat(queries[d][r]);
+                    for n in 0..N {
+                        dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
+                    }
+                }
+            }
+            for r in 0..R {
+                let to = scores[r].as_chunks_mut::<LANES>().0;
+                for n in 0..N {
+                    let score = s.mul(dots[r][n], s.splat(job.scale));
+                    let score = match job.softcap {
+                        Some(cap) => softcap(s, score, cap),
+                        None => score,
+                    };
+                    s.store(score, &mut to[first + n]);
+                }
+            }
+        }
+    }
+
+    /// Scores to probabilities; returns what earlier sums are multiplied by.
+    #[inline(always)]
+    fn soften<S: Simd>(&mut self, s: S) -> [f32; R] {
+        let GroupsOf { scores, states, .. } = &mut *self.of;
+        let rows = self.first..self.first + R;
+        let (max, sums) = (&mut states.max[rows.clone()], &mut states.sums[rows]);
+        let mut offsets = [0.0; R];
+        let mut changes = [0.0; LANES];
+        for r in 0..R {
+            let scores = scores[r].as_chunks::<LANES>().0;
+            let mut highest = s.load(&scores[0]);
+            for v in &scores[1..] {
+                highest = s.max(highest, s.load(v));
+            }
+            let highest = s.max_lane(highest);
+            let new = if highest > max[r] { highest } else { max[r] };
+            // A row that has seen no key yet: keep every exponent's argument a number.
+            offsets[r] = if new == f32::NEG_INFINITY { 0.0 } else { new };
+            changes[r] = max[r] - offsets[r];
+            max[r] = new;
+        }
+        let mut corrections = [0.0; LANES];
+        let [change] = exp_negative(s, [s.load(&changes)]);
+        s.store(change, &mut corrections);
+        for r in 0..R {
+            s.store(s.mul(s.load(&sums[r]), s.splat(corrections[r])), &mut sums[r]);
+        }
+        let scores = scores[..R].as_flattened_mut().as_chunks_mut::<LANES>().0;
+        match S::SUMS * 4 / S::QUERIES {
+            8.. if R > 1 => weigh::<S, 8>(s, scores, &offsets, sums),
+            _ => weigh::<S, 4>(s, scores, &offsets, sums),
+        }
+        std::array::from_fn(|r| corrections[r])
+    }
+
+    /// o = o * correction + 0 + p · V.
+    #[inline(always)]
+    fn gather<S: Simd, const N: usize>(&mut self, s: S, corrections: [f32; R]) {
+        let vectors = self.of.job.value_dim.div_ceil(LANES);
+        let mut at = 0;
+        while at + N <= vectors {
+            self.gather_vectors::<S, N>(s, &corrections, at, vectors);
+            at += N;
+        }
+        while at < vectors {
+            self.gather_vectors::<S, 1>(s, &corrections, at, vectors);
+            at += 1;
+        }
+    }
+
+    /// Vectors `at..at + N` of the values.
+    #[inline(always)]
+    fn gather_vectors<S: Simd, const N: usize>(
+        &mut self,
+        s: S,
+        corrections: &[f32; R],
+        at: usize,
+        vectors: usize,
+    ) {
+        let GroupsOf { values, scores, states, .. } = &mut *self.of;
+        let o = &mut states.o[self.first * vectors..][..R * vectors];
+        let mut sums = [[s.splat(0.0); N]; R];
+        for r in 0..R {
+            for n in 0..N {
+                let o = s.load(&o[r * vectors + at + n]);
+                sums[r][n] = s.add(s.mul(o, s.splat(corrections[r])), s.splat(0.0));
+            }
+        }
+        for (slot, values) in values.chunks_exact(vectors).take(BLOCK).enumerate() {
+            let values = &values[at..at + N];
+            let mut value = [s.splat(0.0); N];
+            for n in 0..N {
+                value[n] = values[n].load(s);
+            }
+            for r in 0..R {
+                let p = s.splat(scores[r][slot]);
+                for n in 0..N {
+                    sums[r][n] = s.mul_add_exact(value[n], p, sums[r][n]);
+                }
+            }
+        }
+        for r in 0..R {
+            for n in 0..N {
+                s.store(sums[r][n], &mut o[r * vectors + at + n]);
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A step's attention as items for threads.
+//!
+//! An item is some tokens' queries of one KV head: up to [`MAX_QUERIES`], so that many share each pass
+//! over keys and values. Where there are few items for the threads, or one is much longer than the
+//! others, items are split by chunks of 1,024 positions; a phase of its own then merges the chunks'
+//! states in ascending order. No bit depends on either.
+
+use crate::compile::Attention;
+use crate::exec::{Token, Work};
+use crate::kv::{KvLayout, LayerLayout};
+use kernels::kernels::attend::AttendScratch;
+use kernels::kernels::attention::{AttendJob, BLOCK, CHUNK, MAX_QUERIES, Query, state_len};
+use kernels::table::KernelTable;
+use kernels::view::Shared;
+use std::ops::Range;
+
+/// Items per thread that long attention is split into.
+const ITEMS_PER_THREAD: usize = 4;
+
+/// What of an attention op its division into items depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    pub kv_heads: usize,
+    /// Query heads of each.
+    pub group: usize,
+    pub value_dim: usize,
+    pub window: Option<usize>,
+}
+
+impl Shape {
+    /// The group's heads are dealt with in so many parts, of so many heads.
+    fn parts(&self) -> (usize, usize) {
+        let parts = self.group.div_ceil(MAX_QUERIES);
+        (parts, self.group.div_ceil(parts))
+    }
+
+    /// Units of one span that is not split.
+    fn heads(&self) -> usize {
+        self.kv_heads * self.parts().0
+    }
+}
+
+/// Consecutive tokens of one entry whose queries are handled together.
+struct Span {
+    tokens: Range<usize>,
+    /// The chunks that any of them sees.
+    chunks: Range<usize>,
+    /// Into how many pieces these are split.
+    pieces: usize,
+    /// Before it, of all spans: items, merges, and floats of states.
+    items: usize,
+    merges: usize,
+    states: usize,
+}
+
+/// How one shape's attention is divided in one step.
+pub struct Division {
+    shape: Shape,
+    spans: Vec<Span>,
+    pub items: usize,
+    pub merges: usize,
+    /// Floats for the states of spans that are split.
+    pub states: usize,
+}
+
+/// One item: some chunks of a span's queries of some heads.
+struct Item<'a> {
+    span: &'a Span,
+    kv_head: usize,
+    /// Within the KV head's group.
+    heads: Range<usize>,
+    piece: usize,
+}
+
+impl Division {
+    pub fn new(shape: Shape, tokens: &[Token], threads: usize) -> Self {
+        let (_, part) = shape.parts();
+        let enough = (threads * ITEMS_PER_THREAD).div_ceil(shape.heads());
+        let most = (MAX_QUERIES / part).min(tokens.len() / enough).clamp(1, BLOCK);
+        let mut spans = spans(tokens, 1 << most.ilog2(), shape.window);
+        let costs: Vec<usize> = spans.iter().map(|span| span.tokens.len() * span.chunks.len()).collect();
+        let share = (costs.iter().sum::<usize>() * shape.heads() / (threads * ITEMS_PER_THREAD)).max(1);
+        let (mut items, mut merges, mut states) = (0, 0, 0);
+        for (span, cost) in spans.iter_mut().zip(costs) {
+            (span.items, span.merges, span.states) = (items, merges, states);
+            span.pieces = if threads == 1 { 1 } else { cost.div_ceil(share).clamp(1, span.chunks.len()) };
+            items += shape.heads() * span.pieces;
+            if span.pieces > 1 {
+                merges += shape.heads();
+                states += shape.heads() * span.states_len(&shape);
+            }
+        }
+        Self { shape, spans, items, merges, states }
+    }
+
+    fn item(&self, index: usize) -> Item<'_> {
+        let span = &self.spans[self.spans.partition_point(|span| span.items <= index) - 1];
+        let (head, piece) = ((index - span.items) / span.pieces, (index - span.items) % span.pieces);
+        self.of_head(span, head, piece)
+    }
+
+    fn merge(&self, index: usize) -> Item<'_> {
+        let span = &self.spans[self.spans.partition_point(|span| span.merges <= index) - 1];
+        self.of_head(span, index - span.merges, 0)
+    }
+
+    fn of_head<'a>(&self, span: &'a Span, head: usize, piece: usize) -> Item<'a> {
+        let (parts, size) = self.shape.parts();
+        let first = head % parts * size;
+        Item { span, kv_head: head / parts, heads: first..(first + size).min(self.shape.group), piece }
+    }
+
+    /// Where the states of an item's queries, over all chunks, are.
+    fn states_at(&self, item: &Item) -> usize {
+        let (parts, size) = self.shape.parts();
+        let head = item.kv_head * parts + item.heads.start / size;
+        item.span.states + head * item.span.states_len(&self.shape)
+    }
+}
+
+impl Span {
+    /// Floats of the states of one part of a KV head's group.
+    fn states_len(&self, shape: &Shape) -> usize {
+        self.chunks.len() * self.tokens.len() * shape.parts().1 * state_len(shape.value_dim)
+    }
+
+    fn piece(&self, piece: usize) -> Range<usize> {
+        let at = |piece: usize| self.chunks.start + self.chunks.len() * piece / self.pieces;
+        at(piece)..at(piece + 1)
+    }
+}
+
+/// Runs of up to `most` tokens of one entry, a power of two, within the same multiple of it.
+fn spans(tokens: &[Token], most: usize, window: Option<usize>) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for (i, token) in tokens.iter().enumerate() {
+        let end = token.position / CHUNK + 1;
+        match spans.last_mut() {
+            Some(span) if tokens[span.tokens.start].entry == token.entry && token.position % most != 0 => {
+                span.tokens.end = i + 1;
+                span.chunks.end = end;
+            }
+            _ => {
+                let start = window.map_or(0, |w| (token.position + 1).saturating_sub(w));
+                let chunks = start / CHUNK..end;
+                spans.push(Span { tokens: i..i + 1, chunks, pieces: 1, items: 0, merges: 0, states: 0 });
+            }
+        }
+    }
+    spans
+}
+
+/// One attention op in one step.
+pub struct Attending<'a> {
+    pub of: &'a Attention,
+    pub division: &'a Division,
+    pub work: &'a Work<'a>,
+    pub layout: &'a KvLayout,
+    pub sinks: Option<&'a [f32]>,
+    pub table: &'static KernelTable,
+    pub q: Shared<'a, f32>,
+    pub out: Shared<'a, f32>,
+    pub states: Shared<'a, f32>,
+}
+
+impl Attending<'_> {
+    pub fn item(&self, index: usize, scratch: &mut AttendScratch) {
+        let item = self.division.item(index);
+        let queries = self.queries(&item);
+        let job = self.job(&item, &queries);
+        if item.span.pieces == 1 {
+            return (self.table.attend)(&job, scratch);
+        }
+        let chunks = item.span.piece(item.piece);
+        let before = (chunks.start - item.span.chunks.start) * queries.len() * job.state_len();
+        let states = self.states.from(self.division.states_at(&item) + before);
+        (self.table.attend_part)(&job, chunks, states, scratch);
+    }
+
+    pub fn merge(&self, index: usize, scratch: &mut AttendScratch) {
+        let item = self.division.merge(index);
+        let queries = self.queries(&item);
+        let job = self.job(&item, &queries);
+        let at = self.division.states_at(&item);
+        let len = item.span.chunks.len() * queries.len() * job.state_len();
+        // SAFETY: written in the phase before, and by none that runs now.
+        (self.table.merge_parts)(&job, unsafe { self.states.read(at..at + len) }, scratch);
+    }
+
+    fn layer(&self) -> LayerLayout {
+        self.layout.layer(self.of.layer)
+    }
+
+    fn queries(&self, item: &Item) -> Vec<Query> {
+        let (layer, group) = (self.layer(), self.division.shape.group);
+        let query = |token: usize, head: usize| {
+            let row = token * self.of.heads + head;
+            Query {
+                q: row * layer.head_dim,
+                out: row * layer.value_dim,
+                position: self.work.tokens[token].position,
+                sink: self.sinks.map(|sinks| sinks[head]),
+            }
+        };
+        let heads = item.heads.start + item.kv_head * group..item.heads.end + item.kv_head * group;
+        let tokens = item.span.tokens.clone();
+        tokens
+            .flat_map(|token| heads.clone().map(move |head| (token, head)))
+            .map(|(t, h)| query(t, h))
+            .collect()
+    }
+
+    fn job<'b>(&'b self, item: &Item, queries: &'b [Query]) -> AttendJob<'b> {
+        let (of, layer) = (self.of, self.layer());
+        AttendJob {
+            queries,
+            // SAFETY: written in an earlier phase, and by none that runs now.
+            q: unsafe { self.q.read(0..self.q.len()) },
+            out: self.out,
+            head_dim: layer.head_dim,
+            value_dim: layer.value_dim,
+            pages: &self.work.pages[self.work.tokens[item.span.tokens.start].entry],
+            keys_at: layer.keys_at(item.kv_head),
+            values_at: layer.values_at(item.kv_head),
+            scale: of.scale,
+            softcap: of.softcap,
+            window: of.window,
+            kept: None,
+        }
+    }
+}
