@@ -238,9 +238,10 @@ fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
     for block in positions.start / BLOCK..positions.end.div_ceil(BLOCK) {
         // SAFETY: pages are written before the step's attention starts, not during it.
         let page = unsafe { job.pages[block].read(0..job.pages[block].len()) };
-        let slots = (0..BLOCK).filter(|slot| kept(job, query, block * BLOCK + slot));
+        let is_kept = |slot: &usize| kept(job, query, block * BLOCK + slot);
+        let slots: Vec<usize> = (0..BLOCK).filter(is_kept).collect();
         let mut scores = [f32::NEG_INFINITY; BLOCK];
-        for slot in slots.clone() {
+        for &slot in &slots {
             let key = |d: usize| page[job.keys_at + (slot / LANES * dim + d) * LANES + slot % LANES];
             let q = &job.q[query.q..query.q + dim];
             let dot = q.iter().enumerate().fold(0.0, |acc, (d, &q)| acc + f16_to_f32(key(d)) * round_f16(q));
@@ -257,7 +258,7 @@ fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
         p.iter().enumerate().for_each(|(i, p)| lanes[i % LANES] += p);
         for (d, o) in o.iter_mut().enumerate() {
             *o = *o * correction + 0.0;
-            for slot in slots.clone() {
+            for &slot in &slots {
                 *o += p[slot] * f16_to_f32(page[job.values_at + slot * stride + d]);
             }
         }
