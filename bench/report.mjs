@@ -1,0 +1,304 @@
+// npm run bench:report [-- FILE.json ...] [--out report.html] [--results bench/RESULTS.md]
+//
+// One page with plots, and tables in Markdown, from what `frugal bench --json`, `npm run bench -- --json` and
+// `npm run bench:peers -- --json` wrote: the files given, else all in .cache/bench. Where there are none, the embedded
+// model and a few kernels are measured first.
+
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { basename, join, resolve } from 'node:path';
+import { parseArgs } from 'node:util';
+import { setUp } from '../scripts/lib/setup.mjs';
+import { ROOT, SetupError, say, step } from '../scripts/lib/steps.mjs';
+import { againstPeers, energy, overBatch, overContext, overThreads, roofline } from './lib/plots.mjs';
+import { stateOf, TARGETS } from './lib/targets.mjs';
+
+const { values: flags, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    out: { type: 'string', default: join(ROOT, '.cache', 'bench', 'report.html') },
+    results: { type: 'string' },
+  },
+});
+const FOLDER = join(ROOT, '.cache', 'bench');
+
+await setUp();
+const { formatNumber, formatShare, markdownTable } = await import('../dist/bench/table.js');
+mkdirSync(FOLDER, { recursive: true });
+
+function findFiles() {
+  if (positionals.length > 0) return positionals.map((path) => resolve(path));
+  return readdirSync(FOLDER)
+    .filter((name) => name.endsWith('.json'))
+    .sort()
+    .map((name) => join(FOLDER, name));
+}
+
+async function measure() {
+  const model = join(ROOT, 'models', 'stories-moe-q8_0.gguf');
+  const main = join(ROOT, 'dist', 'cli', 'main.js');
+  const bench = [process.execPath, main, 'bench', model, '-p', '128', '-n', '64', '-t', '1,2', '--json'];
+  const first = await step('measuring the embedded model', bench);
+  if (first.code !== 0) throw new SetupError('frugal bench failed');
+  writeFileSync(join(FOLDER, 'stories-moe-q8_0.json'), first.stdout);
+  const kernels = [
+    join(ROOT, 'bench', 'micro.mjs'),
+    '--filter',
+    'Q4_0',
+    '--json',
+    join(FOLDER, 'kernels.json'),
+  ];
+  await step('measuring kernels', [process.execPath, ...kernels]);
+}
+
+let files = findFiles();
+if (files.length === 0) {
+  say(`nothing in ${FOLDER}: measuring a little first`);
+  await measure();
+  files = findFiles();
+}
+const documents = files.map((path) => ({ path, ...JSON.parse(readFileSync(path, 'utf8')) }));
+const models = documents.filter(({ rows }) => rows);
+const peers = documents.filter(({ missing }) => missing);
+const kernels = documents.find(({ results, peaks }) => results && peaks);
+const nameOf = (path) => basename(path).replace(/\.(json|gguf)$/, '');
+const data = {
+  model: (name) =>
+    models.find(
+      (each) =>
+        nameOf(each.model.file) === name && each.settings.depth === 0 && each.backend.kind === 'native',
+    ),
+  peers: (name) => peers.find((each) => nameOf(each.model) === name),
+  kernels,
+};
+const machine = documents[0].machine;
+const states = TARGETS.map((each) => {
+  const { state, text } = stateOf(each, data);
+  return { topic: each.topic, target: each.text, got: text, state };
+});
+
+const withSpread = ({ median, spread, count }) =>
+  count === 0 ? '-' : `${formatNumber(median)}${count > 1 ? ` ±${(spread * 100).toFixed(0)}%` : ''}`;
+
+function energyText({ energy: of, cpuSecondsPerToken }) {
+  if (of?.joulesPerToken === undefined) return `CPU ${formatNumber(cpuSecondsPerToken.median * 1000)} ms`;
+  return `${of.kind === 'measured' ? '' : 'about '}${formatNumber(of.joulesPerToken)} J ${of.kind}`;
+}
+
+function modelTable() {
+  const head = [
+    ...['model', 'threads', 'depth', 'prefill tok/s', 'of peak', 'decode tok/s', 'of bandwidth'],
+    ...['streamed tok/s', 'first token ms', 'load ms', 'per token'],
+  ];
+  const rows = models.flatMap((each) =>
+    each.rows.map((row) => [
+      `${nameOf(each.model.file)} (${each.backend.kind} ${each.backend.isa})`,
+      String(row.threads),
+      String(each.settings.depth),
+      withSpread(row.prefill),
+      formatShare(row.computeShare),
+      withSpread(row.decode),
+      formatShare(row.bandwidthShare),
+      row.stream ? withSpread(row.stream) : '-',
+      row.firstTokenMs ? withSpread(row.firstTokenMs) : '-',
+      withSpread(each.loadMs),
+      energyText(row),
+    ]),
+  );
+  return [head, ...rows];
+}
+
+function limitsTable() {
+  const rows = models.flatMap((each) =>
+    each.rows
+      .filter(({ peaks }) => peaks)
+      .map(({ threads, peaks }) => [
+        nameOf(each.model.file),
+        String(threads),
+        formatNumber(peaks.readBytesPerSecond / 1e9),
+        formatNumber(peaks.int8OpsPerSecond / 1e9),
+        formatNumber(peaks.floatOpsPerSecond / 1e9),
+      ]),
+  );
+  return [['in the run of', 'threads', 'read GB/s', 'int8 Gop/s', 'f32 Gop/s'], ...rows];
+}
+
+function peerTable() {
+  const head = [
+    'model',
+    'engine',
+    'setting',
+    'tokens',
+    'prefill tok/s',
+    'frugal is',
+    'decode tok/s',
+    'frugal is',
+  ];
+  const rows = peers.flatMap(({ model, results }) => {
+    const own = results.find(({ name }) => name === 'frugal');
+    const ratio = (mine, theirs) => (mine ? `${(mine.median / theirs.median).toFixed(2)}x` : '-');
+    return results.map((each) => [
+      nameOf(model),
+      `${each.name} ${each.version}`,
+      each.setting,
+      `${each.prompt}/${each.generate}`,
+      withSpread(each.prefill),
+      ratio(own?.prefill, each.prefill),
+      withSpread(each.decode),
+      ratio(own?.decode, each.decode),
+    ]);
+  });
+  return [head, ...rows];
+}
+
+function kernelTable() {
+  const head = ['kernel', 'on', 'median µs', 'rate', 'of peak'];
+  const rows = kernels.results
+    .filter(({ isa }) => isa !== 'scalar')
+    .map(({ name, target, ms, spread, bytes, ops, unit, share }) => [
+      name,
+      target,
+      `${formatNumber(ms * 1000)} ±${(spread * 100).toFixed(0)}%`,
+      unit === 'bytes' ? `${formatNumber(bytes / ms / 1e6)} GB/s` : `${formatNumber(ops / ms / 1e6)} Gop/s`,
+      formatShare(share),
+    ]);
+  return [head, ...rows];
+}
+
+const targetTable = () => [
+  ['topic', 'target', 'measured', 'state'],
+  ...states.map(({ topic, target, got, state }) => [topic, target, got, state]),
+];
+
+const SET = `${machine.cpu}, ${machine.cores} cores, ${(machine.memoryBytes / 2 ** 30).toFixed(0)} GiB; ${machine.system}; Node ${machine.node}; frugal ${machine.frugal}; ${machine.date.slice(0, 10)}`;
+const EXPLAIN =
+  'Medians of repetitions that took turns, ± half the distance between the quartiles. Shares are of limits measured in the same run: decode of the read bandwidth (bytes of weights, keys and values per token times tokens per second), prefill of the peak of its arithmetic (int8 or f32).';
+
+function markdown() {
+  const count = (state) => states.filter((each) => each.state === state).length;
+  const parts = [
+    '# Results\n\nMade by `npm run bench:report -- --results bench/RESULTS.md`; not edited by hand.',
+    `${SET}.`,
+    EXPLAIN,
+    `## Targets\n\n${count('met')} met, ${count('missed')} missed, ${count('not measured here')} not measured in these runs.`,
+    markdownTable(targetTable()),
+    '## Models\n\n`npx frugal bench MODEL -p 512 -n 64 -t 1,2 --json`; models of real shapes with random weights from `node bench/models.mjs`.',
+    markdownTable(modelTable()),
+    '### Limits of the machine',
+    markdownTable(limitsTable()),
+  ];
+  if (peers.length > 0) {
+    parts.push(
+      '## Other engines\n\n`npm run bench:peers -- --model MODEL --json FILE`: the same file, threads and length of prompt.',
+    );
+    parts.push(markdownTable(peerTable()));
+    const said = new Set(peers.flatMap(({ missing, notes }) => [...missing, ...notes]));
+    if (said.size > 0) parts.push([...said].map((text) => `- ${text}`).join('\n'));
+  }
+  if (kernels)
+    parts.push(
+      '## Kernels\n\n`npm run bench -- --json FILE`; what stays in caches may exceed the limit of memory.',
+      markdownTable(kernelTable()),
+    );
+  return `${parts.map((part) => part.trimEnd()).join('\n\n')}\n`;
+}
+
+const escapeHtml = (text) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+
+function htmlTable([head, ...rows], classOf = () => '') {
+  const line = (cells, tag) => cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join('');
+  const body = rows.map((row) => `<tr class="${classOf(row)}">${line(row, 'td')}</tr>`).join('\n');
+  return `<div class="scroll"><table><thead><tr>${line(head, 'th')}</tr></thead><tbody>${body}</tbody></table></div>`;
+}
+
+const STYLE = `
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+h1 { margin: 0.5rem 0; } h2 { margin-top: 2.5rem; } p { max-width: 46rem; }
+figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; white-space: nowrap; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child, .targets td:nth-child(2) { text-align: left; }
+.targets td:nth-child(2) { white-space: normal; min-width: 16rem; }
+tr.met td:last-child { color: #2a9d4a; } tr.missed td:last-child { color: #d6402b; font-weight: 600; }
+summary { cursor: pointer; }`;
+
+function section(title, text, content) {
+  return content ? `<section><h2>${title}</h2><p>${text}</p><figure>${content}</figure></section>` : '';
+}
+
+function page() {
+  const atDepth = new Set(models.map(({ settings }) => settings.depth)).size > 1;
+  const parts = [
+    section(
+      'Targets',
+      'Those that are missed are shown like the others.',
+      `<div class="targets">${htmlTable(targetTable(), (row) => row.at(-1).split(' ')[0])}</div>`,
+    ),
+    section(
+      'Roofline',
+      'Each dot is a kernel; the dashed lines are what memory and arithmetic allow. What stays in caches may be above.',
+      kernels && roofline(kernels),
+    ),
+    section(
+      'Against other engines: prefill',
+      'The same file, threads and length of prompt.',
+      peers.length > 0 && againstPeers(peers, 'prefill'),
+    ),
+    section(
+      'Against other engines: decode',
+      'As text streamed through the public API where there is one.',
+      peers.length > 0 && againstPeers(peers, 'decode'),
+    ),
+    section(
+      'Over context length',
+      'Generated tokens per second with so many tokens in the cache.',
+      atDepth && overContext(models),
+    ),
+    section(
+      'Over threads',
+      'Prefill against one thread of the same run.',
+      models.length > 0 && overThreads(models),
+    ),
+    section(
+      'Over batch',
+      'Fused matrix products, 2048 x 8192, by tokens in a step.',
+      kernels && overBatch(kernels),
+    ),
+    section('Energy: measured', 'Counters of the hardware, the whole machine.', energy(models, 'measured')),
+    section('Energy: modelled', 'From watts that were given, not measured.', energy(models, 'modelled')),
+    section(
+      'CPU time',
+      'This machine has no energy counters, and no watts were given.',
+      energy(models, 'counted'),
+    ),
+    section('Models', EXPLAIN, models.length > 0 && htmlTable(modelTable())),
+    peers.length > 0
+      ? section('Other engines', 'Default and best settings of each.', htmlTable(peerTable()))
+      : '',
+    kernels
+      ? `<section><h2>Kernels</h2><details><summary>All ${kernels.results.length} figures</summary>${htmlTable(kernelTable())}</details></section>`
+      : '',
+  ];
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>frugal: benchmarks</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<h1>frugal: benchmarks</h1>
+<p>${escapeHtml(SET)}</p>
+${parts.join('\n')}
+</body>
+</html>
+`;
+}
+
+writeFileSync(flags.out, page());
+say(`${flags.out}: ${files.length} files`);
+if (flags.results) {
+  writeFileSync(flags.results, markdown());
+  say(flags.results);
+}
