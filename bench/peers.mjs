@@ -86,6 +86,9 @@ function runner(name) {
   return path;
 }
 
+/** Which is best depends on the weights. */
+const LLAMA_SETTINGS = { default: [], 'flash attention': ['-fa', '1'], 'no repacking': ['--repack', '0'] };
+
 /** Each: { name, settings, prepare() -> version, run(setting) -> { prefill, decode } }. */
 const PEER_LIST = [
   {
@@ -124,28 +127,14 @@ const PEER_LIST = [
   },
   {
     name: 'llama.cpp',
-    settings: ['default', 'best'],
-    note: 'best: the faster of flash attention on and of no repacking',
+    settings: Object.keys(LLAMA_SETTINGS),
     async prepare() {
       const binary = flags['llama-bench'];
       if (!binary) throw new Error('no binary: name llama-bench with --llama-bench or LLAMA_BENCH');
       if (!existsSync(binary)) throw new Error(`${binary} is not there`);
       return 'see build';
     },
-    async run(setting) {
-      if (setting === 'default') return llamaBench([]);
-      const tried = [];
-      for (const args of [
-        ['-fa', '1'],
-        ['--no-repack', '1'],
-        ['-nopo', '1'],
-      ])
-        tried.push(await llamaBench(args).catch(() => undefined));
-      const done = tried.filter((each) => each !== undefined);
-      if (done.length === 0) throw new Error('none of the settings is known to this llama-bench');
-      const best = (pick) => Math.max(...done.map(pick));
-      return { ...done[0], prefill: best(({ prefill }) => prefill), decode: best(({ decode }) => decode) };
-    },
+    run: (setting) => llamaBench(LLAMA_SETTINGS[setting]),
   },
   {
     name: 'wllama',
