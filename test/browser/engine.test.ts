@@ -1,0 +1,195 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import type { Browser, Page } from 'playwright-core';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { isFrugalError, load } from '../../ts/index.js';
+import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
+import { hostileFiles } from '../gguf/hostile.js';
+import { bundle, hasChromium, ISOLATED, launchChromium, openPage, type Site, serve } from './browser.js';
+import type { Calls } from './engine-page.js';
+
+const DIST = resolve(import.meta.dirname, '../../dist/browser');
+const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
+const CSP = {
+  'Content-Security-Policy': "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'",
+};
+const HTML = '<!doctype html><title>engine</title><script type="module" src="/page.js"></script>';
+const golden = readGolden();
+
+const bytesOf = ({ path, bytes }: GoldenModel) =>
+  path === undefined ? (bytes?.() ?? new Uint8Array(0)) : readFileSync(path);
+const present = GOLDEN_MODELS.filter(({ path }) => path === undefined || existsSync(path));
+
+/** The files of the site, with its own copy of what the package ships. */
+async function siteFiles(): Promise<Map<string, Uint8Array>> {
+  const files = new Map<string, Uint8Array>([
+    ['/', new TextEncoder().encode(HTML)],
+    ['/page.js', await bundle(resolve(import.meta.dirname, 'engine-page.ts'))],
+    ['/stories.gguf', readFileSync(STORIES)],
+  ]);
+  for (const name of ['frugal-worker.js', 'wasm-thread-web.js', ...WASM]) {
+    files.set(`/${name}`, readFileSync(resolve(DIST, name)));
+  }
+  for (const model of present) files.set(`/${encodeURIComponent(model.name)}`, bytesOf(model));
+  return files;
+}
+
+const VARIANTS = ['simd128', 'relaxed-simd', 'simd128-threads', 'relaxed-simd-threads'] as const;
+const WASM = VARIANTS.map((name) => `${name}.wasm`);
+
+type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => ReturnType<Calls[K]>;
+
+describe.runIf(hasChromium)('the engine in Chromium', () => {
+  let browser: Browser;
+  const sites: Record<'isolated' | 'plain', Site | undefined> = { isolated: undefined, plain: undefined };
+  beforeAll(async () => {
+    const files = await siteFiles();
+    sites.isolated = await serve(files, { ...ISOLATED, ...CSP });
+    sites.plain = await serve(files, CSP);
+    browser = await launchChromium();
+  });
+  afterAll(async () => {
+    await browser?.close();
+    await Promise.all(Object.values(sites).map((site) => site?.close()));
+  });
+
+  async function withPage(
+    kind: keyof typeof sites,
+    use: (run: Run, page: Page, site: Site) => Promise<void>,
+  ) {
+    const site = sites[kind];
+    if (site === undefined) throw new Error('no site');
+    const page = await openPage(browser, site);
+    const run = (name: string, ...args: unknown[]) =>
+      page.evaluate(
+        ([call, values]) =>
+          (globalThis as unknown as { calls: Record<string, (...a: unknown[]) => unknown> }).calls[call]?.(
+            ...values,
+          ),
+        [name, args] as const,
+      );
+    try {
+      await page.waitForFunction(() => 'calls' in globalThis);
+      site.requests.length = 0;
+      await use(run as Run, page, site);
+    } finally {
+      await page.close();
+    }
+  }
+
+  const picks = [
+    ['isolated', {}, 'relaxed-simd-threads'],
+    ['isolated', { isa: 'simd128' }, 'simd128-threads'],
+    ['plain', {}, 'relaxed-simd'],
+    ['plain', { isa: 'simd128' }, 'simd128'],
+  ] as const;
+
+  it.each(picks)(
+    '%s, with %o: runs %s alone, which gives the golden digests',
+    async (kind, options, variant) => {
+      await withPage(kind, async (run, _, site) => {
+        for (const { name, contextLength, prompts } of present) {
+          const path = `/${encodeURIComponent(name)}`;
+          const settings = { ...options, contextLength, ...(variant.endsWith('threads') && { threads: 2 }) };
+          const backend = await run('open', path, settings);
+          expect(backend).toMatchObject({ kind: 'wasm', variant });
+          const digests: Record<string, string> = {};
+          for (const [prompt, ids] of Object.entries(prompts))
+            digests[prompt] = await run('digest', path, ids);
+          expect({ name, ...digests }).toEqual({ name, ...golden[name] });
+          await run('close', path);
+        }
+        const fetched = site.requests.map(({ path }) => path).filter((path) => path.endsWith('.wasm'));
+        expect(new Set(fetched)).toEqual(new Set([`/${variant}.wasm`]));
+      });
+    },
+  );
+
+  it.each(['isolated', 'plain'] as const)('%s: the page stays free while the model writes', async (kind) => {
+    await withPage(kind, async (run) => {
+      await run('open', '/stories.gguf');
+      const seen = await run('watch', '/stories.gguf', 100);
+      console.log(
+        `${kind}: longest delay of a timer ${seen.delay.toFixed(1)} ms, longest task ${seen.task} ms, ` +
+          `over ${seen.tokens} tokens`,
+      );
+      expect(seen).toMatchObject({ tokens: 100, task: 0 });
+    });
+  });
+
+  it.each(['isolated', 'plain'] as const)('%s: an abort ends within a token', async (kind) => {
+    await withPage(kind, async (run) => {
+      await run('open', '/stories.gguf');
+      const { after, reason } = await run('abort', '/stories.gguf');
+      expect(reason).toBe('enough');
+      expect(after).toBeLessThanOrEqual(1);
+      await using here = await load(STORIES);
+      const { text } = await here.complete('The moon', { temperature: 0, maxTokens: 20, ignoreEnd: true });
+      expect(await run('complete', '/stories.gguf', 'The moon', 20)).toBe(text);
+    });
+  });
+
+  it('hostile files end as they do natively', async () => {
+    const site = sites.plain;
+    if (site === undefined) throw new Error('no site');
+    await withPage('plain', async (run) => {
+      let number = 0;
+      let tried = 0;
+      for (const { name, bytes } of hostileFiles(1, 2600)) {
+        number += 1;
+        if (number % 20 !== 0) continue;
+        tried += 1;
+        site.files.set('/hostile.gguf', bytes);
+        expect([name, await run('outcome', '/hostile.gguf')]).toEqual([name, await nativeOutcome(bytes)]);
+      }
+      expect(tried).toBe(130);
+    });
+  });
+
+  it('50 loads and disposals give their memory back', async () => {
+    await withPage('isolated', async (run, page) => {
+      const cycle = async (count: number) => {
+        for (let i = 0; i < count; i++) {
+          await run('open', '/stories.gguf', { threads: 2 });
+          await run('complete', '/stories.gguf', 'A', 2);
+          await run('close', '/stories.gguf');
+        }
+        await page.requestGC();
+        return rendererBytes(browser);
+      };
+      const before = await cycle(10);
+      const after = await cycle(50);
+      console.log(
+        `renderers after 10 loads: ${(before / 2 ** 20).toFixed(0)} MiB, after 60: ${(after / 2 ** 20).toFixed(0)} MiB`,
+      );
+      // A model takes some 20 MiB, its worker as much again: one that stayed of ten would show.
+      expect(after - before).toBeLessThan(100 * 2 ** 20);
+      expect(page.workers()).toEqual([]);
+    });
+  });
+});
+
+async function nativeOutcome(bytes: Uint8Array): Promise<string> {
+  try {
+    await using model = await load(new Blob([Uint8Array.from(bytes)]), { threads: 1 });
+    try {
+      await model.complete([1, 2, 3], { maxTokens: 2, ignoreEnd: true, temperature: 0 });
+      return 'loaded';
+    } catch (error) {
+      return isFrugalError(error) ? `loaded, ${error.code}` : `${error}`;
+    }
+  } catch (error) {
+    return isFrugalError(error) ? error.code : `${error}`;
+  }
+}
+
+/** Resident bytes of all processes that run pages. */
+async function rendererBytes(browser: Browser): Promise<number> {
+  const session = await browser.newBrowserCDPSession();
+  const { processInfo } = await session.send('SystemInfo.getProcessInfo');
+  await session.detach();
+  return processInfo
+    .filter(({ type }) => type === 'renderer')
+    .map(({ id }) => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${id}/status`, 'utf8'))?.[1]) * 1024)
+    .reduce((sum, bytes) => sum + bytes, 0);
+}
