@@ -1,5 +1,6 @@
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { join, resolve } from 'node:path';
 import { type BuildOptions, build } from 'esbuild';
 import { type Browser, chromium, type Page } from 'playwright-core';
 
@@ -88,6 +89,12 @@ export const ISOLATED = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',
 };
+
+/** What the package ships for browsers, by its path on a site. */
+export function shippedFiles(): Map<string, Uint8Array> {
+  const folder = resolve(import.meta.dirname, '../../dist/browser');
+  return new Map(readdirSync(folder).map((name) => [`/${name}`, readFileSync(join(folder, name))]));
+}
 
 /** One file of JavaScript for a browser. */
 export async function bundle(entry: string, options: BuildOptions = {}): Promise<Uint8Array> {

@@ -5,10 +5,18 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { isFrugalError, load } from '../../ts/index.js';
 import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
 import { hostileFiles } from '../gguf/hostile.js';
-import { bundle, hasChromium, ISOLATED, launchChromium, openPage, type Site, serve } from './browser.js';
+import {
+  bundle,
+  hasChromium,
+  ISOLATED,
+  launchChromium,
+  openPage,
+  type Site,
+  serve,
+  shippedFiles,
+} from './browser.js';
 import type { Calls } from './engine-page.js';
 
-const DIST = resolve(import.meta.dirname, '../../dist/browser');
 const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
 const CSP = {
   'Content-Security-Policy': "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'",
@@ -26,16 +34,11 @@ async function siteFiles(): Promise<Map<string, Uint8Array>> {
     ['/', new TextEncoder().encode(HTML)],
     ['/page.js', await bundle(resolve(import.meta.dirname, 'engine-page.ts'))],
     ['/stories.gguf', readFileSync(STORIES)],
+    ...shippedFiles(),
   ]);
-  for (const name of ['frugal-worker.js', 'wasm-thread-web.js', ...WASM]) {
-    files.set(`/${name}`, readFileSync(resolve(DIST, name)));
-  }
   for (const model of present) files.set(`/${encodeURIComponent(model.name)}`, bytesOf(model));
   return files;
 }
-
-const VARIANTS = ['simd128', 'relaxed-simd', 'simd128-threads', 'relaxed-simd-threads'] as const;
-const WASM = VARIANTS.map((name) => `${name}.wasm`);
 
 type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => ReturnType<Calls[K]>;
 
