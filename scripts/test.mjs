@@ -3,7 +3,14 @@
 
 import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { checkTools, ensureDist, ensureNative, ensureNodeModules, ensureWasm } from './lib/setup.mjs';
+import {
+  checkTools,
+  ensureBrowser,
+  ensureDist,
+  ensureNative,
+  ensureNodeModules,
+  ensureWasm,
+} from './lib/setup.mjs';
 import { ROOT, SetupError, say, step } from './lib/steps.mjs';
 import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
 import { ensureChromium } from './setup-chromium.mjs';
@@ -87,11 +94,12 @@ try {
   const packages = await prepared('npm packages', ensureNodeModules);
   await rustTests();
   // Portable kernels are a promise, so not being able to build them is a failure.
-  await prepared('WebAssembly modules', () => ensureWasm(rustc));
+  const wasm = await prepared('WebAssembly modules', () => ensureWasm(rustc));
   await neonTests();
   if (packages) {
     const native = await prepared('native addon', () => ensureNative(rustc));
     const dist = await prepared('tsc', ensureDist);
+    if (wasm && dist) await prepared('package for browsers', ensureBrowser);
     if (!native || !dist) say('vitest runs all the same; what needs the missing part will fail');
     await typescriptTests();
   } else {

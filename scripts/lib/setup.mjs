@@ -158,6 +158,22 @@ export async function ensureWasm(rustc) {
   await whenChanged('wasm', inputs, rustc, () => files.every(existsSync), buildWasm);
 }
 
+/** Bundles what browsers take, `dist/browser`, of the two builds above. */
+export async function ensureBrowser() {
+  const inputs = [
+    'ts',
+    'tsconfig.json',
+    'package.json',
+    'package-lock.json',
+    WASM_FOLDER,
+    'scripts/lib/browser.mjs',
+  ];
+  const present = () => existsSync(at('dist', 'browser', 'index.js'));
+  await whenChanged('browser', inputs, '', present, async () =>
+    (await import('./browser.mjs')).buildBrowser(),
+  );
+}
+
 /** Everything that the command line program needs with the native backend. */
 export async function setUp() {
   const rustc = checkTools();

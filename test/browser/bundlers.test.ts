@@ -1,6 +1,7 @@
-import { execFileSync } from 'node:child_process';
+import type { execFileSync } from 'node:child_process';
 import { cpSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
+import { build } from 'esbuild';
 import type { Browser } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { load } from '../../ts/index.js';
@@ -24,20 +25,17 @@ document.title = model.info.backend.variant;
 await model.dispose();
 `;
 
-const bin = (...parts: string[]) => join(ROOT, 'node_modules', ...parts);
-
 /** Builds of the app by each bundler, as its manual says; gives the folder to serve. */
-const BUILDS: Readonly<Record<string, (folder: string) => string>> = {
-  Vite(folder) {
-    execFileSync(process.execPath, [bin('vite', 'bin', 'vite.js'), 'build'], { cwd: folder, stdio: 'pipe' });
+const BUILDS: Readonly<Record<string, (folder: string) => Promise<string>> = {
+  async Vite(folder) {
+    const vite = join(ROOT, 'node_modules/vite/bin/vite.js');
+    const env = { ...process.env, NODE_OPTIONS: '' };
+    execFileSync(process.execPath, [vite, 'build'], { cwd: folder, env, stdio: 'pipe' });
     return join(folder, 'dist');
   },
-  esbuild(folder) {
-    const args = ['app.js', '--bundle', '--format=esm', '--minify', '--outdir=out'];
-    execFileSync(process.execPath, [bin('esbuild', 'bin', 'esbuild'), ...args], {
-      cwd: folder,
-      stdio: 'pipe',
-    });
+  async esbuild(folder) {
+    const entryPoints = ['app.js'];
+    await build({ absWorkingDir: folder, entryPoints, bundle: true, format: 'esm', outdir: 'out' });
     // It leaves the files that scripts name by their address to others.
     cpSync(join(folder, 'node_modules/frugal/dist/browser'), join(folder, 'out'), { recursive: true });
     writeFileSync(join(folder, 'out/index.html'), HTML);
@@ -75,7 +73,7 @@ describe.runIf(hasChromium)('an app made by a bundler', () => {
       writeFileSync(join(folder, 'app.js'), APP);
       mkdirSync(join(folder, 'node_modules'));
       symlinkSync(ROOT, join(folder, 'node_modules/frugal'));
-      const files = filesIn(BUILDS[name]?.(folder) ?? '');
+      const files = filesIn((await BUILDS[name]?.(folder)) ?? '');
       files.set('/stories.gguf', readFileSync(STORIES));
       const site = await serve(files, ISOLATED);
       try {

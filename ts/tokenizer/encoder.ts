@@ -6,8 +6,7 @@ import type { OpenEncoder } from './types.js';
  */
 export const openEncoder: OpenEncoder = async (data, signal) => {
   const isNode = typeof process === 'object' && process.versions?.node !== undefined;
-  const open = isNode
-    ? (await import('./node-encoder.js')).openNodeEncoder
-    : (await import('./inline-encoder.js')).openInlineEncoder;
-  return open(data, signal);
+  // Builds for browsers leave the module for Node out, and Deno, which says that it is Node, may run them.
+  const open = isNode ? (await import('./node-encoder.js')).openNodeEncoder : undefined;
+  return (open ?? (await import('./inline-encoder.js')).openInlineEncoder)(data, signal);
 };
