@@ -26,7 +26,7 @@ await model.dispose();
 `;
 
 /** Builds of the app by each bundler, as its manual says; gives the folder to serve. */
-const BUILDS: Readonly<Record<string, (folder: string) => Promise<string>> = {
+const BUILDS: Readonly<Record<string, (folder: string) => Promise<string>>> = {
   async Vite(folder) {
     const vite = join(ROOT, 'node_modules/vite/bin/vite.js');
     const env = { ...process.env, NODE_OPTIONS: '' };
