@@ -69,7 +69,7 @@ describe.runIf(hasChromium)('the page', () => {
       expect(await output(page).textContent()).toBe(PROMPT + text);
       const facts = await page.locator('#facts').textContent();
       expect(facts).toMatch(/Architecture\s*llama/);
-      expect(facts).toMatch(/wasm, relaxed-simd/);
+      expect(facts).toMatch(/wasm, relaxed.simd/);
       expect(facts).toMatch(/Threads\s*\d+/);
       expect(await page.locator('#speed').textContent()).toMatch(
         /^\d+ tokens, \d+ per second, first after \d+ ms/,
@@ -114,7 +114,7 @@ describe.runIf(hasChromium)('the page', () => {
       await drop(page, 'broken.gguf', bytes.slice(0, 1000));
       await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/broken\.gguf.*Download/);
       await drop(page, 'stories.gguf', readFileSync(STORIES));
-      await page.getByText('stories-moe').waitFor();
+      await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
       expect(await page.getByRole('alert').isHidden()).toBe(true);
     });
   });
