@@ -1,0 +1,114 @@
+import { execFile } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { lacking, WASM_VARIANTS, type WasmVariant } from '../../ts/backend/wasm/variant.js';
+import { type LoadOptions, load } from '../../ts/index.js';
+import { load as loadWasm } from '../../ts/wasm.js';
+import { GOLDEN_MODELS } from '../contract/golden.js';
+import { fixtures, goldenOf, isThere } from './fixtures.js';
+import { CASES, type Outcome, runCases } from './suite.js';
+
+const ROOT = resolve(import.meta.dirname, '../..');
+const PINNED = 'logits are the pinned ones, bit by bit';
+
+interface Run {
+  readonly options: LoadOptions;
+  readonly large: boolean;
+}
+
+/** Each module, those with threads with several; what takes seconds once for each. */
+const RUNS: readonly Run[] = WASM_VARIANTS.flatMap((variant): Run[] => {
+  const counts = variant.endsWith('-threads') ? [2, 1, 3] : [1];
+  return counts.map((threads, i) => ({ options: { variant, threads, chunk: 7 }, large: i === 0 }));
+});
+
+const whyNot = (lacks: ReturnType<typeof lacking>, variant: WasmVariant): string | undefined =>
+  (variant.startsWith('relaxed') ? lacks.relaxed : undefined) ??
+  (variant.endsWith('-threads') ? lacks.threads : undefined);
+
+for (const model of GOLDEN_MODELS.filter((each) => !isThere(each))) {
+  console.log(`not run: ${model.name} on WebAssembly, for want of ${model.path} (set FRUGAL_SHARED)`);
+}
+
+let expected: Record<string, Outcome>;
+beforeAll(async () => {
+  expected = await runCases({ load }, { ...fixtures({ threads: 2 }, false), pinned: [] });
+});
+
+it('native code holds the suite', () => {
+  expect(Object.values(expected).filter((outcome) => 'failure' in outcome)).toEqual([]);
+});
+
+function compare(outcomes: Record<string, Outcome> | undefined, { options, large }: Run): void {
+  const value = goldenOf(fixtures(options, large));
+  expect(outcomes).toEqual({ ...expected, [PINNED]: { value } });
+  expect(Object.keys(outcomes ?? {})).toEqual(Object.keys(CASES));
+}
+
+describe(`Node ${process.versions.node}`, () => {
+  const lacks = lacking(undefined);
+  for (const run of RUNS) {
+    const { variant = 'simd128', threads } = run.options;
+    const why = whyNot(lacks, variant);
+    if (why !== undefined) console.log(`not run: ${variant} in Node, as ${why}`);
+    it.runIf(why === undefined)(
+      `${variant}, ${threads} threads, as native code`,
+      { timeout: 300_000 },
+      async () => {
+        compare(await runCases({ load: loadWasm }, fixtures(run.options, run.large)), run);
+      },
+    );
+  }
+
+  it.runIf(lacks.relaxed !== undefined)('refuses modules that would not work, and says why', async () => {
+    const loading = loadWasm(fixtures({}, false).model, { variant: 'relaxed-simd' });
+    await expect(loading).rejects.toMatchObject({ code: 'BACKEND_UNAVAILABLE' });
+  });
+});
+
+function findDeno(): string | undefined {
+  const scope = resolve(ROOT, 'node_modules/@deno');
+  if (!existsSync(scope)) return undefined;
+  const found = readdirSync(scope).map((name) =>
+    resolve(scope, name, process.platform === 'win32' ? 'deno.exe' : 'deno'),
+  );
+  return found.find((path) => existsSync(path));
+}
+
+const deno = findDeno();
+if (deno === undefined) console.log('not run: Deno, for want of its npm package for this machine');
+
+describe.runIf(deno !== undefined)('Deno', () => {
+  const lines: Array<{
+    lacks?: ReturnType<typeof lacking>;
+    options?: LoadOptions;
+    outcomes?: Record<string, Outcome>;
+  }> = [];
+  beforeAll(async () => {
+    const script = resolve(import.meta.dirname, 'deno.ts');
+    const flags = ['run', '--allow-all', '--no-prompt', '--unstable-sloppy-imports', '--quiet'];
+    const { stdout } = await promisify(execFile)(deno ?? '', [...flags, script, JSON.stringify(RUNS)], {
+      cwd: ROOT,
+      maxBuffer: 64 << 20,
+      timeout: 280_000,
+    });
+    lines.push(
+      ...stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line)),
+    );
+  }, 300_000);
+
+  it('has all that the best module needs', () => {
+    expect(lines[0]?.lacks).toEqual({});
+  });
+
+  it.each(RUNS.map((run, i) => [run, i] as const))('$0.options, as native code', (run, i) => {
+    const line = lines[i + 1];
+    expect(line?.options).toEqual(run.options);
+    compare(line?.outcomes, run);
+  });
+});

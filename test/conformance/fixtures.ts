@@ -1,0 +1,34 @@
+import { existsSync, readFileSync } from 'node:fs';
+import type { LoadOptions } from '../../ts/portable.js';
+import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
+import { tinyLlama } from '../gguf/tiny-llama.js';
+import type { Fixtures, PinnedModel } from './suite.js';
+
+const TEMPLATE =
+  '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}';
+
+/** The pinned models that are there; `large` adds those that take seconds. */
+export function fixtures(options: LoadOptions, large: boolean): Fixtures {
+  const { bytes } = tinyLlama({
+    metadata: [{ key: 'tokenizer.chat_template', kind: 'string', value: TEMPLATE }],
+  });
+  return {
+    model: new Blob([bytes]),
+    pinned: GOLDEN_MODELS.filter((model) => isThere(model) && (large || model.large !== true)).map(pinned),
+    options,
+  };
+}
+
+export const isThere = ({ path }: GoldenModel): boolean => path === undefined || existsSync(path);
+
+/** All bytes as a Blob, so that they come the way they come in a browser. */
+function pinned({ name, path, bytes, contextLength, prompts }: GoldenModel): PinnedModel {
+  const parts = path === undefined ? (bytes ? [bytes()] : []) : [readFileSync(path)];
+  return { name, source: new Blob(parts), contextLength, prompts };
+}
+
+/** What the logits of the pinned models must be. */
+export function goldenOf({ pinned: models }: Fixtures): Record<string, Record<string, string> | undefined> {
+  const golden = readGolden();
+  return Object.fromEntries(models.map(({ name }) => [name, golden[name]]));
+}
