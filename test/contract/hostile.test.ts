@@ -14,10 +14,20 @@ interface Report {
   readonly slowest: { readonly name?: string; readonly ms: number };
   readonly largestGrowth: { readonly name?: string; readonly bytes: number };
   readonly peakGrowth: number;
+  /** Each file's outcome, with `list`. */
+  readonly list?: readonly string[];
 }
 
-function loadAll(every: number, folder?: string): Promise<Report> {
-  const args = { seed: SEED, count: COUNT, every, limitMs: LIMIT_MS, ...(folder ? { folder } : {}) };
+interface Way {
+  /** Where the files are written; by default they are Blobs. */
+  readonly folder?: string;
+  /** The module of WebAssembly; by default native code. */
+  readonly variant?: string;
+  readonly list?: boolean;
+}
+
+function loadAll(every: number, way: Way = {}): Promise<Report> {
+  const args = { seed: SEED, count: COUNT, every, limitMs: LIMIT_MS, ...way };
   return runChild<Report>('hostile', args, { execArgv: ['--expose-gc'], limitMs: 150_000 });
 }
 
@@ -54,7 +64,17 @@ it(`${COUNT} hostile files (seed ${SEED}) end in a typed error or a model that g
 });
 
 it('a sample of them as real files', { timeout: 180_000 }, async () => {
-  const report = await withFolder((folder) => loadAll(10, folder));
+  const report = await withFolder((folder) => loadAll(10, { folder }));
   check(report);
   expect(report.files).toBeGreaterThanOrEqual(200);
+});
+
+it('WebAssembly ends as native code does with a sample of them, each a Blob', {
+  timeout: 180_000,
+}, async () => {
+  const native = await loadAll(8, { list: true });
+  const wasm = await loadAll(8, { list: true, variant: 'simd128' });
+  check(wasm);
+  expect(wasm.list).toEqual(native.list);
+  expect(wasm.files).toBeGreaterThanOrEqual(250);
 });

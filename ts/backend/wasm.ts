@@ -57,11 +57,17 @@ interface Setup {
   readonly createGlue: () => Glue;
 }
 
+const compiled = new Map<WasmVariant, Promise<WebAssembly.Module>>();
+
+/** Fetched and compiled once, for all models. */
 async function fetchModule(host: WasmHost, variant: WasmVariant): Promise<WebAssembly.Module> {
   const url = MODULES[variant]();
   try {
-    return await host.compile(url);
+    const module = compiled.get(variant) ?? host.compile(url);
+    compiled.set(variant, module);
+    return await module;
   } catch (cause) {
+    compiled.delete(variant);
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new FrugalError('BACKEND_UNAVAILABLE', `${url.href} cannot be loaded: ${why}`, {
       cure: "Serve the package's folder dist/wasm beside its code, and let the page's policy allow wasm-unsafe-eval.",

@@ -2,11 +2,15 @@
 import { writeFileSync, writeSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { runnerImport } from 'vite';
-import { isFrugalError, load } from '../../../dist/index.js';
+import { isFrugalError, load as loadNative } from '../../../dist/index.js';
+import { load as loadWasm } from '../../../dist/wasm.js';
 import { args, report, status } from './process.mjs';
 
 const { module } = await runnerImport(resolve(import.meta.dirname, '../../gguf/hostile.ts'));
+const load = args.variant === undefined ? loadNative : loadWasm;
+const options = args.variant === undefined ? { threads: 2 } : { variant: args.variant, threads: 2 };
 const failures = [];
+const list = [];
 const outcomes = {};
 let slowest = { ms: 0 };
 let files = 0;
@@ -16,7 +20,7 @@ let largestGrowth = { bytes: 0 };
 async function outcomeOf(source) {
   let model;
   try {
-    model = await load(source, { threads: 2 });
+    model = await load(source, options);
   } catch (error) {
     return isFrugalError(error) ? error.code : failed('load', error);
   }
@@ -57,6 +61,7 @@ async function tryFile({ name, bytes }) {
   const bytesGrown = status('VmHWM') - peak;
   if (bytesGrown > largestGrowth.bytes) largestGrowth = { name, bytes: bytesGrown };
   if (ms > slowest.ms) slowest = { name, ms };
+  list.push(`${name}: ${outcome}`);
   outcomes[outcome] = (outcomes[outcome] ?? 0) + 1;
   if (['INTERNAL', 'loaded, INTERNAL'].includes(outcome)) failures.push(`${name}: ${outcome}`);
 }
@@ -77,4 +82,4 @@ for (const file of module.hostileFiles(args.seed, args.count)) {
   if (number % 50 === 0) globalThis.gc();
 }
 const peakGrowth = status('VmHWM') - before;
-report({ files, outcomes, failures, slowest, largestGrowth, peakGrowth });
+report({ files, outcomes, failures, ...(args.list ? { list } : {}), slowest, largestGrowth, peakGrowth });
