@@ -38,8 +38,8 @@ const GROWTH = 5 * MIB;
 /** V8 lets its young generation grow with use, by 30 MiB here; held small, what the engine keeps shows. */
 const EXEC_ARGV = ['--expose-gc', '--max-semi-space-size=1'];
 
-async function repeated(scenario: string, warm: number, count: number): Promise<Report> {
-  const args = { scenario, path: STORIES, warm, count };
+async function repeated(scenario: string, warm: number, count: number, variant?: string): Promise<Report> {
+  const args = { scenario, path: STORIES, warm, count, ...(variant ? { variant } : {}) };
   const report = await runChild<Report>('leaks', args, { execArgv: EXEC_ARGV, limitMs: 100_000 });
   const { before, warm: first, end } = report;
   const mib = [before, first, end].map(({ rss }) => (rss / MIB).toFixed(1)).join(', ');
@@ -67,4 +67,13 @@ describe.runIf(present && linux)('memory, threads and descriptors are where they
   it('60 models disposed while they generate', { timeout: 120_000 }, () => repeated('disposals', 20, 80));
 
   it('60 loads aborted in every phase', { timeout: 120_000 }, () => repeated('brokenLoads', 40, 100));
+
+  it.each(['simd128', 'simd128-threads'])(
+    '50 loads and disposes on WebAssembly, %s',
+    { timeout: 120_000 },
+    async (variant) => {
+      const { end, after } = await repeated('loads', 60, 110, variant);
+      expect(after.threads).toBe(end.threads);
+    },
+  );
 });

@@ -4,6 +4,7 @@
 use js_sys::{Array, Float32Array, Uint32Array};
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
+use kernels::simd::LANES;
 use kernels::table::available;
 use runtime::error::{Error, Result};
 use runtime::model::{Entry, Model, Output, Want};
@@ -58,12 +59,35 @@ fn new_model(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> 
         )
     })?;
     let plan = Plan::parse(plan)?;
+    check_size(&plan)?;
     let pool = LentPool::new(threads);
     let lender = pool.lender();
     let model = Model::new(plan, table, Box::new(pool), max_step_tokens)?;
     *LENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
     *held() = Some(Arc::new(model));
     Ok(())
+}
+
+/// What a memory of 32-bit addresses holds.
+const MOST_BYTES: u64 = 1 << 32;
+
+/// Refuses weights that cannot fit, before sizes of theirs are computed in 32 bits.
+fn check_size(plan: &Plan) -> Result<()> {
+    let bytes = plan.tensors.iter().fold(0u64, |sum, tensor| {
+        let format = Format::ALL.iter().find(|format| format.name() == tensor.kind);
+        let row = format
+            .map_or(0, |format| tensor.cols.div_ceil(format.block()) as u64 * format.block_bytes() as u64);
+        let rows = tensor.rows.div_ceil(LANES) as u64 * LANES as u64 * tensor.experts.unwrap_or(1) as u64;
+        sum.saturating_add(row.saturating_mul(rows))
+    });
+    if bytes < MOST_BYTES {
+        return Ok(());
+    }
+    Err(Error {
+        code: "OUT_OF_MEMORY",
+        message: format!("the weights need {bytes} bytes, and WebAssembly has at most {MOST_BYTES}"),
+        cure: "Use a smaller or more strongly quantised model, or the native backend in Node.",
+    })
 }
 
 /// Lends the calling worker to the model as thread `thread`, until the model is disposed of.

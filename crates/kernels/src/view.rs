@@ -45,7 +45,7 @@ impl<T: Plain> Aligned<T> {
     /// The same for memory that is filled once and then read from end to end: in huge pages, where
     /// there are any.
     pub fn streamed(len: usize) -> Option<Self> {
-        let large = len.checked_mul(size_of::<T>())? >= HUGE;
+        let large = cfg!(target_os = "linux") && len.checked_mul(size_of::<T>())? >= HUGE;
         Self::starting_on(len, if large { HUGE } else { ALIGN })
     }
 

@@ -1,10 +1,13 @@
 // Repeats one thing many times and reports the level of memory, threads and descriptors on the way and at the end.
-import { load } from '../../../dist/index.js';
+import { load as loadNative } from '../../../dist/index.js';
+import { load as loadWasm } from '../../../dist/wasm.js';
 import { args, descriptors, report, settle, status, threads } from './process.mjs';
 
 const PROMPT = 'Once upon a time there was a little girl who had a dog. '.repeat(6);
 const LONG_TEXT = PROMPT.repeat(3);
-const options = { threads: 2, chunk: 16 };
+const { variant } = args;
+const load = variant === undefined ? loadNative : loadWasm;
+const options = { threads: 2, chunk: 16, ...(variant ? { variant } : {}) };
 
 async function level() {
   await settle();
