@@ -8,6 +8,7 @@
 use crate::compile::Attention;
 use crate::exec::{Token, Work};
 use crate::kv::{KvLayout, LayerLayout};
+use crate::sparse::{Choice, Place};
 use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{AttendJob, BLOCK, CHUNK, MAX_QUERIES, Query, state_len};
 use kernels::table::KernelTable;
@@ -167,7 +168,8 @@ impl Attending<'_> {
     pub fn item(&self, index: usize, scratch: &mut AttendScratch) {
         let item = self.division.item(index);
         let queries = self.queries(&item);
-        let job = self.job(&item, &queries);
+        let choice = self.choice(&item);
+        let job = AttendJob { kept: choice.as_ref().map(Choice::kept), ..self.job(&item, &queries) };
         if item.span.pieces == 1 {
             return (self.table.attend)(&job, scratch);
         }
@@ -185,6 +187,13 @@ impl Attending<'_> {
         let len = item.span.chunks.len() * queries.len() * job.state_len();
         // SAFETY: written in the phase before, and by none that runs now.
         (self.table.merge_parts)(&job, unsafe { self.states.read(at..at + len) }, scratch);
+    }
+
+    /// A span's queries are all of one block of positions.
+    fn choice(&self, item: &Item) -> Option<Choice> {
+        let token = self.work.tokens[item.span.tokens.start];
+        let source = self.work.sources[token.entry].get(self.of.layer)?;
+        source.choose(Place { layer: self.of.layer, kv_head: item.kv_head, block: token.position / BLOCK })
     }
 
     fn layer(&self) -> LayerLayout {

@@ -12,6 +12,7 @@ use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
 use crate::rope::Frequencies;
 use crate::routing::Routing;
+use crate::sparse::BlockSource;
 use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
@@ -26,7 +27,7 @@ use kernels::view::{Aligned, Shared};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Items per thread and phase: enough to even out threads of different speed.
@@ -60,6 +61,8 @@ pub struct Work<'a> {
     pub threads: usize,
     /// Each entry's pages.
     pub pages: &'a [Vec<Shared<'a, u16>>],
+    /// How each entry's layers choose keys: none, or one for each layer.
+    pub sources: &'a [Arc<[BlockSource]>],
     /// Where each entry's routes are counted, if they are.
     pub routings: &'a [Option<Mutex<Routing>>],
     /// Asked between phases: whether to give up.

@@ -11,5 +11,6 @@ pub mod model;
 pub mod plan;
 pub mod rope;
 pub mod routing;
+pub mod sparse;
 pub mod threads;
 pub mod weights;

@@ -7,6 +7,7 @@ use crate::kv::{KvCache, KvLayout};
 use crate::plan::Plan;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
+use crate::sparse::BlockSource;
 use crate::threads::Pool;
 use crate::weights::{TensorReader, Weights};
 use kernels::sampling::{Sampler, SamplerSettings, SamplingError};
@@ -46,6 +47,7 @@ pub enum Output {
 pub(crate) struct Sequence {
     cache: KvCache,
     sampler: Option<Sampler>,
+    sources: Arc<[BlockSource]>,
 }
 
 /// A sequence as the map holds it: a step may keep it alive after it was freed.
@@ -182,13 +184,26 @@ impl Model {
 
     /// A new empty sequence; a sampler is needed for [`Want::Sample`].
     pub fn create_sequence(&self, sampler: Option<SamplerSettings>) -> Result<u32> {
+        self.create_sparse_sequence(sampler, Vec::new())
+    }
+
+    /// The same with a choice of keys for each layer.
+    pub fn create_sparse_sequence(
+        &self,
+        sampler: Option<SamplerSettings>,
+        sources: Vec<BlockSource>,
+    ) -> Result<u32> {
+        let layers = self.plan.kv_layers.len();
+        if !sources.is_empty() && sources.len() != layers {
+            return Err(Error::internal(format!("{} choices of keys for {layers} layers", sources.len())));
+        }
         let sampler = sampler
             .map(|settings| Sampler::new(settings, self.plan.vocab_size).map_err(sampling_error))
             .transpose()?;
         let cache = KvCache::new(Arc::clone(&self.kv_bytes));
         let held = Held {
             freed: AtomicBool::new(false),
-            inner: Mutex::new(Sequence { cache, sampler }),
+            inner: Mutex::new(Sequence { cache, sampler, sources: sources.into() }),
             routing: Mutex::default(),
         };
         let mut sequences = lock(&self.sequences);
@@ -249,6 +264,7 @@ impl Model {
         {
             let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
             let ropes = self.frequencies(&weights)?;
+            let sources: Vec<Arc<[BlockSource]>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
             let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
             let work = Work {
                 tokens: &tokens,
@@ -256,6 +272,7 @@ impl Model {
                 logit_rows,
                 threads: self.step_threads.load(Ordering::Relaxed),
                 pages: &pages,
+                sources: &sources,
                 routings: &routings,
                 cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
             };

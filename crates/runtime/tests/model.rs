@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use runtime::error::Error;
 use runtime::model::{Entry, Model, Output, Want};
 use runtime::plan::Plan;
+use runtime::sparse::{BlockSource, Pattern};
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use serde_json::{Value, json};
@@ -466,6 +467,44 @@ fn long_attention_is_split_over_threads_without_a_difference() {
     let want = last(0, 1, 64);
     assert!(last(0, 8, 50) == want);
     assert!(last(available().len() - 1, 3, 64) == want);
+}
+
+#[test]
+fn sparse_sequences_do_not_depend_on_isa_threads_chunks_or_neighbours() {
+    let mut plan = capped(1.0);
+    plan["contextLength"] = json!(2000);
+    let prompt = tokens(1300);
+    let run = |model: &Model, sources: Vec<BlockSource>, chunk: usize| -> Vec<u32> {
+        let sequence = model.create_sparse_sequence(None, sources).unwrap();
+        prompt.chunks(chunk).flat_map(|part| logits(model, sequence, part)).collect()
+    };
+    let pattern = Pattern { sinks: 5, random: 2, seed: 9, stride: 7, ..Pattern::recent(90) };
+    let fixed = || vec![BlockSource::Fixed(pattern.clone())];
+    let (model, many) = (loaded(&plan, 0, 2), loaded(&plan, 0, 8));
+    let want = run(&model, fixed(), 64);
+    let dense = run(&model, Vec::new(), 64);
+    assert!(want != dense);
+    assert!(run(&many, fixed(), 37) == want);
+    assert!(run(&loaded(&plan, available().len() - 1, 1), fixed(), 64) == want);
+    // All blocks are the dense attention; a window of positions is the plan's own window.
+    let all = vec![(0..40).collect()];
+    assert!(run(&model, vec![BlockSource::Listed(all)], 50) == dense);
+    let ops = plan["ops"].as_array_mut().unwrap();
+    ops.iter_mut().find(|op| op["op"] == "attention").unwrap()["window"] = json!(90);
+    let windowed = run(&loaded(&plan, 0, 2), Vec::new(), 64);
+    assert!(run(&model, vec![BlockSource::Fixed(Pattern::recent(90))], 41) == windowed);
+    // In one step with a dense sequence.
+    let (a, b) = (many.create_sparse_sequence(None, fixed()).unwrap(), many.create_sequence(None).unwrap());
+    for (i, tokens) in prompt.chunks(20).enumerate() {
+        let entry = |sequence| Entry { sequence, tokens, want: Want::AllLogits };
+        let results = many.step(&[entry(a), entry(b)]).unwrap();
+        for (result, whole) in results.iter().zip([&want, &dense]) {
+            let Output::Values(values) = result else { panic!("{result:?}") };
+            let part = &whole[i * 20 * VOCAB..][..values.len()];
+            assert!(values.iter().map(|x| x.to_bits()).eq(part.iter().copied()));
+        }
+    }
+    assert!(model.create_sparse_sequence(None, vec![BlockSource::Dense; 2]).is_err());
 }
 
 #[test]
