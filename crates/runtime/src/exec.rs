@@ -30,8 +30,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Items per thread and phase: enough to even out threads of different speed.
-const ITEMS_PER_THREAD: usize = 8;
+/// An item is this part of each thread's share of what is left: large ones first, read in order, then ever
+/// smaller ones, so that threads of different speed end at about the same time.
+const SHARE: usize = 2;
 /// Weight bytes times tokens that an item must at least have, to be worth handing out.
 const ITEM_WORK: usize = 1 << 15;
 /// Weight bytes times tokens below which a step runs on the caller alone.
@@ -282,27 +283,27 @@ impl Run<'_> {
             if thread == 0 && (self.work.cancelled)() {
                 self.gate.fail(Error::cancelled());
             }
-            let (items, size) = self.split(phase);
+            let (units, least) = self.split(phase);
             loop {
                 if self.gate.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let item = counter.next.fetch_add(1, Ordering::Relaxed);
-                if item >= items {
+                let part = self.part(counter.next.fetch_add(1, Ordering::Relaxed), units, least);
+                if part.is_empty() {
                     break;
                 }
-                let part = item * size..(item + 1) * size;
+                let done = part.len();
                 let result = catch_unwind(AssertUnwindSafe(|| self.item(phase, part, thread)));
                 match result {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => self.gate.fail(error),
                     Err(_) => self.gate.fail(Error::internal(format!("a kernel panicked in {phase:?}"))),
                 }
-                if counter.done.fetch_add(1, Ordering::SeqCst) + 1 == items {
+                if counter.done.fetch_add(done, Ordering::SeqCst) + done == units {
                     self.gate.notify();
                 }
             }
-            self.gate.wait(|| counter.done.load(Ordering::SeqCst) >= items);
+            self.gate.wait(|| counter.done.load(Ordering::SeqCst) >= units);
         }
     }
 
@@ -314,9 +315,22 @@ impl Run<'_> {
         }
     }
 
-    /// How many items a phase has, and how many units (rows, tiles, heads of spans) each covers.
+    /// The units of an item; empty past the last.
+    fn part(&self, item: usize, units: usize, least: usize) -> Range<usize> {
+        let size = |start: usize| ((units - start) / (self.threads * SHARE)).max(least).max(1);
+        let mut start = 0;
+        for _ in 0..item {
+            start = (start + size(start)).min(units);
+            if start == units {
+                break;
+            }
+        }
+        start..(start + size(start)).min(units)
+    }
+
+    /// How many units (rows, tiles, heads of spans) a phase has, and how many an item covers at least.
     fn split(&self, phase: &Phase) -> (usize, usize) {
-        let (units, least) = match phase {
+        match phase {
             Phase::Rows { on, .. } => (self.row_count(*on, false), 1),
             Phase::Attention(of) => (self.divisions[of.shape].items, 1),
             Phase::MergeAttention(of) => (self.divisions[of.shape].merges, 1),
@@ -344,9 +358,7 @@ impl Run<'_> {
             Phase::Spread(of) | Phase::PrepareSlots(of) => (self.slots(of), 1),
             Phase::ExpertGlu(of) => self.expert_units(of, of.gate, 2),
             Phase::ExpertDown(of) => self.expert_units(of, of.down, 1),
-        };
-        let size = (units / (self.threads * ITEMS_PER_THREAD)).max(least).max(1);
-        (units.div_ceil(size), size)
+        }
     }
 
     fn slots(&self, of: &Experts) -> usize {
