@@ -45,7 +45,8 @@ async function siteFiles(): Promise<Map<string, Uint8Array>> {
 
 type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => ReturnType<Calls[K]>;
 
-describe.runIf(hasChromium)('the engine in Chromium', () => {
+// Generous: machines that are shared take their time over dozens of loads.
+describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () => {
   let browser: Browser;
   const sites: Record<'isolated' | 'plain', Site | undefined> = { isolated: undefined, plain: undefined };
   beforeAll(async () => {
@@ -153,6 +154,28 @@ describe.runIf(hasChromium)('the engine in Chromium', () => {
       expect(tried).toBe(130);
     });
   });
+
+  it('50 loads and disposals give their memory back', async () => {
+    await withPage('isolated', async (run, page) => {
+      const cycle = async (count: number) => {
+        for (let i = 0; i < count; i++) {
+          await run('open', '/stories.gguf', { threads: 2 });
+          await run('complete', '/stories.gguf', 'A', 2);
+          await run('close', '/stories.gguf');
+        }
+        await page.requestGC();
+        return rendererBytes(browser);
+      };
+      const before = await cycle(10);
+      const after = await cycle(50);
+      console.log(
+        `renderers after 10 loads: ${(before / 2 ** 20).toFixed(0)} MiB, after 60: ${(after / 2 ** 20).toFixed(0)} MiB`,
+      );
+      // A model takes some 20 MiB, its worker as much again: one that stayed of ten would show.
+      expect(after - before).toBeLessThan(100 * 2 ** 20);
+      expect(page.workers()).toEqual([]);
+    });
+  });
 });
 
 async function nativeOutcome(bytes: Uint8Array): Promise<string> {
@@ -167,4 +190,15 @@ async function nativeOutcome(bytes: Uint8Array): Promise<string> {
   } catch (error) {
     return isFrugalError(error) ? error.code : `${error}`;
   }
+}
+
+/** Resident bytes of all processes that run pages. */
+async function rendererBytes(browser: Browser): Promise<number> {
+  const session = await browser.newBrowserCDPSession();
+  const { processInfo } = await session.send('SystemInfo.getProcessInfo');
+  await session.detach();
+  return processInfo
+    .filter(({ type }) => type === 'renderer')
+    .map(({ id }) => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${id}/status`, 'utf8'))?.[1]) * 1024)
+    .reduce((sum, bytes) => sum + bytes, 0);
 }

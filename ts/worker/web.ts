@@ -3,6 +3,9 @@ import type { Model } from '../engine/model.js';
 import type { ModelSource } from '../engine/source.js';
 import { loadInThread, type Thread } from './connect.js';
 
+/** Chromium keeps some of a worker's own workers for ever when it ends right after it has ended them. */
+const GRACE_MS = 100;
+
 /**
  * Loads a model in a worker, and gives the same `Model` as without one: the page stays free whatever the model does.
  * Disposing the model ends the worker.
@@ -27,6 +30,9 @@ function startThread(): Thread {
     setBusy() {
       // A page's worker keeps nothing alive.
     },
-    terminate: () => worker.terminate(),
+    async terminate() {
+      await new Promise((done) => setTimeout(done, GRACE_MS));
+      worker.terminate();
+    },
   };
 }
