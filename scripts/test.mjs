@@ -15,8 +15,10 @@ import { ROOT, SetupError, say, step } from './lib/steps.mjs';
 import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
 import { ensureChromium } from './setup-chromium.mjs';
 import { neonTest } from './setup-neon.mjs';
+import { wasmTest } from './setup-wasm-tests.mjs';
 
 const NEON_LIMIT = 240;
+const WASM_LIMIT = 240;
 const VITEST_REPORT = join(ROOT, '.cache', 'vitest.json');
 
 // vitest reports failures with Map.groupBy, which Node 20 lacks.
@@ -48,6 +50,20 @@ async function rustTests() {
   // The output of passed tests is shown too: it may say what they did not run.
   const command = ['cargo', 'test', '--workspace', '--no-fail-fast', '--', '--show-output'];
   addCargo(tally, 'cargo test', await step('cargo test', command));
+}
+
+async function wasmTests() {
+  for (const relaxed of [false, true]) {
+    const title = `kernels as WebAssembly with ${relaxed ? 'relaxed SIMD' : 'simd128'}`;
+    try {
+      const { command, env } = await wasmTest(relaxed);
+      const result = await step(title, [...command, '--', '--show-output'], { env, limit: WASM_LIMIT });
+      addCargo(tally, title, result);
+    } catch (error) {
+      if (!(error instanceof SetupError)) throw error;
+      addNotRun(tally, title, error.message);
+    }
+  }
 }
 
 async function neonTests() {
@@ -96,6 +112,7 @@ try {
   // Portable kernels are a promise, so not being able to build them is a failure.
   const wasm = await prepared('WebAssembly modules', () => ensureWasm(rustc));
   await neonTests();
+  await wasmTests();
   if (packages) {
     const native = await prepared('native addon', () => ensureNative(rustc));
     const dist = await prepared('tsc', ensureDist);
