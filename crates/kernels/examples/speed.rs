@@ -34,7 +34,10 @@ fn main() {
     let formats: Vec<Format> =
         args.iter().flat_map(|arg| arg.split(',')).filter_map(Format::by_name).collect();
     let formats = if formats.is_empty() { Format::ALL.to_vec() } else { formats };
-    let shape = args.iter().find_map(|arg| arg.split_once('x'));
+    let shape = args
+        .iter()
+        .filter(|arg| arg.starts_with(|c: char| c.is_ascii_digit()))
+        .find_map(|arg| arg.split_once('x'));
     let (rows, cols) = shape.map_or((2048, 2048), |(rows, cols)| (number(rows), number(cols)));
 
     let memory = Aligned::<u8>::streamed(STREAM).expect("memory");
