@@ -165,8 +165,8 @@ function kernelTable() {
 }
 
 const targetTable = () => [
-  ['topic', 'target', 'measured', 'state'],
-  ...states.map(({ topic, target, got, state }) => [topic, target, got, state]),
+  ['state', 'measured', 'target', 'of'],
+  ...states.map(({ topic, target, got, state }) => [state, got, target, topic]),
 ];
 
 const SET = `${machine.cpu}, ${machine.cores} cores, ${(machine.memoryBytes / 2 ** 30).toFixed(0)} GiB; ${machine.system}; Node ${machine.node}; frugal ${machine.frugal}; ${machine.date.slice(0, 10)}`;
@@ -180,7 +180,9 @@ function markdown() {
     `${SET}.`,
     EXPLAIN,
     `## Targets\n\n${count('met')} met, ${count('missed')} missed, ${count('not measured here')} not measured in these runs.`,
-    markdownTable(targetTable()),
+    markdownTable(
+      targetTable().map(([state, ...rest]) => [state === 'missed' ? '**missed**' : state, ...rest]),
+    ),
     '## Models\n\n`npx frugal bench MODEL -p 512 -n 64 -t 1,2 --json`; models of real shapes with random weights from `node bench/models.mjs`.',
     markdownTable(modelTable()),
     '### Limits of the machine',
@@ -214,12 +216,12 @@ const STYLE = `
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { margin: 0.5rem 0; } h2 { margin-top: 2.5rem; } p { max-width: 46rem; }
-figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; min-width: 34rem; height: auto; } svg[width='15'] { min-width: 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; white-space: nowrap; }
 th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child, .targets td:nth-child(2) { text-align: left; }
-.targets td:nth-child(2) { white-space: normal; min-width: 16rem; }
-tr.met td:last-child { color: #2a9d4a; } tr.missed td:last-child { color: #d6402b; font-weight: 600; }
+th:first-child, td:first-child, .targets :is(th, td):nth-child(n + 3) { text-align: left; }
+.targets td:nth-child(3) { white-space: normal; min-width: 12rem; }
+tr.met td:first-child { color: #2a9d4a; } tr.missed td:first-child { color: #d6402b; font-weight: 600; }
 summary { cursor: pointer; }`;
 
 function section(title, text, content) {
@@ -232,7 +234,7 @@ function page() {
     section(
       'Targets',
       'Those that are missed are shown like the others.',
-      `<div class="targets">${htmlTable(targetTable(), (row) => row.at(-1).split(' ')[0])}</div>`,
+      `<div class="targets">${htmlTable(targetTable(), (row) => row[0].split(' ')[0])}</div>`,
     ),
     section(
       'Roofline',

@@ -76,7 +76,8 @@ export function againstPeers(reports, what) {
   const engines = [...new Set(bars.map(({ engine }) => engine))];
   return svg({
     height: 80 + bars.length * 24,
-    marginLeft: 150,
+    marginLeft: 190,
+    marginRight: 130,
     marginTop: 30,
     x: { label: `${what}, tokens/s` },
     y: { label: null, domain: engines },
