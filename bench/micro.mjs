@@ -35,6 +35,8 @@ const MAX_STEP = 512;
 const CHECKED = 3;
 const threads = flags.threads === undefined ? undefined : Number(flags.threads);
 
+const notes = [];
+
 /** What computes here: { name, kind, compile }, the scalar reference last. */
 async function targets() {
   const native = await loadNative();
@@ -44,18 +46,23 @@ async function targets() {
   return [...list.slice(0, -1), ...(await wasmTargets()), ...list.slice(-1)];
 }
 
+/** The best module that works here; all of them with --all. */
 async function wasmTargets() {
-  try {
-    const { loadWasm } = await import('../dist/backend/wasm.js');
-    const backend = await loadWasm();
-    return [{ name: 'wasm', kind: 'wasm', isa: backend.isas[0], backend }];
-  } catch (error) {
-    notes.push(`WebAssembly was not run: ${error.message}`);
-    return [];
+  const { runtime } = await import('../dist/engine/runtime.js');
+  const variants = ['relaxed-simd-threads', 'simd128-threads', 'relaxed-simd', 'simd128'];
+  const found = [];
+  for (const variant of variants) {
+    try {
+      const backend = await runtime.loadWasm({ variant });
+      found.push({ name: `wasm ${variant}`, kind: 'wasm', isa: backend.isas[0], backend });
+      if (!flags.all) break;
+    } catch (error) {
+      notes.push(`WebAssembly, ${variant}, was not run: ${error.message}`);
+    }
   }
+  return found;
 }
 
-const notes = [];
 /** Other tokens for every step: experts in use must not be those of the step before. */
 const tokensOf = (count, from = 0) => Uint32Array.from({ length: count }, (_, i) => ((from + i) * 7) % 64);
 const greedy = (temperature = 0) => ({ ...SAMPLING_DEFAULTS, temperature, seed: 1n, logitBias: [] });

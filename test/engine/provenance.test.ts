@@ -71,6 +71,14 @@ describe('a provenance record', () => {
     expect(await replay(other, record)).toMatchObject({ confirmed: true });
   });
 
+  it('made by native code is confirmed by WebAssembly', async () => {
+    await using other = await load(MODEL, { provenance: true, contextLength: 128, backend: 'wasm' });
+    expect(await replay(other, record)).toMatchObject({
+      confirmed: true,
+      detail: expect.stringContaining('made by wasm'),
+    });
+  });
+
   it('of a generation that was left early is confirmed as far as it goes', async () => {
     const generation = model.generate('Lily and', { seed: 3, maxTokens: 50 });
     let pieces = 0;
