@@ -117,9 +117,10 @@ function limitsTable() {
         formatNumber(peaks.readBytesPerSecond / 1e9),
         formatNumber(peaks.int8OpsPerSecond / 1e9),
         formatNumber(peaks.floatOpsPerSecond / 1e9),
+        each.machine.load.toFixed(1),
       ]),
   );
-  return [['in the run of', 'threads', 'read GB/s', 'int8 Gop/s', 'f32 Gop/s'], ...rows];
+  return [['in the run of', 'threads', 'read GB/s', 'int8 Gop/s', 'f32 Gop/s', 'load before'], ...rows];
 }
 
 function peerTable() {
