@@ -1,4 +1,4 @@
-import { loadNative, type MachinePeaks } from '../backend/native.js';
+import type { MachinePeaks } from '../backend/native.js';
 import type { BackendInfo, SamplerSettings } from '../backend/types.js';
 import { sumEnergies } from '../energy/sum.js';
 import type { Energy } from '../energy/types.js';
@@ -8,7 +8,7 @@ import { engineOf } from '../engine/model.js';
 import { SAMPLING_DEFAULTS } from '../engine/options.js';
 import { runtime } from '../engine/runtime.js';
 import { openSource } from '../engine/source.js';
-import { openGguf } from '../gguf/index.js';
+import { GGML_TYPES, openGguf } from '../gguf/index.js';
 import { buildPlan } from '../models/index.js';
 import { type MachineFacts, machineFacts, measurePeaks, medianPeaks } from './machine.js';
 import { type Samples, summarise } from './stats.js';
@@ -124,11 +124,10 @@ export async function benchModel(
 }
 
 async function readWork(path: string, signal: AbortSignal | undefined): Promise<TokenWork> {
-  const { tensorTypes } = await loadNative();
   const source = await openSource(runtime, path, { cache: false, signal });
   const gguf = await openGguf(source, signal ? { signal } : {});
   try {
-    const { plan, placements } = buildPlan(gguf, { tensorTypes });
+    const { plan, placements } = buildPlan(gguf, { tensorTypes: Object.keys(GGML_TYPES) });
     return tokenWork(plan, (i) => placements[i]?.bytes ?? 0);
   } finally {
     await gguf.close();
