@@ -1,8 +1,9 @@
 // Builds the WebAssembly modules: one for each instruction set, with threads and without.
 
+import { execFileSync } from 'node:child_process';
 import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { crossCargo } from './cross.mjs';
+import { crossCargo, debianPackages } from './cross.mjs';
 import { need, ROOT, SetupError } from './steps.mjs';
 
 const TARGET = 'wasm32-unknown-unknown';
@@ -54,9 +55,19 @@ async function buildBindgen() {
   return join(ROOT, 'target', 'bindgen', 'debug', process.platform === 'win32' ? 'bindgen.exe' : 'bindgen');
 }
 
+/** Debian's compiler comes without the linker for WebAssembly, whose LLVM must be the compiler's own. */
+async function withLinker(cargo) {
+  if (cargo.route !== 'debian') return cargo;
+  const version = execFileSync(cargo.env.RUSTC, ['-vV'], { encoding: 'utf8' });
+  const llvm = /^LLVM version: (\d+)/m.exec(version)?.[1];
+  await debianPackages([`lld-${llvm}`]);
+  const linker = `/usr/lib/llvm-${llvm}/bin/wasm-ld`;
+  return { ...cargo, env: { ...cargo.env, CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER: linker } };
+}
+
 /** Builds all modules, and the glue of those with threads and those without, into `dist/wasm`. */
 export async function buildWasm() {
-  const cargo = await crossCargo(TARGET, 'std,panic_abort', { source: true });
+  const cargo = await withLinker(await crossCargo(TARGET, 'std,panic_abort', { source: true }));
   const bindgen = await buildBindgen();
   const out = join(ROOT, WASM_FOLDER);
   rmSync(out, { recursive: true, force: true });

@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import type { Plan } from '../plan/types.js';
-import { backendModel, chooseIsa, planBytes, type RuntimeModel } from './model.js';
+import { backendModel, chooseIsa, planBytes, type RuntimeModel, translate } from './model.js';
 import type { Backend, BackendModel, BackendOptions, Isa } from './types.js';
 import type { Glue } from './wasm/glue.js';
 import type { WasmHost } from './wasm/host.js';
@@ -89,7 +89,7 @@ async function compile(
   const glue = createGlue();
   const { memory } = glue.initSync({ module });
   const watch = watched(memory);
-  watch(() => glue.compile(planBytes(plan), threads, isa, options.maxStepTokens));
+  translate(() => watch(() => glue.compile(planBytes(plan), threads, isa, options.maxStepTokens)));
   const local = localModel(glue, watch);
   const model: RuntimeModel = choice.threads
     ? await threadedModel(host, { module, memory, threads }, local)

@@ -1,0 +1,104 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import { describe, expect, it } from 'vitest';
+import { nodeHost } from '../../ts/backend/wasm/host-node.js';
+import { watched } from '../../ts/backend/wasm/local-model.js';
+import { chooseVariant, type Lacks, lacking, WASM_VARIANTS } from '../../ts/backend/wasm/variant.js';
+import { loadWasm } from '../../ts/backend/wasm.js';
+import { openGguf } from '../../ts/gguf/index.js';
+import { blobSource } from '../../ts/index.js';
+import { buildPlan } from '../../ts/models/index.js';
+import { tinyLlama } from '../gguf/tiny-llama.js';
+
+const FOLDER = resolve(import.meta.dirname, '../../dist/wasm');
+const MOST_COMPRESSED = 500_000;
+
+const NOTHING: Lacks = { simd: undefined, relaxed: undefined, threads: undefined };
+
+describe('the module that is used', () => {
+  it.each<[string, Partial<Lacks>, string]>([
+    ['relaxed-simd-threads', {}, 'relaxed SIMD passed its self-test; memory can be shared'],
+    [
+      'simd128-threads',
+      { relaxed: 'it failed its self-test' },
+      'it failed its self-test; memory can be shared',
+    ],
+    ['relaxed-simd', { threads: 'not isolated' }, 'relaxed SIMD passed its self-test; not isolated'],
+    ['simd128', { relaxed: 'old', threads: 'not isolated' }, 'old; not isolated'],
+  ])('is %s where %o is lacking', (variant, lacks, reason) => {
+    expect(chooseVariant({ ...NOTHING, ...lacks }, {})).toMatchObject({ variant, reason });
+  });
+
+  it('is without relaxed SIMD where simd128 is asked for', () => {
+    expect(chooseVariant(NOTHING, { isa: 'simd128' })).toMatchObject({ variant: 'simd128-threads' });
+  });
+
+  it('is none where there is no SIMD, or not what the one asked for needs', () => {
+    const refused = { code: 'BACKEND_UNAVAILABLE', message: expect.stringContaining('none here') };
+    const choose = (lacks: Partial<Lacks>) => () =>
+      chooseVariant({ ...NOTHING, ...lacks }, { variant: 'relaxed-simd-threads' });
+    for (const lack of ['simd', 'relaxed', 'threads']) {
+      expect(choose({ [lack]: 'none here' })).toThrow(expect.objectContaining(refused));
+    }
+  });
+
+  it('is the only one that is fetched, once for all models', async () => {
+    const fetched: string[] = [];
+    const host = {
+      ...nodeHost,
+      compile(url: URL) {
+        fetched.push(url.pathname.split('/').at(-1) ?? '');
+        return nodeHost.compile(url);
+      },
+    };
+    // The file's other tests use other modules.
+    const options = { variant: 'simd128-threads' } as const;
+    const [first] = [await loadWasm(host, options), await loadWasm(host, options)];
+    expect(fetched).toEqual(['simd128-threads.wasm']);
+    expect(first.isas).toEqual(['simd128', 'scalar']);
+  });
+});
+
+it('each module is small enough, and all are there', () => {
+  const names = readdirSync(FOLDER).filter((name) => name.endsWith('.wasm'));
+  expect(names.sort()).toEqual(WASM_VARIANTS.map((name) => `${name}.wasm`).sort());
+  for (const name of names) {
+    const { length } = gzipSync(readFileSync(resolve(FOLDER, name)), { level: 9 });
+    console.log(`${name}: ${length} bytes compressed`);
+    expect(length).toBeLessThan(MOST_COMPRESSED);
+  }
+});
+
+it('weights that 32 bits cannot address are refused with what they need and what there is', async () => {
+  const backend = await loadWasm(nodeHost, { variant: 'simd128' });
+  const gguf = await openGguf(blobSource(new Blob([tinyLlama().bytes])));
+  const { plan } = buildPlan(gguf, { tensorTypes: backend.tensorTypes });
+  const [first, ...rest] = plan.tensors;
+  if (first === undefined) throw new Error('a plan without tensors');
+  const huge = { ...first, type: 'F32' as const, rows: 2 ** 24, cols: 256 };
+  const compiling = backend.compile({ ...plan, tensors: [huge, ...rest] }, { maxStepTokens: 16 });
+  await expect(compiling).rejects.toMatchObject({
+    code: 'OUT_OF_MEMORY',
+    message: expect.stringMatching(/need 171\d{8} bytes, and WebAssembly has at most 4294967296/),
+  });
+});
+
+it('an instance that crashed takes no more calls', () => {
+  const watch = watched(new WebAssembly.Memory({ initial: 1 }));
+  const refusal = () => {
+    throw new Error('INVALID_ARGUMENT\nthreads is 0\nUse more.');
+  };
+  expect(() => watch(refusal)).toThrow('threads is 0');
+  expect(watch(() => 3)).toBe(3);
+  const trap = () => {
+    throw new WebAssembly.RuntimeError('unreachable');
+  };
+  expect(() => watch(trap)).toThrow(expect.objectContaining({ code: 'INTERNAL' }));
+  expect(() => watch(() => 3)).toThrow('unreachable');
+});
+
+it('the self-test of this runtime agrees with what runs', () => {
+  const { simd, threads } = lacking(undefined);
+  expect([simd, threads]).toEqual([undefined, undefined]);
+});
