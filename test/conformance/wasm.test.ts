@@ -1,5 +1,7 @@
+import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
+import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { nodeHost } from '../../ts/backend/wasm/host-node.js';
@@ -11,7 +13,8 @@ import { blobSource } from '../../ts/index.js';
 import { buildPlan } from '../../ts/models/index.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
 
-const FOLDER = resolve(import.meta.dirname, '../../dist/wasm');
+const ROOT = resolve(import.meta.dirname, '../..');
+const FOLDER = resolve(ROOT, 'dist/wasm');
 const MOST_COMPRESSED = 500_000;
 
 const NOTHING: Lacks = { simd: undefined, relaxed: undefined, threads: undefined };
@@ -58,6 +61,21 @@ describe('the module that is used', () => {
     expect(fetched).toEqual(['simd128-threads.wasm']);
     expect(first.isas).toEqual(['simd128', 'scalar']);
   });
+});
+
+it.each([
+  ['frugal', 'native'],
+  ['frugal/wasm', 'wasm'],
+])('%s is %s in Node', async (name, kind) => {
+  const program = `
+    import { load } from '${name}';
+    const model = await load(process.argv[1]);
+    console.log(model.info.backend.kind, model.info.notes.length);
+    await model.dispose();`;
+  const path = resolve(ROOT, 'models/stories-moe-q8_0.gguf');
+  const flags = ['--input-type=module', '--eval', program];
+  const { stdout, stderr } = await promisify(execFile)(process.execPath, [...flags, path], { cwd: ROOT });
+  expect([stdout, stderr]).toEqual([`${kind} 0\n`, '']);
 });
 
 it('each module is small enough, and all are there', () => {
