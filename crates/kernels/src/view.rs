@@ -19,7 +19,7 @@ impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
 /// From this size on memory comes from the system page by page as it is used, and goes back at once.
-#[cfg(unix)]
+#[cfg(any(unix, target_arch = "wasm32"))]
 const MAPPED: usize = 1 << 20;
 /// Streamed memory of at least this size starts on such a boundary and asks for huge pages.
 const HUGE: usize = 2 << 20;
@@ -110,6 +110,10 @@ impl Block {
             let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
             return (start != libc::MAP_FAILED).then_some(Self { start: start.cast(), bytes });
         }
+        #[cfg(target_arch = "wasm32")]
+        if bytes >= MAPPED {
+            return grown::take(bytes).map(|start| Self { start, bytes });
+        }
         let layout = Layout::from_size_align(bytes, 1).ok()?;
         // SAFETY: there is at least one byte, as room for aligning is part of it.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
@@ -125,10 +129,50 @@ impl Drop for Block {
             unsafe { libc::munmap(self.start.cast(), self.bytes) };
             return;
         }
+        #[cfg(target_arch = "wasm32")]
+        if self.bytes >= MAPPED {
+            return grown::give_back(self.start, self.bytes);
+        }
         if let Ok(layout) = Layout::from_size_align(self.bytes, 1) {
             // SAFETY: allocated in `zeroed` with this very layout.
             unsafe { dealloc(self.start, layout) }
         }
+    }
+}
+
+/// Large blocks at the end of WebAssembly's memory. New pages are zero and cost nothing until they are used, where the
+/// allocator would clear them. None go back to the system, so a block waits for the next of its size: pages of
+/// key/value caches come and go, all else stays.
+#[cfg(target_arch = "wasm32")]
+mod grown {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    const PAGE: usize = 1 << 16;
+
+    /// Addresses and sizes.
+    static IDLE: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+    fn idle() -> MutexGuard<'static, Vec<(usize, usize)>> {
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn take(bytes: usize) -> Option<*mut u8> {
+        let mut idle = idle();
+        if let Some(found) = idle.iter().position(|&(_, size)| size == bytes) {
+            let start = idle.swap_remove(found).0 as *mut u8;
+            // SAFETY: so many bytes from there on, which nobody uses.
+            unsafe { start.write_bytes(0, bytes) };
+            return Some(start);
+        }
+        drop(idle);
+        match core::arch::wasm32::memory_grow(0, bytes.div_ceil(PAGE)) {
+            usize::MAX => None,
+            page => Some((page * PAGE) as *mut u8),
+        }
+    }
+
+    pub fn give_back(start: *mut u8, bytes: usize) {
+        idle().push((start as usize, bytes));
     }
 }
 

@@ -1,12 +1,15 @@
 // Reports the peak of resident memory after importing the package, and after loading and running a model.
 import { openAsBlob } from 'node:fs';
 import { loadNative } from '../../../dist/backend/native.js';
+import { nodeHost } from '../../../dist/backend/wasm/host-node.js';
+import { loadWasm as loadModule } from '../../../dist/backend/wasm.js';
 import { load as loadHere } from '../../../dist/index.js';
 import { load as loadWasm } from '../../../dist/wasm.js';
 import { args, report, status } from './process.mjs';
 
 const { variant } = args;
-if (variant === undefined) await loadNative();
+// The code itself, compiled, belongs to the process.
+await (variant === undefined ? loadNative() : loadModule(nodeHost, { variant }));
 const load = variant === undefined ? loadHere : loadWasm;
 if (args.path === undefined) {
   report({ peak: status('VmHWM') });
