@@ -165,6 +165,7 @@ const FACTS: ModelFacts = {
   bytesPerToken: 1000,
   kvBytesPerToken: 10,
   expertLayers: [],
+  expertBytes: 0,
   notes: [],
 };
 

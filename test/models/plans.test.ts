@@ -347,6 +347,7 @@ describe('facts', () => {
       weightBytes: parameters * 2,
       bytesPerToken: parameters * 2 - 256 + 16,
       expertLayers: [],
+      expertBytes: 0,
       kvBytesPerToken: 2 * (4 + 4) * 2,
       notes: [],
     });

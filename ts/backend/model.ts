@@ -1,5 +1,6 @@
 import { type ErrorCode, FrugalError } from '../errors.js';
 import type { Plan } from '../plan/types.js';
+import { type StepProgress, stepWithExperts } from './experts.js';
 import { readTiles } from './read-ahead.js';
 import type {
   BackendInfo,
@@ -33,7 +34,12 @@ export interface RuntimeModel {
     counts: Uint32Array,
     tokens: Uint32Array,
     wants: Uint8Array,
-  ): Promise<StepResult[]>;
+  ): Promise<StepResult[] | StepProgress<StepResult[]>>;
+  /** Where the binding keeps experts in their source: whether those of a tensor stay there. */
+  isOnDemand?(id: number): boolean;
+  /** Their source is one that JavaScript reads: steps ask for them. */
+  attachTensor?(id: number): void;
+  supply?(tensor: number, expert: number, bytes: Uint8Array): Promise<void>;
   dispose(): Promise<void>;
 }
 
@@ -54,18 +60,23 @@ const PROGRESS_MS = 100;
 
 /** A model of the runtime behind the interface of all backends. */
 export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo): BackendModel {
+  const onDemand = new Map<number, TensorPlacement>();
   return {
     info,
     weightBytes: model.weightBytes,
     maxLogitRows: model.maxLogitRows,
     kvBytes: () => model.kvBytes(),
     setThreads: (threads) => model.setStepThreads(threads),
-    loadTensors: (placements, progress) => loadTensors(model, plan, placements, progress),
+    loadTensors: (placements, progress) => loadTensors(model, plan, placements, onDemand, progress),
     createSequence: (sampler) => translate(() => model.createSequence(sampler && toRuntime(sampler))),
     countExperts: (sequence) => translate(() => model.countExperts(sequence)),
     expertCounts: (sequence) => model.expertCounts(sequence) ?? undefined,
     freeSequence: (sequence) => void model.freeSequence(sequence),
-    step: (batch) => step(model, batch),
+    step(batch) {
+      const supply = (tensor: number, expert: number, bytes: Uint8Array) =>
+        translateAsync(async () => model.supply?.(tensor, expert, bytes));
+      return stepWithExperts(plan, onDemand, () => step(model, batch), supply);
+    },
     dispose: () => model.dispose(),
   };
 }
@@ -94,7 +105,10 @@ function toRuntime({ logitBias, ...settings }: SamplerSettings): RuntimeSettings
   };
 }
 
-async function step(model: RuntimeModel, batch: readonly StepEntry[]): Promise<StepResult[]> {
+async function step(
+  model: RuntimeModel,
+  batch: readonly StepEntry[],
+): Promise<StepResult[] | StepProgress<StepResult[]>> {
   const tokens = new Uint32Array(batch.reduce((sum, entry) => sum + entry.tokens.length, 0));
   let at = 0;
   for (const entry of batch) {
@@ -115,6 +129,7 @@ async function loadTensors(
   model: RuntimeModel,
   plan: Plan,
   placements: readonly TensorPlacement[],
+  onDemand: Map<number, TensorPlacement>,
   { onProgress, signal }: LoadProgress,
 ): Promise<void> {
   let loaded = 0;
@@ -134,7 +149,18 @@ async function loadTensors(
     await translateAsync(async () => model.loadTensor?.(placement.tensor, path, placement.offset));
     advance(placement.bytes);
   }
-  const pushed = placements.filter((placement) => pathOf(placement) === undefined);
+  const pushed: TensorPlacement[] = [];
+  for (const placement of placements) {
+    const { tensor, bytes } = placement;
+    if (pathOf(placement) !== undefined) continue;
+    if (model.isOnDemand?.(tensor)) {
+      translate(() => model.attachTensor?.(tensor));
+      onDemand.set(tensor, placement);
+      advance(bytes);
+    } else {
+      pushed.push(placement);
+    }
+  }
   for await (const [tensor, bytes] of readTiles(plan, pushed, signal)) {
     await translateAsync(() => model.pushRows(tensor, bytes));
     advance(bytes.length);

@@ -13,7 +13,13 @@ interface Addon {
   quantizeValues(source: string, target: string, values: Uint8Array, threads: number): Promise<Quantized>;
   /** What so many threads can do at most; memory is read from `bytes` of it. */
   measurePeaks(isa: string, threads: number, bytes: number): Promise<MachinePeaks>;
-  NativeModel: new (plan: Uint8Array, threads: number, isa: string, maxStepTokens: number) => RuntimeModel;
+  NativeModel: new (
+    plan: Uint8Array,
+    threads: number,
+    isa: string,
+    maxStepTokens: number,
+    expertMemory?: number,
+  ) => RuntimeModel;
 }
 
 /** Limits of the machine, measured. A multiplication and an addition count as two operations. */
@@ -78,6 +84,8 @@ export function loadAddon(): Addon {
 function compile(addon: Addon, isas: readonly Isa[], plan: Plan, options: BackendOptions): BackendModel {
   const isa = chooseIsa(isas, options.isa ?? process.env.FRUGAL_ISA);
   const threads = options.threads ?? availableParallelism();
-  const model = translate(() => new addon.NativeModel(planBytes(plan), threads, isa, options.maxStepTokens));
+  const model = translate(
+    () => new addon.NativeModel(planBytes(plan), threads, isa, options.maxStepTokens, options.expertMemory),
+  );
   return backendModel(model, plan, { kind: 'native', isa, threads: model.threads });
 }

@@ -73,11 +73,14 @@ function* partsOf(plan: Plan, placements: readonly TensorPlacement[]): Generator
   }
 }
 
-/** @param idle buffers that may be used again */
-async function readPart(
+/**
+ * @param idle buffers that may be used again
+ * @throws FrugalError `SOURCE_READ`
+ */
+export async function readPart(
   { source, offset, length }: Part,
   idle: ArrayBuffer[],
-  signal: AbortSignal,
+  signal?: AbortSignal,
 ): Promise<Uint8Array<ArrayBuffer>> {
   if (source.readInto !== undefined) {
     const used = idle.pop();

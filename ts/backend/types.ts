@@ -10,6 +10,11 @@ export interface BackendOptions {
   readonly isa?: Isa;
   /** The most tokens one step may hold; sizes the activation buffers. */
   readonly maxStepTokens: number;
+  /**
+   * The most bytes of experts in memory. The others are read from the sources that `loadTensors` got when tokens are
+   * routed to them; a source without a path must stay open until the model is disposed of. @default all of them
+   */
+  readonly expertMemory?: number;
 }
 
 export interface BackendInfo {

@@ -27,6 +27,8 @@ interface Report {
   readonly architecture: string | null;
   readonly parameters: number;
   readonly weightBytes: number;
+  /** Bytes of all experts, which the option expertMemory may keep in the file; null when the architecture is not known. */
+  readonly expertBytes: number | null;
   /** Weight bytes read to decode one token; null when the architecture is not known. */
   readonly bytesPerToken: number | null;
   /** Memory for one sequence that fills the context; null when the architecture is not known. */
@@ -86,6 +88,7 @@ function createReport(path: string, gguf: GgufModel, contextLength: number | und
     architecture: readArchitecture(gguf.metadata),
     parameters: tensors.reduce((sum, tensor) => sum + tensor.elements, 0),
     weightBytes,
+    expertBytes: facts?.expertBytes ?? null,
     bytesPerToken: facts?.bytesPerToken ?? null,
     memory: facts ? memoryOf(facts) : null,
     notes,
@@ -157,6 +160,7 @@ function formatReport(report: Report): string {
     `parameters: ${report.parameters.toLocaleString('en')}`,
     `weights: ${formatBytes(report.weightBytes)}`,
   ];
+  if (report.expertBytes) lines.push(`of which experts: ${formatBytes(report.expertBytes)}`);
   if (report.bytesPerToken !== null) lines.push(`read per token: ${formatBytes(report.bytesPerToken)}`);
   if (report.memory) {
     const { contextLength, kvBytes, totalBytes } = report.memory;

@@ -1,6 +1,7 @@
 import { InvalidArgumentError } from 'commander';
 import type { Watts } from '../energy/types.js';
 import { describeRange, inRange, type NumberRange } from '../engine/check.js';
+import { EXPERT_MEMORY_RANGE } from '../engine/load.js';
 
 /** A parser for an option's number; commander names the option in its error. */
 export function numberParser(range: NumberRange): (text: string) => number {
@@ -32,6 +33,14 @@ export function collectText(text: string, earlier: readonly string[] = []): read
 }
 
 const UNITS = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
+
+/** `1.5GiB` or `1500000` as a number of bytes. */
+export function parseBytes(text: string): number {
+  const [, number = '', unit = 'bytes'] = /^([\d.]+) ?([KMGT]iB)?$/.exec(text) ?? [];
+  const bytes = Number(number) * 1024 ** UNITS.indexOf(unit);
+  if (number !== '' && inRange(bytes, EXPERT_MEMORY_RANGE)) return bytes;
+  throw new InvalidArgumentError('It must be a number of bytes above 0, also with KiB, MiB, GiB or TiB.');
+}
 
 /** `1536` as `1.5 KiB`. */
 export function formatBytes(bytes: number): string {

@@ -7,7 +7,7 @@ import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../eng
 import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
-import { collectText, numberParser, parseSeed, parseWatts } from './numbers.js';
+import { collectText, numberParser, parseBytes, parseSeed, parseWatts } from './numbers.js';
 import { createProgress } from './progress.js';
 import { note, usageError } from './terminal.js';
 
@@ -19,6 +19,7 @@ export interface LoadFlags {
   readonly isa?: Isa;
   readonly chunk?: number;
   readonly ctx?: number;
+  readonly expertMemory?: number;
   readonly watts?: Watts;
 }
 
@@ -39,6 +40,11 @@ export function addLoadFlags(command: Command, parse: (text: string) => unknown 
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
     .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
+    .option(
+      '--expert-memory <size>',
+      'memory for experts, such as 6GiB; the others stay in the file',
+      parseBytes,
+    )
     .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
 }
 
@@ -148,6 +154,7 @@ export function loadOptions(flags: LoadFlags): LoadOptions {
     ...(flags.isa === undefined ? {} : { isa: flags.isa }),
     ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
     ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+    ...(flags.expertMemory === undefined ? {} : { expertMemory: flags.expertMemory }),
     ...(flags.watts === undefined ? {} : { watts: flags.watts }),
   };
 }

@@ -24,7 +24,10 @@ export interface ExpertUsage {
   readonly layers: readonly LayerRouting[];
   /** Bytes of expert weights read for one token, in the mean: tokens of a step share those of an expert. */
   readonly bytesPerToken: number;
-  /** How often an expert's weights were read, and how many of these reads found them in memory. */
+  /**
+   * How often an expert's weights were read, and how many of these reads found them in memory: all, unless
+   * `expertMemory` keeps some in the file.
+   */
   readonly reads: number;
   readonly hits: number;
 }

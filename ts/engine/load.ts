@@ -5,7 +5,7 @@ import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { verifiedSource } from '../gguf/verified-source.js';
-import { buildPlan } from '../models/index.js';
+import { buildPlan, type ModelFacts } from '../models/index.js';
 import type { Plan } from '../plan/types.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
 import {
@@ -48,6 +48,12 @@ export interface LoadOptions {
   readonly variant?: WasmVariant;
   /** The most prompt tokens of one sequence in one step; it changes speed and memory, never a result. @default 256 */
   readonly chunk?: number;
+  /**
+   * The most bytes of experts in memory. The others stay in the file, which must not change, and are read when tokens
+   * are routed to them: a model larger than memory runs, slower, with the same results. Of use below
+   * `info.expertBytes`; one expert of each layer is the least. @default all experts
+   */
+  readonly expertMemory?: number;
   /** A Jinja chat template in place of the model's own. */
   readonly chatTemplate?: string;
   /**
@@ -70,6 +76,7 @@ export const ISAS: readonly Isa[] = ['scalar', 'avx2', 'avx512', 'neon', 'simd12
 export const BACKENDS = ['auto', 'native', 'wasm'] as const;
 export const CONTEXT_RANGE = { min: 1, max: 2 ** 31 - 1, integer: true };
 export const THREADS_RANGE = { min: 1, max: 1024, integer: true };
+export const EXPERT_MEMORY_RANGE = { min: 0, max: Number.MAX_SAFE_INTEGER, aboveMin: true };
 export const CHUNK_RANGE = { min: 1, max: 65536, integer: true };
 
 const DEFAULT_CHUNK = 256;
@@ -83,6 +90,7 @@ const LOAD_NAMES = [
   'backend',
   'variant',
   'chunk',
+  'expertMemory',
   'chatTemplate',
   'sha256',
   'provenance',
@@ -100,6 +108,7 @@ interface LoadSettings {
   readonly backend: (typeof BACKENDS)[number];
   readonly variant: WasmVariant | undefined;
   readonly chunk: number;
+  readonly expertMemory: number | undefined;
   readonly chatTemplate: string | undefined;
   readonly sha256: readonly string[] | undefined;
   readonly provenance: boolean;
@@ -127,6 +136,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
         ? undefined
         : checkChoice('variant', options.variant, WASM_VARIANTS, 'simd128'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
+    expertMemory: checkNumber('expertMemory', options.expertMemory, EXPERT_MEMORY_RANGE, undefined),
     chatTemplate,
     sha256: checkSha256(options.sha256),
     provenance: checkBoolean('provenance', options.provenance, false),
@@ -153,7 +163,7 @@ function checkSha256(sha256: unknown): readonly string[] | undefined {
 
 /**
  * Loads a model with what a runtime provides. A source is closed when the load ends, however it ends: the weights are
- * in memory then.
+ * in memory then. Only a source of experts that stay there is closed when the model is disposed of.
  */
 export async function loadWith(runtime: Runtime, source: ModelSource, options: LoadOptions): Promise<Model> {
   const settings = checkLoad(options);
@@ -169,16 +179,17 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   try {
     settings.report({ phase: 'header', loaded: 1, total: 1 });
     checkChecksums(gguf, settings.sha256);
-    return await assemble(opened, gguf, settings, meter, digests);
+    const model = await assemble(opened, gguf, settings, meter, digests);
+    if (settings.expertMemory === undefined || gguf.parts.every(({ path }) => path !== undefined))
+      await gguf.close();
+    return model;
   } catch (error) {
+    await gguf.close();
     // A wrong file must not be what the next load finds.
     if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
-      await gguf.close();
       await Promise.all(gguf.parts.map(({ name }) => removeCached(name)));
     }
     throw error;
-  } finally {
-    await gguf.close();
   }
 }
 
@@ -231,6 +242,7 @@ async function assemble(
     const compiled = await backend.compile(plan, {
       ...(settings.threads === undefined ? {} : { threads: settings.threads }),
       ...(settings.isa === undefined ? {} : { isa: settings.isa }),
+      ...(settings.expertMemory === undefined ? {} : { expertMemory: settings.expertMemory }),
       maxStepTokens,
     });
     owned.push(compiled);
@@ -241,9 +253,9 @@ async function assemble(
     for (const part of gguf.parts) await part.finish?.(signal);
     const limits = { maxStepTokens, chunk: settings.chunk };
     const engine = {
-      scheduler: createScheduler(compiled, limits, tunerOf(compiled, plan, settings, meter)),
+      scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,
-      facts: { ...facts, notes: [...facts.notes, ...notes] },
+      facts: withNotes(facts, notes, settings),
       backend: compiled.info,
       meter,
       identity: settings.provenance ? identify(gguf.parts[0]?.name ?? '', digests, plan) : undefined,
@@ -267,6 +279,18 @@ function tunerOf(
   if (threads !== undefined) return fixedThreads(info.threads, set);
   const key = `${name} ${weightBytes} ${info.kind} ${info.isa} ${info.threads}`;
   return autoThreads({ most: info.threads, set, efficiency, meter, key });
+}
+
+/** The same model, which closes its file in the end: twice does no harm. */
+function closing(model: BackendModel, gguf: GgufModel): BackendModel {
+  return { ...model, dispose: () => model.dispose().finally(() => gguf.close()) };
+}
+
+function withNotes(facts: ModelFacts, notes: readonly string[], { expertMemory }: LoadSettings): ModelFacts {
+  const all = [...facts.notes, ...notes];
+  if (expertMemory !== undefined && facts.expertBytes === 0)
+    all.push('expertMemory has no effect: the model has no experts');
+  return { ...facts, notes: all };
 }
 
 async function readTokenizer(gguf: GgufModel, settings: LoadSettings): Promise<Tokenizer> {

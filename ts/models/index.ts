@@ -69,6 +69,7 @@ function modelFacts(
           `the context of ${contextLength} is longer than the ${trainedContext} that the model was trained for`,
         ]
       : [];
+  const expertLayers = ops.flatMap((op) => (op.op === 'experts' ? [expertLayer(op, taken)] : []));
   return {
     architecture,
     name,
@@ -84,7 +85,8 @@ function modelFacts(
     bytesPerToken: bytesPerToken(taken, hyper, ops, ownOutput),
     kvBytesPerToken:
       hyper.blockCount * hyper.kvHeads * (hyper.headDim + (hyper.valueDim ?? hyper.headDim)) * VALUE_BYTES,
-    expertLayers: ops.flatMap((op) => (op.op === 'experts' ? [expertLayer(op, taken)] : [])),
+    expertLayers,
+    expertBytes: expertLayers.reduce((sum, { experts, expertBytes }) => sum + experts * expertBytes, 0),
     notes,
   };
 }

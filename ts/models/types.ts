@@ -71,6 +71,8 @@ export interface ModelFacts {
   readonly kvBytesPerToken: number;
   /** In the order of the plan; empty for dense models. */
   readonly expertLayers: readonly ExpertLayer[];
+  /** Bytes of all experts. */
+  readonly expertBytes: number;
   /** What a user should know about this combination of file and options; mostly empty. */
   readonly notes: readonly string[];
 }

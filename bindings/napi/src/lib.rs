@@ -1,21 +1,22 @@
 //! The runtime for Node: converts, calls, converts back. Long calls run on libuv's threads.
 
+mod files;
 pub mod peaks;
 pub mod quantize;
 
+use files::Files;
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::table::available;
 use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Uint8Array, Uint32Array};
 use napi::{Env, Status, Task};
 use napi_derive::napi;
+use runtime::demand::Wanted;
 use runtime::error::Error;
-use runtime::model::{Entry, Freed, Model, Output, Want};
+use runtime::model::{Entry, Freed, Limits, Model, Output, Progress, Want};
 use runtime::plan::Plan;
 use runtime::routing::Routing;
 use runtime::threads::OsPool;
-use runtime::weights::TensorReader;
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -74,17 +75,34 @@ pub struct ExpertCounts {
     pub misses: Uint32Array,
 }
 
+#[napi(object)]
+pub struct StepProgress {
+    /// One for each entry; absent where the step is not done.
+    pub outputs: Option<Vec<StepOutput>>,
+    /// What must be supplied first: matrix i is of expert `experts[i]` of tensor `tensors[i]`.
+    pub tensors: Uint32Array,
+    pub experts: Uint32Array,
+}
+
 #[napi]
 pub struct NativeModel {
     /// None once disposed of. Behind a lock, so that no call needs the object for itself alone.
     model: Mutex<Option<Arc<Model>>>,
+    files: Arc<Files>,
 }
 
 #[napi]
 impl NativeModel {
-    /// `plan`: JSON as UTF-8. `isa`: one of `isas()`.
+    /// `plan`: JSON as UTF-8. `isa`: one of `isas()`. `expert_memory`: the most bytes of experts in
+    /// memory; without it all of them.
     #[napi(constructor)]
-    pub fn new(plan: Uint8Array, threads: u32, isa: String, max_step_tokens: u32) -> napi::Result<Self> {
+    pub fn new(
+        plan: Uint8Array,
+        threads: u32,
+        isa: String,
+        max_step_tokens: u32,
+        expert_memory: Option<f64>,
+    ) -> napi::Result<Self> {
         guarded(|| {
             let table = available().into_iter().find(|table| table.isa == isa).ok_or_else(|| {
                 Error::argument(
@@ -94,8 +112,12 @@ impl NativeModel {
             })?;
             let plan = Plan::parse(&plan)?;
             let pool = Box::new(OsPool::new(threads as usize));
-            let model = Model::new(plan, table, pool, max_step_tokens as usize)?;
-            Ok(Self { model: Mutex::new(Some(Arc::new(model))) })
+            let limits = Limits {
+                max_tokens: max_step_tokens as usize,
+                expert_memory: expert_memory.map(|bytes| bytes as usize),
+            };
+            let model = Model::new(plan, table, pool, limits)?;
+            Ok(Self { model: Mutex::new(Some(Arc::new(model))), files: Arc::default() })
         })
     }
 
@@ -134,11 +156,34 @@ impl NativeModel {
         self.held().as_ref().map_or(0.0, |model| model.kv_bytes() as f64)
     }
 
-    /// Reads and packs tensor `id` from `offset` of a file.
+    /// Whether the experts of tensor `id` are read when they are needed.
+    #[napi]
+    pub fn is_on_demand(&self, id: u32) -> napi::Result<bool> {
+        let model = self.get()?;
+        guarded(|| model.is_on_demand(id as usize))
+    }
+
+    /// The experts of tensor `id`, which is read on demand, come from the caller: see `step`.
+    #[napi]
+    pub fn attach_tensor(&self, id: u32) -> napi::Result<()> {
+        let model = self.get()?;
+        guarded(|| model.attach_tensor(id as usize, None))
+    }
+
+    /// Packs the matrix of an expert that a step needs.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn supply(&self, tensor: u32, expert: u32, bytes: Uint8Array) -> napi::Result<AsyncTask<Supply>> {
+        let model = self.get()?;
+        let wanted = Wanted { tensor: tensor as usize, expert: expert as usize };
+        Ok(AsyncTask::new(Supply { model, wanted, bytes }))
+    }
+
+    /// Reads and packs tensor `id` from `offset` of a file, or notes where it is when it is read on demand.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn load_tensor(&self, id: u32, path: String, offset: f64) -> napi::Result<AsyncTask<LoadTensor>> {
         let model = self.get()?;
-        Ok(AsyncTask::new(LoadTensor { model, id: id as usize, path, offset: offset as u64 }))
+        let files = Arc::clone(&self.files);
+        Ok(AsyncTask::new(LoadTensor { model, files, id: id as usize, path, offset: offset as u64 }))
     }
 
     /// Packs the next rows of tensor `id`.
@@ -179,8 +224,9 @@ impl NativeModel {
     }
 
     /// Entry i appends `counts[i]` of the tokens to `sequences[i]` and wants `wants[i]`: 0 nothing,
-    /// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states.
-    #[napi(ts_return_type = "Promise<Array<StepOutput>>")]
+    /// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states. Where it needs experts of
+    /// the caller, it goes on in the same call made again once they are supplied.
+    #[napi(ts_return_type = "Promise<StepProgress>")]
     pub fn step(
         &self,
         sequences: Uint32Array,
@@ -220,6 +266,7 @@ fn sampler_settings(settings: Settings) -> SamplerSettings {
 
 pub struct LoadTensor {
     model: Arc<Model>,
+    files: Arc<Files>,
     id: usize,
     path: String,
     offset: u64,
@@ -231,54 +278,17 @@ impl Task for LoadTensor {
 
     fn compute(&mut self) -> napi::Result<()> {
         guarded(|| {
-            let file = File::open(&self.path).map_err(|error| unreadable(&self.path, &error.to_string()))?;
-            let reader = FileReader { file, path: &self.path };
-            self.model.load_tensor(self.id, &reader, self.offset)
+            let reader = self.files.open(&self.path)?;
+            if self.model.is_on_demand(self.id)? {
+                return self.model.attach_tensor(self.id, Some((reader, self.offset)));
+            }
+            self.model.load_tensor(self.id, reader.as_ref(), self.offset)
         })
     }
 
     fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
         Ok(())
     }
-}
-
-fn unreadable(path: &str, why: &str) -> Error {
-    Error {
-        code: "SOURCE_READ",
-        message: format!("cannot read {path}: {why}"),
-        cure: "Check that the file is there and readable.",
-    }
-}
-
-struct FileReader<'a> {
-    file: File,
-    path: &'a str,
-}
-
-impl TensorReader for FileReader<'_> {
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
-        read_at(&self.file, offset, to)
-            .map_err(|error| format!("cannot read {} bytes at {offset} of {}: {error}", to.len(), self.path))
-    }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut offset: u64, mut to: &mut [u8]) -> std::io::Result<()> {
-    while !to.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, to, offset)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                to = &mut to[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
 }
 
 pub struct PushRows {
@@ -293,6 +303,25 @@ impl Task for PushRows {
 
     fn compute(&mut self) -> napi::Result<()> {
         guarded(|| self.model.push_rows(self.id, &self.rows))
+    }
+
+    fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
+        Ok(())
+    }
+}
+
+pub struct Supply {
+    model: Arc<Model>,
+    wanted: Wanted,
+    bytes: Uint8Array,
+}
+
+impl Task for Supply {
+    type Output = ();
+    type JsValue = ();
+
+    fn compute(&mut self) -> napi::Result<()> {
+        guarded(|| self.model.supply(self.wanted, &self.bytes))
     }
 
     fn resolve(&mut self, _: Env, (): ()) -> napi::Result<()> {
@@ -331,20 +360,28 @@ impl Step {
 }
 
 impl Task for Step {
-    type Output = Vec<Output>;
-    type JsValue = Vec<StepOutput>;
+    type Output = Progress;
+    type JsValue = StepProgress;
 
-    fn compute(&mut self) -> napi::Result<Vec<Output>> {
-        guarded(|| self.model.step(&self.entries()?))
+    fn compute(&mut self) -> napi::Result<Progress> {
+        guarded(|| self.model.advance(&self.entries()?))
     }
 
-    fn resolve(&mut self, _: Env, outputs: Vec<Output>) -> napi::Result<Vec<StepOutput>> {
+    fn resolve(&mut self, _: Env, progress: Progress) -> napi::Result<StepProgress> {
         let convert = |output| match output {
             Output::Nothing => StepOutput { token: None, values: None },
             Output::Token(token) => StepOutput { token: Some(token), values: None },
             Output::Values(values) => StepOutput { token: None, values: Some(Float32Array::new(values)) },
         };
-        Ok(outputs.into_iter().map(convert).collect())
+        let (outputs, wanted) = match progress {
+            Progress::Done(outputs) => (Some(outputs.into_iter().map(convert).collect()), Vec::new()),
+            Progress::Needs(wanted) => (None, wanted),
+        };
+        Ok(StepProgress {
+            outputs,
+            tensors: wanted.iter().map(|wanted| wanted.tensor as u32).collect::<Vec<_>>().into(),
+            experts: wanted.iter().map(|wanted| wanted.expert as u32).collect::<Vec<_>>().into(),
+        })
     }
 }
 

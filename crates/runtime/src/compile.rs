@@ -126,6 +126,13 @@ pub struct Attention {
     pub shape: usize,
 }
 
+/// How many experts a mixture has, and their gate, up and down matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct Mixture {
+    pub count: usize,
+    pub stacks: [TensorId; 3],
+}
+
 /// A mixture of experts: what all its phases need.
 #[derive(Clone, Copy, Debug)]
 pub struct Experts {
@@ -204,8 +211,7 @@ pub struct Compiled {
     /// Every shape of attention.
     pub shapes: Vec<Shape>,
     pub hidden: BufferId,
-    /// How many experts each mixture has.
-    pub mixtures: Vec<usize>,
+    pub mixtures: Vec<Mixture>,
     /// The widest row that is ever prepared.
     pub prepared_width: usize,
 }
@@ -221,7 +227,7 @@ struct Compiler<'a> {
     buffers: HashMap<&'a str, BufferId>,
     uses: Vec<Option<Use>>,
     phases: Vec<Phase>,
-    mixtures: Vec<usize>,
+    mixtures: Vec<Mixture>,
     shapes: Vec<Shape>,
     /// Which buffer's rows the prepared floats and the prepared bytes hold.
     prepared: HashMap<bool, (BufferId, ActKind)>,
@@ -483,7 +489,7 @@ impl<'a> Compiler<'a> {
             inner_kind,
             out,
         };
-        self.mixtures.push(count);
+        self.mixtures.push(Mixture { count, stacks: [gate, up, down] });
         self.prepare(x, x_kind);
         self.push_row(RowKind::Tokens, RowOp::Route(experts));
         self.wrote(gates);

@@ -91,6 +91,8 @@ pub struct Executor {
     states: Vec<f32>,
     angles: Vec<Vec<[f32; 2]>>,
     counters: Vec<Counter>,
+    /// The phase that comes next.
+    at: usize,
     pub pool: Box<dyn Pool>,
     pub max_tokens: usize,
     pub max_logit_rows: usize,
@@ -126,6 +128,7 @@ impl Executor {
             states: Vec::new(),
             angles: vec![Vec::new(); plan.ropes.len()],
             counters: compiled.phases.iter().map(|_| Counter::default()).collect(),
+            at: 0,
             pool,
             max_tokens,
             max_logit_rows,
@@ -142,15 +145,48 @@ impl Executor {
         &self.buffers[buffer].as_slice()[rows.start * width..rows.end * width]
     }
 
-    /// One step. An error leaves nothing behind but the activations.
-    pub fn run(&mut self, bound: &Bound, work: &Work) -> Result<()> {
-        let Bound { plan, compiled, table, weights, layout, ropes } = *bound;
-        for (angles, rope) in self.angles.iter_mut().zip(ropes) {
+    /// Starts a step, of which nothing is computed yet.
+    pub fn begin(&mut self, bound: &Bound, work: &Work) {
+        self.at = 0;
+        for (angles, rope) in self.angles.iter_mut().zip(bound.ropes) {
             angles.resize(work.tokens.len() * rope.pairs(), [0.0; 2]);
             for (token, out) in work.tokens.iter().zip(angles.chunks_mut(rope.pairs().max(1))) {
                 rope.angles(token.position, out);
             }
         }
+    }
+
+    /// The experts in use of the mixture that `run` has come to, and from which on they are still to
+    /// be computed.
+    pub fn wanted(&self) -> (&[u32], usize) {
+        let (active, window) = (self.experts.active(), self.experts.window());
+        (active, if window.end == active.len() { 0 } else { window.end })
+    }
+
+    /// Which of the experts in use `run` computes next: they must be in memory.
+    pub fn admit(&mut self, window: Range<usize>) {
+        self.experts.set_window(window);
+    }
+
+    /// Goes on with a step, to its end (None) or to a mixture of experts that are read on demand,
+    /// whose number it gives. An error leaves nothing behind but the activations.
+    pub fn run(&mut self, bound: &Bound, work: &Work) -> Result<Option<usize>> {
+        let Bound { plan, compiled, table, weights, layout, ropes } = *bound;
+        let all = if work.logit_rows > 0 { compiled.phases.len() } else { compiled.head_start };
+        let (start, phases) = (self.at, &compiled.phases[..all]);
+        let some = start > 0 && self.experts.window().end < self.experts.active().len();
+        let end = match some {
+            // The other experts in use come when these have made room.
+            true => {
+                phases[start..].iter().position(|phase| matches!(phase, Phase::ExpertDown(_))).map(|i| i + 1)
+            }
+            false if weights.demand.is_none() => None,
+            false => phases[start + 1..]
+                .iter()
+                .position(|phase| matches!(phase, Phase::ExpertGlu(_)))
+                .map(|i| i + 1),
+        };
+        let end = end.map_or(all, |count| start + count);
         let threads = self.pool.threads();
         let divide = |&shape: &Shape| Division::new(shape, work.tokens, threads);
         let divisions: Vec<Division> = compiled.shapes.iter().map(divide).collect();
@@ -161,15 +197,14 @@ impl Executor {
             reserved.map_err(|_| Error::memory("the states of attention", states.checked_mul(4)))?;
             self.states.resize(states, 0.0);
         }
-        for counter in &self.counters {
+        for counter in &self.counters[start..end] {
             counter.next.store(0, Ordering::Relaxed);
             counter.done.store(0, Ordering::Relaxed);
         }
-        let end = if work.logit_rows > 0 { compiled.phases.len() } else { compiled.head_start };
         let threads = work.threads.clamp(1, self.pool.threads());
         let run = Run {
             plan,
-            phases: &compiled.phases[..end],
+            phases: &phases[start..end],
             logits_cap: compiled.logits_cap,
             table,
             weights,
@@ -184,7 +219,7 @@ impl Executor {
             logits: self.logits.shared(),
             scratch: &self.scratch,
             angles: &self.angles,
-            counters: &self.counters,
+            counters: &self.counters[start..end],
             threads,
             gate: Gate::default(),
         };
@@ -193,7 +228,12 @@ impl Executor {
         } else {
             self.pool.run_on(threads, &|thread| run.walk(thread));
         }
-        run.gate.result()
+        run.gate.result()?;
+        self.at = if some { start } else { end };
+        Ok(match phases.get(self.at) {
+            Some(Phase::ExpertGlu(of)) => Some(of.mixture),
+            _ => None,
+        })
     }
 }
 
@@ -369,10 +409,10 @@ impl Run<'_> {
     /// those it does use: a thread that comes late counts a phase's items when later phases have
     /// grouped anew.
     fn expert_units(&self, of: &Experts, weight: usize, matrices: usize) -> (usize, usize) {
-        let matrix = &self.weights.experts(weight)[0];
+        let (tiles, tile_bytes) = self.weights.expert_tiles(weight);
         let per_expert = self.slots(of).div_ceil(of.count) * matrices;
-        let least = ITEM_WORK / (matrix.format().tile_bytes(matrix.cols()) * per_expert);
-        (of.count.min(self.slots(of)) * matrix.tiles(), least)
+        let least = ITEM_WORK / (tile_bytes * per_expert);
+        (of.count.min(self.slots(of)) * tiles, least)
     }
 
     fn least_tiles(&self, matrix: &Matrix, rows: usize) -> usize {
@@ -433,14 +473,16 @@ impl Run<'_> {
 
     /// The only item of its phase, or part of the one that routes the step's only token.
     fn group(&self, of: &Experts) {
-        self.experts.group(of, self.work.tokens.len());
+        self.experts.group(of, self.weights, self.work.tokens.len());
         let top_k = of.router.top_k;
         for (entry, routing) in self.work.routings.iter().enumerate() {
             let Some(routing) = routing else { continue };
             let tokens = (0..self.work.tokens.len()).filter(|&token| self.work.tokens[token].entry == entry);
             // SAFETY: routes were written before, and are not meanwhile.
             let experts = tokens.flat_map(|token| unsafe { self.experts.routes(token, top_k) }.iter());
-            lock(routing).0[of.mixture].step(experts.map(|route| route.expert), |_| false);
+            lock(routing).0[of.mixture].step(experts.map(|route| route.expert), |expert| {
+                self.weights.is_missing(of.mixture, expert)
+            });
         }
     }
 

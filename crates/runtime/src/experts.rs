@@ -1,7 +1,7 @@
 //! The phases of a mixture of experts.
 //!
-//! Each of a step's (token, rank) pairs gets a slot; slots are in order of expert, then token. An
-//! expert's packed weights are read once per step, for all its slots; work is handed out by tiles
+//! Each of a step's (token, rank) pairs gets a slot; slots are in order of expert, then token, those of
+//! experts in memory first. An expert's packed weights are read once per step, for all its slots; work is handed out by tiles
 //! of the experts in use, so that it is even whatever the routing. A token's slots are summed in
 //! order of rank, whatever order they were computed in.
 
@@ -28,11 +28,17 @@ pub struct ExpertStore {
     token_of: Aligned<u32>,
     /// Slot of each [token][rank].
     slot_of: Aligned<u32>,
-    /// First slot of each expert, and the end of the last.
+    /// First slot of each expert in use, and the end of the last.
     starts: Aligned<u32>,
+    /// Which of the experts in use are computed: from and up to.
+    window: Aligned<u32>,
+    /// The next slot of each expert.
+    next: Aligned<u32>,
     /// How many experts are in use, then which.
     active: Aligned<u32>,
+    /// What the experts are given, and what they have inside: not all experts compute at once.
     acts: ActStore,
+    inner_acts: ActStore,
     /// [slots][inner].
     inner: Aligned<f32>,
     /// [slots][width].
@@ -59,13 +65,33 @@ impl ExpertStore {
                 token_of: Aligned::zeroed(slots)?,
                 slot_of: Aligned::zeroed(slots)?,
                 starts: Aligned::zeroed(count + 1)?,
+                window: Aligned::zeroed(2)?,
+                next: Aligned::zeroed(count)?,
                 active: Aligned::zeroed(count + 1)?,
-                acts: ActStore::new(slots, inner.max(width))?,
+                acts: ActStore::new(slots, width)?,
+                inner_acts: ActStore::new(slots, inner)?,
                 inner: Aligned::zeroed(slots.checked_mul(inner)?)?,
                 out: Aligned::zeroed(slots.checked_mul(width)?)?,
             })
         };
         build().ok_or_else(|| Error::memory("the experts' activations", slots.checked_mul(inner + width)))
+    }
+
+    /// The experts in use, once grouped.
+    pub fn active(&self) -> &[u32] {
+        let active = self.active.as_slice();
+        &active[1..1 + active[0] as usize]
+    }
+
+    /// Which of the experts in use are computed.
+    pub fn window(&self) -> Range<usize> {
+        let window = self.window.as_slice();
+        window[0] as usize..window[1] as usize
+    }
+
+    /// Of the experts in use only these are computed.
+    pub fn set_window(&mut self, window: Range<usize>) {
+        self.window.as_mut_slice().copy_from_slice(&[window.start as u32, window.end as u32]);
     }
 
     pub fn shared(&mut self) -> SharedExperts<'_> {
@@ -75,8 +101,11 @@ impl ExpertStore {
             token_of: self.token_of.shared(),
             slot_of: self.slot_of.shared(),
             starts: self.starts.shared(),
+            window: self.window.shared(),
+            next: self.next.shared(),
             active: self.active.shared(),
             acts: self.acts.shared(),
+            inner_acts: self.inner_acts.shared(),
             inner: self.inner.shared(),
             out: self.out.shared(),
         }
@@ -92,8 +121,11 @@ pub struct SharedExperts<'a> {
     token_of: Shared<'a, u32>,
     slot_of: Shared<'a, u32>,
     starts: Shared<'a, u32>,
+    window: Shared<'a, u32>,
+    next: Shared<'a, u32>,
     active: Shared<'a, u32>,
     acts: SharedActs<'a>,
+    inner_acts: SharedActs<'a>,
     inner: Shared<'a, f32>,
     out: Shared<'a, f32>,
 }
@@ -135,41 +167,46 @@ impl<'a> SharedExperts<'a> {
         unsafe { self.active.read(1..1 + self.active.read(0..1)[0] as usize) }
     }
 
-    /// Sorts the slots by expert, by counting.
-    pub fn group(&self, of: &Experts, tokens: usize) {
+    /// Sorts the slots by expert, by counting; the experts that are in memory come first.
+    pub fn group(&self, of: &Experts, weights: &Weights, tokens: usize) {
         let top_k = of.router.top_k;
         let slots = tokens * top_k;
         // SAFETY: the only item of its phase, or the step's only token; routes were written in an earlier one.
-        let (routes, token_of, slot_of, starts, active) = unsafe {
+        let (routes, token_of, slot_of, starts, active, next, window) = unsafe {
             (
                 self.routes.read(0..slots),
                 self.token_of.write(0..slots),
                 self.slot_of.write(0..slots),
                 self.starts.write(0..of.count + 1),
                 self.active.write(0..of.count + 1),
+                self.next.write(0..of.count),
+                self.window.write(0..2),
             )
         };
-        starts.fill(0);
+        next.fill(0);
         for route in routes {
-            starts[route.expert as usize + 1] += 1;
+            next[route.expert as usize] += 1;
         }
-        active[0] = 0;
-        for expert in 0..of.count {
-            if starts[expert + 1] > 0 {
+        (active[0], starts[0]) = (0, 0);
+        for missing in [false, true] {
+            for (expert, next) in next.iter_mut().enumerate() {
+                if *next == 0 || weights.is_missing(of.mixture, expert as u32) != missing {
+                    continue;
+                }
+                let at = active[0] as usize;
                 active[0] += 1;
-                active[active[0] as usize] = expert as u32;
+                active[at + 1] = expert as u32;
+                starts[at + 1] = starts[at] + *next;
+                *next = starts[at];
             }
-            starts[expert + 1] += starts[expert];
         }
         for (pair, route) in routes.iter().enumerate() {
-            let next = &mut starts[route.expert as usize];
+            let next = &mut next[route.expert as usize];
             slot_of[pair] = *next;
             token_of[*next as usize] = (pair / top_k) as u32;
             *next += 1;
         }
-        // Each start has moved on to the next expert's.
-        starts.copy_within(0..of.count, 1);
-        starts[0] = 0;
+        window.copy_from_slice(&[0, active[0]]);
     }
 
     pub fn spread(&self, of: &Experts, x: &SharedActs, slots: Range<usize>) {
@@ -182,6 +219,13 @@ impl<'a> SharedExperts<'a> {
         }
     }
 
+    /// Which of the experts in use are computed.
+    fn window(&self) -> Range<usize> {
+        // SAFETY: grouped in an earlier phase.
+        let window = unsafe { self.window.read(0..2) };
+        window[0] as usize..window[1] as usize
+    }
+
     /// Calls `run` with each expert, its tiles and its slots that `units` covers.
     fn each_expert(
         &self,
@@ -189,29 +233,27 @@ impl<'a> SharedExperts<'a> {
         tiles: usize,
         run: impl Fn(usize, Range<usize>, Range<usize>),
     ) {
+        let window = self.window();
         // SAFETY: grouped in an earlier phase.
-        let active = unsafe { self.active() };
+        let (active, starts) = unsafe { (self.active(), self.starts.read(0..window.end + 1)) };
         let mut unit = units.start;
-        while unit < units.end.min(active.len() * tiles) {
-            let expert = active[unit / tiles] as usize;
+        while unit < units.end.min(window.len() * tiles) {
+            let at = window.start + unit / tiles;
             let first = unit % tiles;
             let last = (first + units.end - unit).min(tiles);
-            // SAFETY: grouped in an earlier phase.
-            let ends = unsafe { self.starts.read(expert..expert + 2) };
-            run(expert, first..last, ends[0] as usize..ends[1] as usize);
+            run(active[at] as usize, first..last, starts[at] as usize..starts[at + 1] as usize);
             unit += last - first;
         }
     }
 
     pub fn glu(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
-        let (gates, ups) = (weights.experts(of.gate), weights.experts(of.up));
         let biases = [of.gate_bias, of.up_bias];
-        self.each_expert(units, gates[0].tiles(), |expert, tiles, slots| {
+        self.each_expert(units, weights.expert_tiles(of.gate).0, |expert, tiles, slots| {
             // SAFETY: spread in an earlier phase.
             let acts = unsafe { self.acts.all(of.x_kind, slots.end, of.width) };
             (table.glu)(&GluJob {
-                gate: &gates[expert],
-                up: &ups[expert],
+                gate: weights.expert(of.mixture, of.gate, expert),
+                up: weights.expert(of.mixture, of.up, expert),
                 biases: biases.map(|bias| bias_of(weights, bias, expert, of.inner)),
                 tiles,
                 acts: acts.part(slots.start, slots.len()),
@@ -222,18 +264,22 @@ impl<'a> SharedExperts<'a> {
         });
     }
 
-    /// Prepares what the slots hold; the token of the first that is not finite.
+    /// Prepares what the slots of computed experts hold, counted from the first; the token of the first that is not finite.
     pub fn prepare(
         &self,
         of: &Experts,
         table: &KernelTable,
         slots: Range<usize>,
     ) -> std::result::Result<(), (usize, NonFinite)> {
-        for slot in slots {
+        let window = self.window();
+        // SAFETY: grouped in an earlier phase.
+        let starts = unsafe { self.starts.read(0..window.end + 1) };
+        let (first, end) = (starts[window.start] as usize, starts[window.end] as usize);
+        for slot in first + slots.start..(first + slots.end).min(end) {
             // SAFETY: the slot belongs to this item; what it holds was written in an earlier phase.
             let result = unsafe {
                 let x = self.inner.read(slot * of.inner..(slot + 1) * of.inner);
-                (table.prepare)(of.inner_kind, x, self.acts.row(of.inner_kind, slot, of.inner))
+                (table.prepare)(of.inner_kind, x, self.inner_acts.row(of.inner_kind, slot, of.inner))
             };
             // SAFETY: grouped in an earlier phase.
             result.map_err(|fault| (unsafe { self.token_of.read(slot..slot + 1) }[0] as usize, fault))?;
@@ -242,12 +288,11 @@ impl<'a> SharedExperts<'a> {
     }
 
     pub fn down(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
-        let downs = weights.experts(of.down);
-        self.each_expert(units, downs[0].tiles(), |expert, tiles, slots| {
+        self.each_expert(units, weights.expert_tiles(of.down).0, |expert, tiles, slots| {
             // SAFETY: prepared in an earlier phase.
-            let acts = unsafe { self.acts.all(of.inner_kind, slots.end, of.inner) };
+            let acts = unsafe { self.inner_acts.all(of.inner_kind, slots.end, of.inner) };
             (table.linear)(&LinearJob {
-                weight: &downs[expert],
+                weight: weights.expert(of.mixture, of.down, expert),
                 tiles,
                 acts: acts.part(slots.start, slots.len()),
                 bias: bias_of(weights, of.down_bias, expert, of.width),

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod compile;
+pub mod demand;
 pub mod error;
 pub mod exec;
 mod experts;

@@ -1,6 +1,7 @@
 //! A compiled plan with its weights and sequences: what the bindings expose.
 
 use crate::compile::{Compiled, compile};
+use crate::demand::Wanted;
 use crate::error::{Error, Result};
 use crate::exec::{Bound, Executor, Token, Work};
 use crate::kv::{KvCache, KvLayout};
@@ -44,6 +45,43 @@ pub enum Output {
     Values(Vec<f32>),
 }
 
+/// How far a step came.
+#[derive(Debug, PartialEq)]
+pub enum Progress {
+    Done(Vec<Output>),
+    /// What the caller has to supply before the step can go on.
+    Needs(Vec<Wanted>),
+}
+
+/// A step's tokens; its outputs, those with logits first; and how many have logits.
+struct LaidOut {
+    tokens: Vec<Token>,
+    outputs: Vec<usize>,
+    logit_rows: usize,
+}
+
+/// A step that waits for experts; the executor holds what was computed.
+struct Paused {
+    /// Sequence, tokens and wish of each entry.
+    entries: Vec<(u32, Vec<u32>, Want)>,
+    mixture: usize,
+    routings: Vec<Option<Mutex<Routing>>>,
+}
+
+impl Paused {
+    fn new(batch: &[Entry], mixture: usize, routings: Vec<Option<Mutex<Routing>>>) -> Self {
+        let entries = batch.iter().map(|entry| (entry.sequence, entry.tokens.to_vec(), entry.want)).collect();
+        Self { entries, mixture, routings }
+    }
+
+    fn is_at(&self, batch: &[Entry]) -> bool {
+        let same = |(entry, (sequence, tokens, want)): (&Entry, &(u32, Vec<u32>, Want))| {
+            entry.sequence == *sequence && entry.tokens == tokens && entry.want == *want
+        };
+        batch.len() == self.entries.len() && batch.iter().zip(&self.entries).all(same)
+    }
+}
+
 pub(crate) struct Sequence {
     cache: KvCache,
     sampler: Option<Sampler>,
@@ -83,6 +121,21 @@ struct Sequences {
     held: HashMap<u32, Arc<Held>>,
 }
 
+/// What a model may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most tokens in a step.
+    pub max_tokens: usize,
+    /// The most bytes of experts in memory; None: all of them. The others are read when they are needed.
+    pub expert_memory: Option<usize>,
+}
+
+impl From<usize> for Limits {
+    fn from(max_tokens: usize) -> Self {
+        Self { max_tokens, expert_memory: None }
+    }
+}
+
 pub struct Model {
     plan: Plan,
     compiled: Compiled,
@@ -92,6 +145,7 @@ pub struct Model {
     /// Made at the first step, when the rope factors are there.
     ropes: Mutex<Option<Arc<Vec<Frequencies>>>>,
     executor: Mutex<Executor>,
+    paused: Mutex<Option<Paused>>,
     sequences: Mutex<Sequences>,
     kv_bytes: Arc<AtomicUsize>,
     /// The most threads that take part in a step.
@@ -103,13 +157,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Model {
-    /// Verifies the plan and reserves memory for its tensors and for steps of up to `max_tokens`.
+    /// Verifies the plan and reserves memory for its tensors and for its steps.
     pub fn new(
         plan: Plan,
         table: &'static KernelTable,
         pool: Box<dyn Pool>,
-        max_tokens: usize,
+        limits: impl Into<Limits>,
     ) -> Result<Self> {
+        let Limits { max_tokens, expert_memory } = limits.into();
         if max_tokens == 0 || max_tokens > 1 << 16 {
             return Err(Error::argument(
                 format!("maxStepTokens is {max_tokens}, expected 1 to 65536"),
@@ -119,7 +174,7 @@ impl Model {
         let compiled = compile(&plan)?;
         let layout =
             KvLayout::new(&plan.kv_layers).ok_or_else(|| Error::plan("a page of the cache is too large"))?;
-        let weights = Weights::new(&plan, &compiled.uses)?;
+        let weights = Weights::new(&plan, &compiled, expert_memory)?;
         let executor = Executor::new(&plan, &compiled, pool, max_tokens)?;
         Ok(Self {
             plan,
@@ -129,6 +184,7 @@ impl Model {
             weights: RwLock::new(weights),
             ropes: Mutex::new(None),
             executor: Mutex::new(executor),
+            paused: Mutex::default(),
             sequences: Mutex::default(),
             kv_bytes: Arc::default(),
             step_threads: AtomicUsize::new(usize::MAX),
@@ -169,6 +225,23 @@ impl Model {
         let executor = lock(&self.executor);
         let mut weights = self.weights.write().unwrap_or_else(PoisonError::into_inner);
         weights.load(id, reader, offset, executor.pool.as_ref())
+    }
+
+    /// Whether tensor `id` is not loaded but attached: its experts are read when they are needed.
+    pub fn is_on_demand(&self, id: usize) -> Result<bool> {
+        self.check_tensor(id)?;
+        Ok(self.weights.read().unwrap_or_else(PoisonError::into_inner).is_on_demand(id))
+    }
+
+    /// Says where tensor `id`, which is read on demand, comes from: a reader and an offset or, where
+    /// only the caller can read it, None (see [`Progress::Needs`]).
+    pub fn attach_tensor(
+        &self,
+        id: usize,
+        origin: Option<(Arc<dyn TensorReader + Send>, u64)>,
+    ) -> Result<()> {
+        self.check_tensor(id)?;
+        self.weights.write().unwrap_or_else(PoisonError::into_inner).attach(id, origin)
     }
 
     /// Loads the next rows of tensor `id`: 16 at a time or a multiple, but for the last.
@@ -247,46 +320,42 @@ impl Model {
     /// Appends each entry's tokens to its sequence and computes what it wants. On an error no
     /// sequence has changed.
     pub fn step(&self, batch: &[Entry]) -> Result<Vec<Output>> {
+        match self.advance(batch)? {
+            Progress::Done(outputs) => Ok(outputs),
+            Progress::Needs(_) => Err(Error::internal("a step that needs experts which nobody supplies")),
+        }
+    }
+
+    /// The same, as far as it comes without experts that only the caller can read. Once they are
+    /// supplied, the same call goes on where it stopped; any other gives the step up.
+    pub fn advance(&self, batch: &[Entry]) -> Result<Progress> {
         let held = self.find(batch)?;
         let mut executor = lock(&self.executor);
         let executor = &mut *executor;
+        let paused = lock(&self.paused).take().filter(|paused| paused.is_at(batch));
         let mut sequences: Vec<MutexGuard<Sequence>> = held.iter().map(|held| lock(&held.inner)).collect();
-        let (tokens, outputs, logit_rows) = self.lay_out(batch, &sequences, executor)?;
+        let laid_out = self.lay_out(batch, &sequences, executor)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.reserve(&self.layout, entry.tokens.len())?;
         }
-        let routings: Vec<Option<Mutex<Routing>>> = held
-            .iter()
-            .map(|held| {
-                lock(&held.routing).is_some().then(|| Mutex::new(Routing::new(&self.compiled.mixtures)))
-            })
-            .collect();
-        {
-            let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
-            let ropes = self.frequencies(&weights)?;
-            let sources: Vec<Arc<[BlockSource]>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
-            let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
-            let work = Work {
-                tokens: &tokens,
-                outputs: &outputs,
-                logit_rows,
-                threads: self.step_threads.load(Ordering::Relaxed),
-                pages: &pages,
-                sources: &sources,
-                routings: &routings,
-                cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
-            };
-            let bound = Bound {
-                plan: &self.plan,
-                compiled: &self.compiled,
-                table: self.table,
-                weights: &weights,
-                layout: &self.layout,
-                ropes: &ropes,
-            };
-            executor.run(&bound, &work)?;
+        let (routings, mut at, mut admitted) = match paused {
+            Some(Paused { routings, mixture, .. }) => (routings, Some(mixture), true),
+            None => {
+                let routings: Vec<_> = held.iter().map(|held| self.scratch_routing(held)).collect();
+                let at = self.run(executor, &held, &mut sequences, &laid_out, &routings, true)?;
+                (routings, at, false)
+            }
+        };
+        while let Some(mixture) = at {
+            let wanted = self.bring_experts(executor, mixture, admitted)?;
+            if !wanted.is_empty() {
+                *lock(&self.paused) = Some(Paused::new(batch, mixture, routings));
+                return Ok(Progress::Needs(wanted));
+            }
+            admitted = false;
+            at = self.run(executor, &held, &mut sequences, &laid_out, &routings, false)?;
         }
-        let results = self.collect(batch, &mut sequences, executor, logit_rows)?;
+        let results = self.collect(batch, &mut sequences, executor, laid_out.logit_rows)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.advance(entry.tokens.len());
         }
@@ -295,7 +364,74 @@ impl Model {
                 routing.add(&lock(counted));
             }
         }
-        Ok(results)
+        Ok(Progress::Done(results))
+    }
+
+    /// Packs an expert's matrix that a step needs.
+    pub fn supply(&self, wanted: Wanted, bytes: &[u8]) -> Result<()> {
+        let executor = lock(&self.executor);
+        let mut weights = self.weights.write().unwrap_or_else(PoisonError::into_inner);
+        let demand = weights.demand.as_mut().ok_or_else(|| Error::internal("no experts are wanted"))?;
+        demand.supply(wanted, bytes, executor.pool.as_ref(), self.threads_of_step())
+    }
+
+    /// Where a step counts the routes of a sequence that has them counted.
+    fn scratch_routing(&self, held: &Held) -> Option<Mutex<Routing>> {
+        lock(&held.routing).is_some().then(|| Mutex::new(Routing::new(&self.compiled.mixtures)))
+    }
+
+    fn threads_of_step(&self) -> usize {
+        self.step_threads.load(Ordering::Relaxed)
+    }
+
+    /// Makes room for a mixture's experts and reads those that have a reader; gives the others.
+    fn bring_experts(&self, executor: &mut Executor, mixture: usize, admitted: bool) -> Result<Vec<Wanted>> {
+        let mut weights = self.weights.write().unwrap_or_else(PoisonError::into_inner);
+        let demand = weights.demand.as_mut().ok_or_else(|| Error::internal("no experts are wanted"))?;
+        if !admitted {
+            let (active, from) = executor.wanted();
+            let window = demand.admit(mixture, active, from);
+            executor.admit(window);
+        }
+        demand.fill(mixture, executor.pool.as_ref(), self.threads_of_step())
+    }
+
+    /// Begins a step or goes on with it: see [`Executor::run`].
+    fn run(
+        &self,
+        executor: &mut Executor,
+        held: &[Arc<Held>],
+        sequences: &mut [MutexGuard<Sequence>],
+        laid_out: &LaidOut,
+        routings: &[Option<Mutex<Routing>>],
+        begin: bool,
+    ) -> Result<Option<usize>> {
+        let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
+        let ropes = self.frequencies(&weights)?;
+        let sources: Vec<Arc<[BlockSource]>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
+        let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
+        let work = Work {
+            tokens: &laid_out.tokens,
+            outputs: &laid_out.outputs,
+            logit_rows: laid_out.logit_rows,
+            threads: self.threads_of_step(),
+            pages: &pages,
+            sources: &sources,
+            routings,
+            cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
+        };
+        let bound = Bound {
+            plan: &self.plan,
+            compiled: &self.compiled,
+            table: self.table,
+            weights: &weights,
+            layout: &self.layout,
+            ropes: &ropes,
+        };
+        if begin {
+            executor.begin(&bound, &work);
+        }
+        executor.run(&bound, &work)
     }
 
     fn find(&self, batch: &[Entry]) -> Result<Vec<Arc<Held>>> {
@@ -312,13 +448,12 @@ impl Model {
         Ok(found)
     }
 
-    /// The step's tokens; its outputs, those with logits first; and how many have logits.
     fn lay_out(
         &self,
         batch: &[Entry],
         sequences: &[MutexGuard<Sequence>],
         executor: &Executor,
-    ) -> Result<(Vec<Token>, Vec<usize>, usize)> {
+    ) -> Result<LaidOut> {
         let mut tokens = Vec::new();
         let (mut logits, mut hidden) = (Vec::new(), Vec::new());
         for (i, (entry, sequence)) in batch.iter().zip(sequences).enumerate() {
@@ -351,7 +486,7 @@ impl Model {
         }
         let logit_rows = logits.len();
         logits.extend(hidden);
-        Ok((tokens, logits, logit_rows))
+        Ok(LaidOut { tokens, outputs: logits, logit_rows })
     }
 
     fn check_entry(&self, entry: &Entry, start: usize, has_sampler: bool) -> Result<()> {

@@ -1,5 +1,7 @@
 //! What became of a sequence's tokens in the mixtures of experts.
 
+use crate::compile::Mixture;
+
 /// Counts of one mixture. They stop at the largest number they can hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -16,9 +18,10 @@ pub struct Tally {
 pub struct Routing(pub Vec<Tally>);
 
 impl Routing {
-    /// All zero. `experts` has each mixture's count of experts.
-    pub fn new(experts: &[usize]) -> Self {
-        Self(experts.iter().map(|&count| Tally { tokens: vec![0; count], ..Tally::default() }).collect())
+    /// All zero.
+    pub fn new(mixtures: &[Mixture]) -> Self {
+        let tally = |mixture: &Mixture| Tally { tokens: vec![0; mixture.count], ..Tally::default() };
+        Self(mixtures.iter().map(tally).collect())
     }
 
     pub fn add(&mut self, other: &Self) {

@@ -1,14 +1,15 @@
 //! The plan's tensors, packed straight from where their bytes come from.
 
-use crate::compile::Use;
+use crate::compile::{Compiled, Use};
+use crate::demand::Demand;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::threads::Pool;
 use kernels::float16::{bf16_to_f32, f16_to_f32};
 use kernels::packed::{Format, Matrix, pack_tile};
 use kernels::simd::LANES;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Reads bytes from somewhere; called from several threads at once.
 pub trait TensorReader: Sync {
@@ -20,6 +21,13 @@ pub enum Weight {
     Matrix(Matrix),
     /// One for each expert, all of one shape.
     Experts(Vec<Matrix>),
+    /// As many experts, of which only some are in memory.
+    OnDemand {
+        format: Format,
+        rows: usize,
+        cols: usize,
+        count: usize,
+    },
     Vector {
         format: Format,
         values: Vec<f32>,
@@ -30,18 +38,31 @@ pub enum Weight {
 pub struct Weights {
     tensors: Vec<Weight>,
     loaded: Vec<usize>,
+    /// What holds experts that are read when they are needed.
+    pub demand: Option<Demand>,
 }
 
 /// Bytes of a file that one thread reads and packs at a time, where a tile is not larger.
 const READ_BYTES: usize = 1 << 20;
 
 impl Weights {
-    /// Reserves the memory of every tensor.
-    pub fn new(plan: &Plan, uses: &[Use]) -> Result<Self> {
+    /// Reserves the memory of every tensor; for experts at most so many bytes, where a limit is given.
+    pub fn new(plan: &Plan, compiled: &Compiled, expert_memory: Option<usize>) -> Result<Self> {
+        let Compiled { uses, mixtures, .. } = compiled;
+        let demand = match expert_memory {
+            Some(limit) => Demand::new(plan, uses, mixtures, limit)?,
+            None => None,
+        };
         let mut tensors = Vec::with_capacity(uses.len());
         for (tensor, of) in plan.tensors.iter().zip(uses) {
             let what = || format!("tensor {}", tensor.name);
             tensors.push(match *of {
+                Use::Experts(format) if demand.is_some() => Weight::OnDemand {
+                    format,
+                    rows: tensor.rows,
+                    cols: tensor.cols,
+                    count: tensor.experts.unwrap_or(1),
+                },
                 Use::Matrix(format) => {
                     let bytes = tensor.rows.div_ceil(LANES).checked_mul(format.tile_bytes(tensor.cols));
                     Matrix::zeroed(format, tensor.rows, tensor.cols)
@@ -64,7 +85,7 @@ impl Weights {
                 }
             });
         }
-        Ok(Self { loaded: vec![0; tensors.len()], tensors })
+        Ok(Self { loaded: vec![0; tensors.len()], tensors, demand })
     }
 
     pub fn matrix(&self, id: usize) -> &Matrix {
@@ -82,6 +103,30 @@ impl Weights {
         }
     }
 
+    /// An expert's matrix, which must be in memory: see [`Demand`].
+    pub fn expert(&self, mixture: usize, id: usize, expert: usize) -> &Matrix {
+        match (&self.tensors[id], &self.demand) {
+            (Weight::OnDemand { .. }, Some(demand)) => demand.matrix(mixture, id, expert),
+            _ => &self.experts(id)[expert],
+        }
+    }
+
+    /// Tiles of each of a tensor's experts, and bytes of a tile.
+    pub fn expert_tiles(&self, id: usize) -> (usize, usize) {
+        match self.tensors[id] {
+            Weight::OnDemand { format, rows, cols, .. } => (rows.div_ceil(LANES), format.tile_bytes(cols)),
+            _ => {
+                let matrix = &self.experts(id)[0];
+                (matrix.tiles(), matrix.format().tile_bytes(matrix.cols()))
+            }
+        }
+    }
+
+    /// Whether the experts of a mixture are read when they are needed, and this one is not in memory.
+    pub fn is_missing(&self, mixture: usize, expert: u32) -> bool {
+        self.demand.as_ref().is_some_and(|demand| !demand.is_resident(mixture, expert))
+    }
+
     pub fn vector(&self, id: usize) -> &[f32] {
         match &self.tensors[id] {
             Weight::Vector { values, .. } => values,
@@ -93,9 +138,11 @@ impl Weights {
         let bytes = |weight: &Weight| match weight {
             Weight::Matrix(matrix) => matrix.bytes(),
             Weight::Experts(experts) => experts.iter().map(Matrix::bytes).sum(),
+            Weight::OnDemand { .. } => 0,
             Weight::Vector { values, .. } => values.len() * 4,
         };
-        self.tensors.iter().map(bytes).sum()
+        let demand = self.demand.as_ref().map_or(0, Demand::bytes);
+        self.tensors.iter().map(bytes).sum::<usize>() + demand
     }
 
     /// The first tensor that is not wholly loaded.
@@ -107,6 +154,7 @@ impl Weights {
         match &self.tensors[id] {
             Weight::Matrix(matrix) => matrix.rows(),
             Weight::Experts(experts) => experts.iter().map(Matrix::rows).sum(),
+            Weight::OnDemand { rows, count, .. } => rows * count,
             Weight::Vector { .. } => 1,
         }
     }
@@ -118,41 +166,35 @@ impl Weights {
             Weight::Experts(experts) => {
                 experts.first().map_or(0, |matrix| matrix.format().row_bytes(matrix.cols()))
             }
+            Weight::OnDemand { format, cols, .. } => format.row_bytes(*cols),
             Weight::Vector { format, values } => format.row_bytes(values.len()),
         }
     }
 
     /// Packs a whole tensor, all threads reading and packing parts of it.
     pub fn load(&mut self, id: usize, reader: &dyn TensorReader, offset: u64, pool: &dyn Pool) -> Result<()> {
-        let row_bytes = self.row_bytes(id);
-        let rows = self.rows(id);
-        let next = AtomicUsize::new(0);
-        let fault = Mutex::new(None);
+        let (rows, row_bytes) = (self.rows(id), self.row_bytes(id));
         let target = Target::new(&mut self.tensors[id]);
-        let unit = target.unit();
-        let per_item = unit * (READ_BYTES / (row_bytes * unit)).max(1);
-        pool.run(&|_| {
-            let mut bytes = Vec::new();
-            loop {
-                let first = next.fetch_add(per_item, Ordering::Relaxed);
-                if first >= rows || lock(&fault).is_some() {
-                    return;
-                }
-                bytes.resize((rows - first).min(per_item) * row_bytes, 0);
-                match reader.read(offset + (first * row_bytes) as u64, &mut bytes) {
-                    Ok(()) => target.pack(first, &bytes),
-                    Err(message) => *lock(&fault) = Some(message),
-                }
-            }
-        });
-        if let Some(message) = lock(&fault).take() {
-            return Err(Error {
-                code: "SOURCE_READ",
-                message,
-                cure: "Check that the file is complete, unchanged since it was opened, and readable.",
-            });
-        }
+        let filling = Filling { target, rows, row_bytes, reader, offset };
+        Filling::run(&[filling], READ_BYTES, pool, pool.threads())?;
         self.loaded[id] = rows;
+        Ok(())
+    }
+
+    /// Whether the tensor's experts are read when they are needed.
+    pub fn is_on_demand(&self, id: usize) -> bool {
+        matches!(self.tensors[id], Weight::OnDemand { .. })
+    }
+
+    /// Says where an on-demand tensor comes from: a reader and an offset, or the caller.
+    pub fn attach(&mut self, id: usize, origin: Option<(Arc<dyn TensorReader + Send>, u64)>) -> Result<()> {
+        let Some(demand) =
+            self.demand.as_mut().filter(|_| matches!(self.tensors[id], Weight::OnDemand { .. }))
+        else {
+            return Err(Error::internal(format!("tensor {id} is not read on demand")));
+        };
+        demand.attach(id, origin);
+        self.loaded[id] = self.rows(id);
         Ok(())
     }
 
@@ -170,6 +212,57 @@ impl Weights {
         target.pack(done, bytes);
         self.loaded[id] += count;
         Ok(())
+    }
+}
+
+/// Rows that are read and packed.
+pub(crate) struct Filling<'a> {
+    target: Target<'a>,
+    rows: usize,
+    row_bytes: usize,
+    reader: &'a dyn TensorReader,
+    offset: u64,
+}
+
+impl<'a> Filling<'a> {
+    pub fn new(matrix: &'a mut Matrix, reader: &'a dyn TensorReader, offset: u64) -> Self {
+        let (rows, row_bytes) = (matrix.rows(), matrix.format().row_bytes(matrix.cols()));
+        Self { target: Target::matrices(std::slice::from_mut(matrix)), rows, row_bytes, reader, offset }
+    }
+
+    /// Reads and packs everything, threads taking about `chunk` bytes at a time.
+    pub fn run(fillings: &[Self], chunk: usize, pool: &dyn Pool, threads: usize) -> Result<()> {
+        let mut items = Vec::new();
+        for filling in fillings {
+            let unit = filling.target.unit();
+            let rows = unit * (chunk / (filling.row_bytes * unit)).max(1);
+            let parts = (0..filling.rows).step_by(rows);
+            items.extend(parts.map(|first| (filling, first..filling.rows.min(first + rows))));
+        }
+        let next = AtomicUsize::new(0);
+        let fault = Mutex::new(None);
+        pool.run_on(threads, &|_| {
+            let mut bytes = Vec::new();
+            while let Some((filling, rows)) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if lock(&fault).is_some() {
+                    return;
+                }
+                bytes.resize(rows.len() * filling.row_bytes, 0);
+                let offset = filling.offset + (rows.start * filling.row_bytes) as u64;
+                match filling.reader.read(offset, &mut bytes) {
+                    Ok(()) => filling.target.pack(rows.start, &bytes),
+                    Err(message) => *lock(&fault) = Some(message),
+                }
+            }
+        });
+        let fault = lock(&fault).take();
+        fault.map_or(Ok(()), |message| {
+            Err(Error {
+                code: "SOURCE_READ",
+                message,
+                cure: "Check that the file is complete, unchanged since it was opened, and readable.",
+            })
+        })
     }
 }
 
@@ -197,6 +290,7 @@ impl<'a> Target<'a> {
         match weight {
             Weight::Matrix(matrix) => Self::matrices(std::slice::from_mut(matrix)),
             Weight::Experts(experts) => Self::matrices(experts),
+            Weight::OnDemand { .. } => Self::matrices(&mut []),
             Weight::Vector { format, values } => {
                 Self::Vector { format: *format, values: kernels::view::Shared::new(values) }
             }

@@ -5,12 +5,13 @@ use kernels::sampling::SamplerSettings;
 use kernels::table::available;
 use proptest::prelude::*;
 use runtime::error::Error;
-use runtime::model::{Entry, Model, Output, Want};
+use runtime::model::{Entry, Limits, Model, Output, Progress, Want};
 use runtime::plan::Plan;
 use runtime::sparse::{BlockSource, Pattern};
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const VOCAB: usize = 50;
 const WIDTH: usize = 32;
@@ -322,14 +323,14 @@ proptest! {
 }
 
 /// The plan with its feed-forward layer made two mixtures of 32 experts, of which a token uses 1 and
-/// then 8; an expert's 24 rows do not fill tiles.
+/// then 8; an expert's 40 rows do not fill tiles.
 fn mixture() -> Value {
     let mut plan = plan();
     let stack = |name: &str, rows: usize, cols: usize| json!({ "name": name, "type": "F16", "rows": rows, "cols": cols, "experts": 32 });
     let tensors = plan["tensors"].as_array_mut().unwrap();
     tensors.retain(|t| !["gate", "up", "down"].contains(&t["name"].as_str().unwrap()));
     tensors.push(json!({ "name": "router", "type": "Q8_0", "rows": 32, "cols": WIDTH }));
-    tensors.extend([stack("gate", 24, WIDTH), stack("up", 24, WIDTH), stack("down", WIDTH, 24)]);
+    tensors.extend([stack("gate", 40, WIDTH), stack("up", 40, WIDTH), stack("down", WIDTH, 40)]);
     let buffers = plan["buffers"].as_array_mut().unwrap();
     buffers.retain(|b| b["name"] != "f");
     buffers.push(json!({ "name": "g", "width": 32, "rows": "tokens" }));
@@ -701,5 +702,73 @@ fn routers_and_copies_that_do_not_fit_are_refused() {
         change(&mut copy);
         plan["ops"].as_array_mut().unwrap().insert(5, copy.clone());
         assert_eq!(refused(&plan), "PLAN_INVALID", "{copy}");
+    }
+}
+
+/// Bytes that one expert of each mixture of [`mixture`] takes when packed.
+const EXPERT_BYTES: usize = 2 * 2 * (2 * 48 * WIDTH + 32 * 40);
+
+/// A mixture of which so many bytes of experts fit into memory; attached to readers, or to the caller.
+fn on_demand(isa: usize, threads: usize, expert_memory: usize, readers: bool) -> Model {
+    let value = mixture();
+    let types: Vec<String> =
+        value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
+    let limits = Limits { max_tokens: 64, expert_memory: Some(expert_memory) };
+    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), limits).unwrap();
+    for id in 0..types.len() {
+        let reader = Mixed(types.clone(), id);
+        if model.is_on_demand(id).unwrap() {
+            let origin: (Arc<dyn TensorReader + Send>, u64) = (Arc::new(reader), 0);
+            model.attach_tensor(id, readers.then_some(origin)).unwrap();
+        } else {
+            model.load_tensor(id, &reader, 0).unwrap();
+        }
+    }
+    model
+}
+
+/// The logits of a step whose experts this function supplies.
+fn supplied_logits(model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
+    let value = mixture();
+    let tensors = value["tensors"].as_array().unwrap();
+    let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    loop {
+        match model.advance(&[Entry { sequence, tokens, want: Want::AllLogits }]).unwrap() {
+            Progress::Done(mut outputs) => match outputs.remove(0) {
+                Output::Values(values) => return values.iter().map(|x| x.to_bits()).collect(),
+                other => panic!("{other:?}"),
+            },
+            Progress::Needs(wanted) => {
+                for wanted in wanted {
+                    let bytes = 2 * 40 * WIDTH;
+                    let mut data = vec![0; bytes];
+                    let at = (wanted.expert * bytes) as u64;
+                    Mixed(types.clone(), wanted.tensor).read(at, &mut data).unwrap();
+                    model.supply(wanted, &data).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_on_demand_change_no_result() {
+    let prompt = tokens(60);
+    let whole = mixture_on(available().len() - 1, 1);
+    let want = logits(&whole, whole.create_sequence(None).unwrap(), &prompt);
+    for isa in 0..available().len() {
+        for slots in [1, 3, 8, 20, 31] {
+            for readers in [true, false] {
+                let model = on_demand(isa, 1 + slots % 3, EXPERT_BYTES * slots, readers);
+                for chunk in [1, 7, 60] {
+                    let sequence = model.create_sequence(None).unwrap();
+                    let run = if readers { logits } else { supplied_logits };
+                    let got: Vec<u32> =
+                        prompt.chunks(chunk).flat_map(|part| run(&model, sequence, part)).collect();
+                    assert!(got == want, "{} with {slots} slots, chunks of {chunk}", available()[isa].isa);
+                }
+            }
+        }
     }
 }

@@ -1,0 +1,87 @@
+//! Files that tensors are read from, some of them for as long as the model lives.
+
+use runtime::error::Error;
+use runtime::weights::TensorReader;
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+/// The files in use, each open once.
+#[derive(Default)]
+pub struct Files(Mutex<HashMap<String, Weak<FileReader>>>);
+
+impl Files {
+    pub fn open(&self, path: &str) -> runtime::error::Result<Arc<FileReader>> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let opened = FileReader::open(path).map_err(|error| Error {
+            code: "SOURCE_READ",
+            message: format!("cannot read {path}: {error}"),
+            cure: "Check that the file is there and readable.",
+        })?;
+        let opened = Arc::new(opened);
+        files.insert(path.to_string(), Arc::downgrade(&opened));
+        Ok(opened)
+    }
+}
+
+pub struct FileReader {
+    file: File,
+    path: String,
+    state: State,
+}
+
+/// What changes when a file is written to.
+#[derive(PartialEq)]
+struct State {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl State {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self { bytes: metadata.len(), modified: metadata.modified().ok() })
+    }
+}
+
+impl FileReader {
+    fn open(path: &str) -> std::io::Result<Self> {
+        let file = File::open(path)?;
+        let state = State::of(&file)?;
+        Ok(Self { file, path: path.to_string(), state })
+    }
+}
+
+impl TensorReader for FileReader {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        let bytes = to.len();
+        let result = State::of(&self.file).and_then(|state| match state == self.state {
+            true => read_at(&self.file, offset, to),
+            false => Err(std::io::Error::other("it was changed since the model was loaded")),
+        });
+        result.map_err(|error| format!("cannot read {bytes} bytes at {offset} of {}: {error}", self.path))
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, offset: u64, to: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut offset: u64, mut to: &mut [u8]) -> std::io::Result<()> {
+    while !to.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, to, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                to = &mut to[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
