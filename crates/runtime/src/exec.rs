@@ -33,6 +33,10 @@ use std::time::Duration;
 /// An item is this part of each thread's share of what is left: large ones first, read in order, then ever
 /// smaller ones, so that threads of different speed end at about the same time.
 const SHARE: usize = 2;
+/// But steps of more than so many tokens go over an item's weights more than once, which then should stay in a
+/// cache: at least so many items per thread.
+const STREAMED_TOKENS: usize = 8;
+const ITEMS_PER_THREAD: usize = 8;
 /// Weight bytes times tokens that an item must at least have, to be worth handing out.
 const ITEM_WORK: usize = 1 << 15;
 /// Weight bytes times tokens below which a step runs on the caller alone.
@@ -357,7 +361,9 @@ impl Run<'_> {
 
     /// The units of an item; empty past the last.
     fn part(&self, item: usize, units: usize, least: usize) -> Range<usize> {
-        let size = |start: usize| ((units - start) / (self.threads * SHARE)).max(least).max(1);
+        let streamed = self.work.tokens.len() <= STREAMED_TOKENS;
+        let most = if streamed { units } else { units / (self.threads * ITEMS_PER_THREAD) };
+        let size = |start: usize| ((units - start) / (self.threads * SHARE)).min(most).max(least).max(1);
         let mut start = 0;
         for _ in 0..item {
             start = (start + size(start)).min(units);
