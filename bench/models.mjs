@@ -145,9 +145,17 @@ function metadataOf(name, shape) {
   ]);
 }
 
-async function writeTensor(file, tensor, patterns) {
+/** Embeddings are large beside what the layers add, so that tokens differ and are spread over all experts. */
+const EMBEDDING_POWER = 8;
+
+/** @param index the tensor's, which begins the pattern at a place of its own */
+async function writeTensor(file, tensor, index, patterns) {
   const ones = tensor.shape.length === 1;
-  const bytes = ones ? Buffer.from(new Float32Array(tensor.shape[0]).fill(1).buffer) : patterns[tensor.type];
+  const pattern = patterns[tensor.name] ?? patterns[tensor.type];
+  const start = (index * 7919 * BLOCKS[tensor.type].bytes) % pattern.length;
+  const bytes = ones
+    ? Buffer.from(new Float32Array(tensor.shape[0]).fill(1).buffer)
+    : Buffer.concat([pattern.subarray(start), pattern.subarray(0, start)]);
   for (let at = 0; at < tensor.bytes; at += bytes.length) {
     await file.write(bytes, 0, Math.min(bytes.length, tensor.bytes - at), tensor.offset + at);
   }
@@ -164,9 +172,13 @@ if (!shape || !BLOCKS[type] || !out) {
 const layout = layOutGguf(metadataOf(name, shape), tensorsOf(shape, type));
 const file = await open(out, 'w');
 await file.write(layout.header, 0, layout.header.length, 0);
-const patterns = Object.fromEntries([...new Set(['F32', type])].map((each) => [each, pattern(each)]));
+const patterns = {
+  F32: pattern('F32'),
+  [type]: pattern(type),
+  'token_embd.weight': pattern(type, EMBEDDING_POWER),
+};
 for (const [i, tensor] of layout.tensors.entries()) {
-  await writeTensor(file, tensor, patterns);
+  await writeTensor(file, tensor, i, patterns);
   if (process.stderr.isTTY) process.stderr.write(`\r${i + 1} of ${layout.tensors.length} tensors`);
 }
 await file.truncate(layout.bytes);

@@ -16,9 +16,10 @@ export interface BigModel {
 /**
  * A Llama of Q8_0 weights that are all zero, written as a sparse file: only the header takes space and time. What
  * loading and computing cost does not depend on the weights' values.
+ * @param experts where there are any, each feed-forward layer is a mixture of so many, all of which a token uses
  */
-export async function writeBigModel(path: string, blocks: number): Promise<BigModel> {
-  const shapes = bigSpec(blocks);
+export async function writeBigModel(path: string, blocks: number, experts = 0): Promise<BigModel> {
+  const shapes = bigSpec(blocks, experts);
   const empty: GgufSpec = {
     ...shapes,
     tensors: shapes.tensors.map((tensor) => ({ ...tensor, data: new Uint8Array(0) })),
@@ -45,7 +46,7 @@ export async function writeBigModel(path: string, blocks: number): Promise<BigMo
 }
 
 /** Metadata and shapes of the random models, with matrices that are larger and have no data yet. */
-function bigSpec(blocks: number): GgufSpec {
+function bigSpec(blocks: number, experts: number): GgufSpec {
   const { metadata } = randomModelSpec({
     architecture: 'llama',
     seed: 0,
@@ -57,6 +58,7 @@ function bigSpec(blocks: number): GgufSpec {
     feedForward: FEED_FORWARD,
     contextLength: 2048,
     types: ['Q8_0'],
+    ...(experts === 0 ? {} : { keys: { expert_count: experts, expert_used_count: experts } }),
   });
   const set: Readonly<Record<string, number>> = {
     'llama.block_count': blocks,
@@ -69,13 +71,13 @@ function bigSpec(blocks: number): GgufSpec {
     }),
     tensors: [
       matrix('token_embd', WIDTH, VOCABULARY),
-      ...Array.from({ length: blocks }, (_, i) => block(`blk.${i}`)).flat(),
+      ...Array.from({ length: blocks }, (_, i) => block(`blk.${i}`, experts)).flat(),
       norm('output_norm'),
     ],
   };
 }
 
-function block(name: string): TensorSpec[] {
+function block(name: string, experts: number): TensorSpec[] {
   return [
     norm(`${name}.attn_norm`),
     matrix(`${name}.attn_q`, WIDTH, WIDTH),
@@ -83,9 +85,10 @@ function block(name: string): TensorSpec[] {
     matrix(`${name}.attn_v`, WIDTH, WIDTH / 4),
     matrix(`${name}.attn_output`, WIDTH, WIDTH),
     norm(`${name}.ffn_norm`),
-    matrix(`${name}.ffn_gate`, WIDTH, FEED_FORWARD),
-    matrix(`${name}.ffn_up`, WIDTH, FEED_FORWARD),
-    matrix(`${name}.ffn_down`, FEED_FORWARD, WIDTH),
+    ...(experts === 0 ? [] : [matrix(`${name}.ffn_gate_inp`, WIDTH, experts)]),
+    feedForward(`${name}.ffn_gate`, [WIDTH, FEED_FORWARD], experts),
+    feedForward(`${name}.ffn_up`, [WIDTH, FEED_FORWARD], experts),
+    feedForward(`${name}.ffn_down`, [FEED_FORWARD, WIDTH], experts),
   ];
 }
 
@@ -93,6 +96,12 @@ const matrix = (name: string, cols: number, rows: number): TensorSpec => ({
   name: `${name}.weight`,
   type: 'Q8_0',
   shape: [cols, rows],
+});
+
+const feedForward = (name: string, shape: readonly number[], experts: number): TensorSpec => ({
+  name: experts === 0 ? `${name}.weight` : `${name}_exps.weight`,
+  type: 'Q8_0',
+  shape: experts === 0 ? shape : [...shape, experts],
 });
 
 const norm = (name: string): TensorSpec => ({ name: `${name}.weight`, type: 'F32', shape: [WIDTH] });

@@ -61,3 +61,24 @@ it.runIf(linux)('peaks within 1.1 times the weights in the memory of WebAssembly
     expect(loaded - baseline).toBeGreaterThan(0.9 * model.weightBytes);
   });
 });
+
+it.runIf(linux)(
+  'keeps experts that are read on demand within their limit and a tenth',
+  async () => {
+    await withFolder(async (folder) => {
+      const { path } = await writeBigModel(join(folder, 'big.gguf'), 3, 8);
+      const expertBytes = 3 * 8 * 3 * 1024 * 4096 * (34 / 32);
+      const peak = async (expertMemory?: number) =>
+        (await runChild<Report>('memory', { path, expertMemory }, { limitMs: 120_000 })).ran;
+      // What everything else takes is what it takes when all experts are in memory.
+      const rest = (await peak()) - expertBytes;
+      for (const share of [0.5, 0.25]) {
+        const experts = (await peak(share * expertBytes)) - rest;
+        console.log(`limit ${share} of the experts, peak ${(experts / expertBytes).toFixed(3)} of them`);
+        expect(experts).toBeLessThan(1.1 * share * expertBytes);
+        expect(experts).toBeGreaterThan(0.85 * share * expertBytes);
+      }
+    });
+  },
+  300_000,
+);
