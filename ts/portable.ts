@@ -1,4 +1,5 @@
 // What every runtime has, beside its own `load`.
+export type { AttentionOptions, AttentionPolicy, AttentionUsage, LayerPolicies } from './attention/types.js';
 export type { BackendInfo, Isa } from './backend/types.js';
 export * from './engine/api.js';
 export { type ErrorCode, FrugalError, isFrugalError } from './errors.js';

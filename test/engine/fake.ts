@@ -57,6 +57,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     },
     countExperts() {},
     expertCounts: () => undefined,
+    keptKeys: () => new Float64Array(0),
     freeSequence(sequence) {
       if (!sequences.delete(sequence)) throw new Error(`sequence ${sequence} is freed twice`);
     },
@@ -184,6 +185,7 @@ export function createFakeModel(
   const backend = createFakeBackend(options);
   const engine: Engine = {
     meter: undefined,
+    attention: undefined,
     identity: undefined,
     scheduler: createScheduler(backend, { maxStepTokens: 32, chunk: 16, ...options.limits }),
     tokenizer: createFakeTokenizer(),

@@ -28,6 +28,7 @@ export interface RuntimeModel {
   createSequence(settings?: RuntimeSettings): number;
   countExperts(sequence: number): void;
   expertCounts(sequence: number): ExpertCounts | null | undefined;
+  keptKeys(sequence: number): Float64Array;
   freeSequence(sequence: number): Promise<void>;
   step(
     sequences: Uint32Array,
@@ -71,6 +72,7 @@ export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo)
     createSequence: (sampler) => translate(() => model.createSequence(sampler && toRuntime(sampler))),
     countExperts: (sequence) => translate(() => model.countExperts(sequence)),
     expertCounts: (sequence) => model.expertCounts(sequence) ?? undefined,
+    keptKeys: (sequence) => model.keptKeys(sequence),
     freeSequence: (sequence) => void model.freeSequence(sequence),
     step(batch) {
       const supply = (tensor: number, expert: number, bytes: Uint8Array) =>

@@ -104,6 +104,11 @@ export interface BackendModel {
   countExperts(sequence: number): void;
   /** Ends counting. Undefined where it never began, or the sequence has ended. */
   expertCounts(sequence: number): ExpertCounts | undefined;
+  /**
+   * Four numbers for each layer, of steps since this was last asked: blocks of keys kept and seen, the sum of the
+   * measured shares of the attention mass, and how many were measured. Empty where all keys are kept.
+   */
+  keptKeys(sequence: number): Float64Array;
   /** Frees the sequence's cache. A step in progress that holds it is cut short. */
   freeSequence(sequence: number): void;
   /** Runs the plan for all entries at once. Rejects as a whole; the sequences are then unchanged. */

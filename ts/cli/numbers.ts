@@ -1,4 +1,5 @@
 import { InvalidArgumentError } from 'commander';
+import { type AttentionOptions, checkAttention } from '../attention/index.js';
 import type { Watts } from '../energy/types.js';
 import { describeRange, inRange, type NumberRange } from '../engine/check.js';
 import { EXPERT_MEMORY_RANGE } from '../engine/load.js';
@@ -24,6 +25,20 @@ export function parseWatts(text: string): Watts {
   const [idle = Number.NaN, busy = Number.NaN, ...rest] = text.split(',').map(Number);
   if (rest.length === 0 && idle >= 0 && idle <= busy && busy < 1e6) return { idle, busy };
   throw new InvalidArgumentError('It must be two numbers of watts, idle and busy, as in 12,65.');
+}
+
+/** A policy's name, or the whole option as JSON. */
+export function parseAttention(text: string): AttentionOptions {
+  try {
+    const value: unknown = text.startsWith('{')
+      ? JSON.parse(text)
+      : { prefill: { policy: text }, decode: { policy: text } };
+    const options = checkAttention(value);
+    if (options) return options;
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+  throw new InvalidArgumentError('It must be a policy.');
 }
 
 /** Collects an option that may be given several times. */

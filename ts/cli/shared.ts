@@ -1,5 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
+import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import type { Watts } from '../energy/types.js';
 import { type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
@@ -7,7 +8,7 @@ import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../eng
 import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
-import { collectText, numberParser, parseBytes, parseSeed, parseWatts } from './numbers.js';
+import { collectText, numberParser, parseAttention, parseBytes, parseSeed, parseWatts } from './numbers.js';
 import { createProgress } from './progress.js';
 import { note, usageError } from './terminal.js';
 
@@ -21,6 +22,7 @@ export interface LoadFlags {
   readonly ctx?: number;
   readonly expertMemory?: number;
   readonly watts?: Watts;
+  readonly attention?: AttentionOptions;
 }
 
 /** How a command loads its model. */
@@ -44,6 +46,11 @@ export function addLoadFlags(command: Command, parse: (text: string) => unknown 
       '--expert-memory <size>',
       'memory for experts, such as 6GiB; the others stay in the file',
       parseBytes,
+    )
+    .option(
+      '--attention <policy>',
+      `what attention keeps of the keys: ${POLICIES.join(', ')}, or the option as JSON (default: dense)`,
+      parseAttention,
     )
     .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
 }
@@ -156,6 +163,7 @@ export function loadOptions(flags: LoadFlags): LoadOptions {
     ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
     ...(flags.expertMemory === undefined ? {} : { expertMemory: flags.expertMemory }),
     ...(flags.watts === undefined ? {} : { watts: flags.watts }),
+    ...(flags.attention === undefined ? {} : { attention: flags.attention }),
   };
 }
 

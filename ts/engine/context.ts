@@ -1,3 +1,4 @@
+import type { AttentionOptions } from '../attention/types.js';
 import type { BackendInfo } from '../backend/types.js';
 import type { EnergyMeter } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
@@ -14,6 +15,8 @@ export interface Engine {
   readonly backend: BackendInfo;
   /** Where the runtime can tell what a generation costs. */
   readonly meter: EnergyMeter | undefined;
+  /** Which keys attention keeps, where that is not all. */
+  readonly attention: AttentionOptions | undefined;
   /** For provenance records, where the model was loaded for them. */
   readonly identity: Identity | undefined;
   /** The Jinja template that the model formats chats with, where it has one. */

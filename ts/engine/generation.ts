@@ -1,3 +1,4 @@
+import { type AttentionUsage, attentionUsage } from '../attention/index.js';
 import type { Energy } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
 import { checkTokens, invalid, isTokenList } from './check.js';
@@ -33,6 +34,8 @@ export interface Usage {
   readonly kvBytes: number;
   /** Where the computed tokens were routed: of models with experts, with the option `expertUsage`. */
   readonly experts?: ExpertUsage;
+  /** What attention kept of the keys: of models loaded with `attention`. */
+  readonly attention?: AttentionUsage;
   /** What the machine spent meanwhile, other work on it included; in runtimes that cannot tell, nothing. */
   readonly energy?: UsageEnergy;
 }
@@ -90,6 +93,7 @@ export interface GenerationRecord {
   decodeMs: number;
   kvBytes: number;
   experts: ExpertUsage | undefined;
+  attention: AttentionUsage | undefined;
   energy: UsageEnergy | undefined;
   settings: GenerateSettings | undefined;
 }
@@ -188,6 +192,8 @@ async function* produce(
     const counts = engine.scheduler.expertCounts(start.sequence);
     if (counts && engine.facts.expertLayers.length > 0)
       record.experts = expertUsage(counts, engine.facts.expertLayers);
+    if (engine.attention)
+      record.attention = attentionUsage(engine.attention, engine.scheduler.keptKeys(start.sequence));
     const energy = span?.end();
     if (energy) record.energy = { ...energy, bytesMoved: bytesMoved(engine, record) };
     start.release(record);
@@ -300,6 +306,7 @@ function emptyRecord(): GenerationRecord {
     decodeMs: 0,
     kvBytes: 0,
     experts: undefined,
+    attention: undefined,
     energy: undefined,
     settings: undefined,
   };
@@ -346,6 +353,7 @@ function toCompletion(record: GenerationRecord, threads: number, engine?: Engine
       threads,
       kvBytes: record.kvBytes,
       ...(record.experts === undefined ? {} : { experts: record.experts }),
+      ...(record.attention ? { attention: record.attention } : {}),
       ...(record.energy && { energy: record.energy }),
     },
   };

@@ -1,3 +1,4 @@
+import { type AttentionOptions, BLOCK, checkAttention, sparsePlan } from '../attention/index.js';
 import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
 import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
 import type { EnergyMeter, Watts } from '../energy/types.js';
@@ -54,6 +55,8 @@ export interface LoadOptions {
    * `info.expertBytes`; one expert of each layer is the least. @default all experts
    */
   readonly expertMemory?: number;
+  /** Lets attention keep only a part of the keys: less work in long contexts, for other results. @default all keys */
+  readonly attention?: AttentionOptions;
   /** A Jinja chat template in place of the model's own. */
   readonly chatTemplate?: string;
   /**
@@ -91,6 +94,7 @@ const LOAD_NAMES = [
   'variant',
   'chunk',
   'expertMemory',
+  'attention',
   'chatTemplate',
   'sha256',
   'provenance',
@@ -109,6 +113,7 @@ interface LoadSettings {
   readonly variant: WasmVariant | undefined;
   readonly chunk: number;
   readonly expertMemory: number | undefined;
+  readonly attention: AttentionOptions | undefined;
   readonly chatTemplate: string | undefined;
   readonly sha256: readonly string[] | undefined;
   readonly provenance: boolean;
@@ -137,6 +142,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
         : checkChoice('variant', options.variant, WASM_VARIANTS, 'simd128'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
     expertMemory: checkNumber('expertMemory', options.expertMemory, EXPERT_MEMORY_RANGE, undefined),
+    attention: checkAttention(options.attention),
     chatTemplate,
     sha256: checkSha256(options.sha256),
     provenance: checkBoolean('provenance', options.provenance, false),
@@ -232,10 +238,15 @@ async function assemble(
   digests: readonly string[],
 ): Promise<Model> {
   const { contextLength, signal } = settings;
-  const { plan, placements, facts } = buildPlan(gguf, {
+  const built = buildPlan(gguf, {
     ...(contextLength === undefined ? {} : { contextLength }),
     tensorTypes: backend.tensorTypes,
   });
+  const { placements, facts } = built;
+  const { attention } = settings;
+  const plan = attention
+    ? { ...built.plan, sparse: sparsePlan(attention, built.plan.kvLayers.length) }
+    : built.plan;
   const maxStepTokens = Math.max(settings.chunk, MIN_STEP_TOKENS);
   const owned: Array<{ dispose(): Promise<void> }> = [];
   try {
@@ -251,13 +262,14 @@ async function assemble(
     owned.push(tokenizer);
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
-    const limits = { maxStepTokens, chunk: settings.chunk };
+    const limits = { maxStepTokens, chunk: settings.chunk, ...(attention ? { block: BLOCK } : {}) };
     const engine = {
       scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,
       facts: withNotes(facts, notes, settings),
       backend: compiled.info,
       meter,
+      attention,
       identity: settings.provenance ? identify(gguf.parts[0]?.name ?? '', digests, plan) : undefined,
       chatTemplate: settings.chatTemplate ?? gguf.metadata.optionalString('tokenizer.chat_template'),
     };

@@ -23,6 +23,11 @@ export interface SchedulerLimits {
   readonly maxStepTokens: number;
   /** The most tokens of one prompt in one step. */
   readonly chunk: number;
+  /**
+   * Cuts prompts only where a block of so many positions ends: what attention keeps may depend on all of a block's
+   * queries. @default 1
+   */
+  readonly block?: number;
 }
 
 /**
@@ -52,6 +57,8 @@ export interface Scheduler {
   countExperts(sequence: number): void;
   /** Ends counting; undefined where it never began, or the sequence is closed. */
   expertCounts(sequence: number): ExpertCounts | undefined;
+  /** See `BackendModel.keptKeys`. */
+  keptKeys(sequence: number): Float64Array;
   kvBytes(): number;
   /** See `BackendModel.setThreads`. */
   setThreads(threads: number): void;
@@ -85,7 +92,9 @@ export function createScheduler(
   limits: SchedulerLimits,
   tuner: ThreadTuner = fixedThreads(model.info.threads, model.setThreads),
 ): Scheduler {
-  const live = new Set<number>();
+  /** Sequences, and how many tokens each holds. */
+  const live = new Map<number, number>();
+  const block = limits.block ?? 1;
   const pendings = new Map<number, Pending>();
   const queue: Pending[] = [];
   let pumping = false;
@@ -99,9 +108,14 @@ export function createScheduler(
       // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
       if (live.size > 1) await nextTask();
       const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
-      const batch = takeBatch(queue, room, limits.chunk);
+      const batch = takeBatch(queue, room, Math.max(limits.chunk, block), (pending, take) =>
+        wholeBlocks(pending, take, live.get(pending.sequence) ?? 0, block),
+      );
       if (batch.length === 0) break;
-      stepping = runBatch(model, batch, tuner);
+      stepping = runBatch(model, batch, tuner, ({ pending, take }) => {
+        const held = live.get(pending.sequence);
+        if (held !== undefined) live.set(pending.sequence, held + take);
+      });
       await stepping;
     }
     pumping = false;
@@ -124,6 +138,7 @@ export function createScheduler(
     isOpen: (sequence) => live.has(sequence),
     countExperts: (sequence) => model.countExperts(sequence),
     expertCounts: (sequence) => (live.has(sequence) ? model.expertCounts(sequence) : undefined),
+    keptKeys: (sequence) => (live.has(sequence) ? model.keptKeys(sequence) : new Float64Array(0)),
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
     setThreads(threads) {
       assertLive();
@@ -135,7 +150,7 @@ export function createScheduler(
     open(sampler) {
       assertLive();
       const sequence = model.createSequence(sampler);
-      live.add(sequence);
+      live.set(sequence, 0);
       return sequence;
     },
     async run(sequence, tokens, output, signal) {
@@ -163,7 +178,7 @@ export function createScheduler(
       disposal ??= (async () => {
         for (const pending of pendings.values()) pending.reject(disposed('The model'));
         // A step in progress is cut short by losing its sequences, and has ended before the model goes.
-        for (const sequence of live) model.freeSequence(sequence);
+        for (const sequence of live.keys()) model.freeSequence(sequence);
         live.clear();
         await stepping;
         await model.dispose();
@@ -206,7 +221,12 @@ interface Room {
 }
 
 /** Takes the next step's requests out of the queue. */
-function takeBatch(queue: Pending[], room: Room, chunk: number): Share[] {
+function takeBatch(
+  queue: Pending[],
+  room: Room,
+  chunk: number,
+  cut: (pending: Pending, take: number) => number,
+): Share[] {
   const waiting = queue.filter((pending) => !pending.settled);
   const decodes = waiting.filter((pending) => pending.tokens.length === 1);
   const prompts = waiting.filter((pending) => pending.tokens.length > 1);
@@ -218,7 +238,7 @@ function takeBatch(queue: Pending[], room: Room, chunk: number): Share[] {
   room.logitRows -= batch.length;
   if (batch.length > 0) room.tokens = Math.min(room.tokens, MIXED_PROMPT_TOKENS);
   for (const pending of prompts) {
-    const take = takePrompt(pending, room, chunk);
+    const take = takePrompt(pending, room, chunk, cut);
     if (take > 0) batch.push({ pending, take });
   }
   const taken = new Set(batch.map((share) => share.pending));
@@ -227,21 +247,38 @@ function takeBatch(queue: Pending[], room: Room, chunk: number): Share[] {
 }
 
 /** How many tokens of a prompt go into the step; takes them off its room. */
-function takePrompt({ tokens, output }: Pending, room: Room, chunk: number): number {
-  let take = Math.min(room.tokens, chunk, tokens.length);
+function takePrompt(
+  pending: Pending,
+  room: Room,
+  chunk: number,
+  cut: (pending: Pending, take: number) => number,
+): number {
+  const { tokens, output } = pending;
+  const most = Math.min(room.tokens, chunk, tokens.length);
+  let take = cut(pending, output === 'all-logits' ? Math.min(most, room.logitRows) : most);
   if (output === 'all-logits') {
-    take = Math.min(take, room.logitRows);
     room.logitRows -= take;
   } else if (take === tokens.length && (output === 'sample' || output === 'last-logits')) {
     if (room.logitRows > 0) room.logitRows -= 1;
-    else take -= 1;
+    else take = cut(pending, take - 1);
   }
   room.tokens -= take;
   return take;
 }
 
+/** The part of a prompt that ends where a block of positions does, unless it is all of it. */
+function wholeBlocks({ tokens }: Pending, take: number, held: number, block: number): number {
+  if (take === tokens.length) return take;
+  return Math.max(0, take - ((held + take) % block));
+}
+
 /** Runs one step and answers its requests; never rejects. */
-async function runBatch(model: BackendModel, batch: readonly Share[], tuner: ThreadTuner): Promise<void> {
+async function runBatch(
+  model: BackendModel,
+  batch: readonly Share[],
+  tuner: ThreadTuner,
+  appended: (share: Share) => void,
+): Promise<void> {
   const shares = batch.filter((share) => !share.pending.settled);
   if (shares.length === 0) return;
   let results: StepResult[];
@@ -250,10 +287,13 @@ async function runBatch(model: BackendModel, batch: readonly Share[], tuner: Thr
     results = await model.step(shares.map(toEntry));
     ended();
   } catch (error) {
-    await recover(model, shares, error, tuner);
+    await recover(model, shares, error, tuner, appended);
     return;
   }
-  for (const [i, share] of shares.entries()) answer(share, results[i]);
+  for (const [i, share] of shares.entries()) {
+    appended(share);
+    answer(share, results[i]);
+  }
 }
 
 async function recover(
@@ -261,14 +301,15 @@ async function recover(
   shares: readonly Share[],
   error: unknown,
   tuner: ThreadTuner,
+  appended: (share: Share) => void,
 ): Promise<void> {
   const left = shares.filter((share) => !share.pending.settled);
   if (left.length < shares.length) {
-    await runBatch(model, left, tuner);
+    await runBatch(model, left, tuner, appended);
   } else if (left.length === 1) {
     left[0]?.pending.reject(error);
   } else {
-    for (const share of left) await runBatch(model, [share], tuner);
+    for (const share of left) await runBatch(model, [share], tuner, appended);
   }
 }
 

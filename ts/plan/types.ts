@@ -17,6 +17,8 @@ export interface Plan {
   readonly buffers: readonly PlanBuffer[];
   readonly ropes: readonly Rope[];
   readonly ops: readonly PlanOp[];
+  /** Which keys attention keeps, where that is not all. */
+  readonly sparse?: Sparse;
   /** The buffer (rows: outputs) that holds the final hidden state, for embeddings. */
   readonly hidden: string;
 }
@@ -40,6 +42,52 @@ export interface PlanTensor {
   /** How many matrices of that shape follow one another: the experts of a layer (a GGUF shape [cols, rows, experts]). */
   readonly experts?: number;
 }
+
+/**
+ * A policy for each layer of the cache, or one for all: `prefill` where a step has several queries of a block of 64
+ * positions, `decode` where it has one.
+ */
+export interface Sparse {
+  readonly prefill: readonly SparsePolicy[];
+  readonly decode: readonly SparsePolicy[];
+}
+
+/** See `AttentionPolicy`. Blocks are of 64 positions. */
+export type SparsePolicy =
+  | { readonly policy: 'dense' }
+  /** The union of the first `sinks` and last `recent` positions, and of whole blocks. */
+  | {
+      readonly policy: 'pattern';
+      readonly sinks: number;
+      readonly recent: number;
+      /** So many blocks before the queries' own, `dilation` blocks apart. */
+      readonly dilated: number;
+      readonly dilation: number;
+      /** Blocks by number. */
+      readonly global: readonly number[];
+      /** Every so manieth block; 0: none. */
+      readonly stride: number;
+      /** Blocks drawn at random. */
+      readonly random: number;
+      readonly seed: number;
+    }
+  | {
+      readonly policy: 'antidiagonal';
+      readonly stride: number;
+      readonly mass: number;
+      readonly keep: number;
+      readonly tokens: number;
+    }
+  | { readonly policy: 'vertical-slash'; readonly keep: number; readonly tokens: number }
+  | {
+      readonly policy: 'lsh';
+      readonly rounds: number;
+      readonly seed: number;
+      readonly keep: number;
+      readonly tokens: number;
+    }
+  | { readonly policy: 'bounds'; readonly keep: number; readonly tokens: number }
+  | { readonly policy: 'auto'; readonly quality: number; readonly from: number };
 
 export interface PlanBuffer {
   readonly name: string;

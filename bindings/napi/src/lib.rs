@@ -8,9 +8,10 @@ use files::Files;
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::table::available;
-use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Uint8Array, Uint32Array};
+use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Float64Array, Uint8Array, Uint32Array};
 use napi::{Env, Status, Task};
 use napi_derive::napi;
+use runtime::choose::Tally;
 use runtime::demand::Wanted;
 use runtime::error::Error;
 use runtime::model::{Entry, Freed, Limits, Model, Output, Progress, Want};
@@ -215,6 +216,14 @@ impl NativeModel {
             reads: tallies.iter().map(|tally| tally.reads).collect::<Vec<_>>().into(),
             misses: tallies.iter().map(|tally| tally.misses).collect::<Vec<_>>().into(),
         })
+    }
+
+    /// Four numbers for each layer: blocks of keys kept and seen, the sum of the measured shares of the attention
+    /// mass, and how many were measured. Empty where all keys are kept.
+    #[napi]
+    pub fn kept_keys(&self, sequence: u32) -> Float64Array {
+        let tallies = self.held().as_ref().map_or(Vec::new(), |model| model.kept_keys(sequence));
+        tallies.iter().flat_map(Tally::numbers).collect::<Vec<f64>>().into()
     }
 
     /// Ends the sequence at once; its memory is given back on another thread.

@@ -6,6 +6,7 @@ use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::simd::LANES;
 use kernels::table::available;
+use runtime::choose::Tally;
 use runtime::error::{Error, Result};
 use runtime::model::{Entry, Model, Output, Want};
 use runtime::plan::Plan;
@@ -208,6 +209,14 @@ pub fn expert_counts(sequence: u32) -> Option<Array> {
     let reads: Vec<u32> = tallies.iter().map(|tally| tally.reads).collect();
     let misses: Vec<u32> = tallies.iter().map(|tally| tally.misses).collect();
     Some([tokens, reads, misses].iter().map(|counts| Uint32Array::from(counts.as_slice())).collect())
+}
+
+/// Four numbers for each layer: blocks of keys kept and seen, the sum of the measured shares of the attention
+/// mass, and how many were measured. Empty where all keys are kept.
+#[wasm_bindgen(js_name = keptKeys)]
+pub fn kept_keys(sequence: u32) -> Vec<f64> {
+    let tallies = held().as_ref().map_or(Vec::new(), |model| model.kept_keys(sequence));
+    tallies.iter().flat_map(Tally::numbers).collect()
 }
 
 /// Ends the sequence at once; a step that holds it is cut short.

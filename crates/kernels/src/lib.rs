@@ -14,6 +14,7 @@ pub mod quantize;
 pub mod reference;
 pub mod route;
 pub mod sampling;
+pub mod select;
 pub mod simd;
 pub mod table;
 pub mod view;

@@ -9,6 +9,7 @@ use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
+use crate::select::{RowScores, SUB, SampledScores};
 use crate::simd::{ActBlock, LANES, QK, minus_halves};
 use crate::view::Shared;
 use std::ops::Range;
@@ -264,6 +265,44 @@ fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
         }
     }
     Partial { max, sum: lane_sum(lanes.into_iter()), o }
+}
+
+/// q · key `lane` of a sub-block, in order of the dimensions; the products are exact.
+fn key_dot(keys: &[[u16; LANES]], lane: usize, q: impl Iterator<Item = f32>) -> f32 {
+    keys.iter().zip(q).fold(0.0, |sum, (key, q)| f16_to_f32(key[lane]) * q + sum)
+}
+
+pub fn row_scores(job: &RowScores, out: &mut [f32]) {
+    let dim = job.keys.head_dim;
+    for (query, out) in job.queries.chunks_exact(dim).zip(out.chunks_exact_mut(BLOCK)) {
+        for (slot, out) in out.iter_mut().enumerate() {
+            let sub = &job.keys.block(job.block)[slot / LANES * dim..][..dim];
+            *out = key_dot(sub, slot % LANES, query.iter().copied()) * job.scale;
+        }
+    }
+}
+
+pub fn sampled_scores(job: &SampledScores, out: &mut [[f32; LANES]]) {
+    let dim = job.keys.head_dim;
+    let subs: Vec<_> = job.keys.block(job.block).chunks_exact(dim).collect();
+    for (i, out) in out.iter_mut().enumerate() {
+        let group = &job.lanes[i / SUB * dim..][..dim];
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = key_dot(subs[i % SUB], lane, group.iter().map(|q| q[lane])) * job.scale;
+        }
+    }
+}
+
+pub fn page_bounds(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (lowest, highest) = page.split_at(query.len());
+    for ((q, low), high) in query.iter().zip(lowest).zip(highest) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            let (a, b) = (q[lane] * f16_to_f32(low[lane]), q[lane] * f16_to_f32(high[lane]));
+            *sum += if a > b { a } else { b };
+        }
+    }
+    crate::kernels::tree_sum(lanes)
 }
 
 fn merge(a: Partial, b: Partial) -> Partial {

@@ -406,7 +406,7 @@ fn random(seed: u64, position: u64) -> u64 {
 }
 
 /// Philox4x32 with 10 rounds: multipliers and key increments as published.
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     let wide = |factor: u32, word: u32| {
         let product = u64::from(factor) * u64::from(word);
         ((product >> 32) as u32, product as u32)

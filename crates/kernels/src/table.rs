@@ -6,6 +6,8 @@ use crate::kernels::attention::{AttendJob, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
+use crate::select::{RowScores, SampledScores};
+use crate::simd::LANES;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
@@ -27,7 +29,13 @@ pub struct KernelTable {
     /// The states over some chunks; see [`crate::kernels::attend::attend_part`].
     pub attend_part: fn(&AttendJob, Range<usize>, Shared<f32>, &mut AttendScratch),
     pub merge_parts: fn(&AttendJob, &[f32], &mut AttendScratch),
+    pub row_scores: fn(&RowScores, &mut [f32]),
+    pub sampled_scores: fn(&SampledScores, &mut [[f32; LANES]]),
+    pub page_bounds: PageBounds,
 }
+
+/// See [`crate::select::page_bounds`].
+pub type PageBounds = fn(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32;
 
 static SCALAR: KernelTable = KernelTable {
     isa: "scalar",
@@ -40,6 +48,9 @@ static SCALAR: KernelTable = KernelTable {
     attend: reference::attend,
     attend_part: reference::attend_part,
     merge_parts: reference::merge_parts,
+    row_scores: reference::row_scores,
+    sampled_scores: reference::sampled_scores,
+    page_bounds: reference::page_bounds,
 };
 
 /// One `#[target_feature]` entry per kernel: everything generic inlines into it.
@@ -57,11 +68,15 @@ macro_rules! isa_table {
             attend: $module::attend,
             attend_part: $module::attend_part,
             merge_parts: $module::merge_parts,
+            row_scores: $module::row_scores,
+            sampled_scores: $module::sampled_scores,
+            page_bounds: $module::page_bounds,
         };
 
         mod $module {
             use super::*;
             use crate::kernels::{attend, attention, matmul, rows};
+            use crate::select;
 
             /// The table is handed out only after detection, so the token can be had again.
             fn token() -> $token {
@@ -83,6 +98,11 @@ macro_rules! isa_table {
             isa_table!(@entry $features,
                 merge_parts(job: &AttendJob, states: &[f32], scratch: &mut AttendScratch) -> (),
                 attend::merge_parts);
+            isa_table!(@entry $features, row_scores(job: &RowScores, out: &mut [f32]) -> (), select::row_scores);
+            isa_table!(@entry $features,
+                sampled_scores(job: &SampledScores, out: &mut [[f32; LANES]]) -> (), select::sampled_scores);
+            isa_table!(@entry $features,
+                page_bounds(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32, select::page_bounds);
         }
     };
     (@entry $features:literal, $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $body:path) => {

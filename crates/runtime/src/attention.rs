@@ -5,15 +5,18 @@
 //! others, items are split by chunks of 1,024 positions; a phase of its own then merges the chunks'
 //! states in ascending order. No bit depends on either.
 
+use crate::choose::Asked;
 use crate::compile::Attention;
 use crate::exec::{Token, Work};
 use crate::kv::{KvLayout, LayerLayout};
-use crate::sparse::{Choice, Place};
+use crate::sparse::{BlockSource, Choice, Place};
 use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{AttendJob, BLOCK, CHUNK, MAX_QUERIES, Query, state_len};
+use kernels::select::{Keys, Queries};
 use kernels::table::KernelTable;
 use kernels::view::Shared;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Items per thread that long attention is split into.
 const ITEMS_PER_THREAD: usize = 4;
@@ -67,6 +70,7 @@ pub struct Division {
 /// One item: some chunks of a span's queries of some heads.
 struct Item<'a> {
     span: &'a Span,
+    kv_heads: usize,
     kv_head: usize,
     /// Within the KV head's group.
     heads: Range<usize>,
@@ -108,7 +112,13 @@ impl Division {
     fn of_head<'a>(&self, span: &'a Span, head: usize, piece: usize) -> Item<'a> {
         let (parts, size) = self.shape.parts();
         let first = head % parts * size;
-        Item { span, kv_head: head / parts, heads: first..(first + size).min(self.shape.group), piece }
+        Item {
+            span,
+            kv_heads: self.shape.kv_heads,
+            kv_head: head / parts,
+            heads: first..(first + size).min(self.shape.group),
+            piece,
+        }
     }
 
     /// Where the states of an item's queries, over all chunks, are.
@@ -151,10 +161,67 @@ fn spans(tokens: &[Token], most: usize, window: Option<usize>) -> Vec<Span> {
     spans
 }
 
+/// Consecutive tokens of one block of positions each.
+fn blocks(tokens: &[Token], run: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut next = run.start;
+    std::iter::from_fn(move || {
+        let start = next;
+        let block = tokens[run.clone()].get(start - run.start)?.position / BLOCK;
+        let same = tokens[start..run.end].iter().take_while(|token| token.position / BLOCK == block);
+        next = start + same.count();
+        Some(start..next)
+    })
+}
+
+/// The blocks of keys that one layer's queries keep, by entry and KV head.
+pub struct Chosen {
+    /// The tokens of each entry that does not keep all keys.
+    entries: Vec<Range<usize>>,
+    /// For each of them and KV head: the choice for each block of its queries; none: all keys.
+    choices: Vec<Mutex<Vec<BlockChoice>>>,
+}
+
+type BlockChoice = (usize, Option<Arc<Choice>>);
+
+impl Chosen {
+    pub fn new(work: &Work, layout: &KvLayout) -> Self {
+        let mut entries: Vec<Range<usize>> = Vec::new();
+        for (i, token) in work.tokens.iter().enumerate() {
+            if work.sources[token.entry].prefill.is_empty() {
+                continue;
+            }
+            match entries.last_mut() {
+                Some(run) if work.tokens[run.start].entry == token.entry => run.end = i + 1,
+                _ => entries.push(i..i + 1),
+            }
+        }
+        let choices = (0..entries.len() * layout.most_heads()).map(|_| Mutex::default()).collect();
+        Self { entries, choices }
+    }
+
+    pub fn items(&self, layer: LayerLayout) -> usize {
+        self.entries.len() * layer.kv_heads
+    }
+
+    /// A span's queries are all of one block of positions.
+    fn choice(&self, work: &Work, item: &Item) -> Option<Arc<Choice>> {
+        let token = item.span.tokens.start;
+        let entry = self.entries.iter().position(|run| run.contains(&token))?;
+        let choices = lock(&self.choices[entry * item.kv_heads + item.kv_head]);
+        let block = work.tokens[token].position / BLOCK;
+        choices.iter().find(|(of, _)| *of == block)?.1.clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One attention op in one step.
 pub struct Attending<'a> {
     pub of: &'a Attention,
     pub division: &'a Division,
+    pub chosen: &'a Chosen,
     pub work: &'a Work<'a>,
     pub layout: &'a KvLayout,
     pub sinks: Option<&'a [f32]>,
@@ -168,8 +235,8 @@ impl Attending<'_> {
     pub fn item(&self, index: usize, scratch: &mut AttendScratch) {
         let item = self.division.item(index);
         let queries = self.queries(&item);
-        let choice = self.choice(&item);
-        let job = AttendJob { kept: choice.as_ref().map(Choice::kept), ..self.job(&item, &queries) };
+        let choice = self.chosen.choice(self.work, &item);
+        let job = AttendJob { kept: choice.as_deref().map(Choice::kept), ..self.job(&item, &queries) };
         if item.span.pieces == 1 {
             return (self.table.attend)(&job, scratch);
         }
@@ -189,11 +256,56 @@ impl Attending<'_> {
         (self.table.merge_parts)(&job, unsafe { self.states.read(at..at + len) }, scratch);
     }
 
-    /// A span's queries are all of one block of positions.
-    fn choice(&self, item: &Item) -> Option<Choice> {
-        let token = self.work.tokens[item.span.tokens.start];
-        let source = self.work.sources[token.entry].get(self.of.layer)?;
-        source.choose(Place { layer: self.of.layer, kv_head: item.kv_head, block: token.position / BLOCK })
+    /// Chooses the keys of all of an entry's tokens for one KV head.
+    pub fn choose(&self, index: usize) {
+        let (layer, kv_heads) = (self.layer(), self.layer().kv_heads);
+        let (run, kv_head) = (&self.chosen.entries[index / kv_heads], index % kv_heads);
+        let entry = self.work.tokens[run.start].entry;
+        let sources = &self.work.sources[entry];
+        let mut choices = Vec::new();
+        let mut state = lock(&self.work.heads[entry][layer.heads_before + kv_head]);
+        let keys =
+            Keys { pages: &self.work.pages[entry], at: layer.keys_at(kv_head), head_dim: layer.head_dim };
+        let first = self.work.tokens[run.start].position / BLOCK;
+        for tokens in blocks(self.work.tokens, run.clone()) {
+            let last = self.work.tokens[tokens.end - 1];
+            let block = last.position / BLOCK;
+            let choice = match sources.of(self.of.layer, tokens.len()) {
+                Some(BlockSource::Chosen(method)) => {
+                    // Blocks from the first token's on may hold what an earlier step, that failed, left.
+                    if block == first {
+                        state.update(keys, method, first);
+                    }
+                    state.update(keys, method, block);
+                    let asked = Asked {
+                        keys,
+                        queries: self.asked(&tokens, kv_head),
+                        scale: self.of.scale,
+                        own: block,
+                        position: last.position,
+                    };
+                    state.choose(self.table, method, &asked)
+                }
+                Some(source) => source.choose(Place { layer: self.of.layer, kv_head, block }),
+                None => None,
+            };
+            state.count(choice.as_ref(), block);
+            choices.push((block, choice.map(Arc::new)));
+        }
+        *lock(&self.chosen.choices[index]) = choices;
+    }
+
+    /// The queries of a block's tokens that share a KV head.
+    fn asked(&self, tokens: &Range<usize>, kv_head: usize) -> Queries {
+        let (layer, group) = (self.layer(), self.division.shape.group);
+        // SAFETY: written in an earlier phase, and by none that runs now.
+        let q = unsafe { self.q.read(0..self.q.len()) };
+        let rows = (kv_head * group..(kv_head + 1) * group).flat_map(|head| {
+            tokens
+                .clone()
+                .map(move |token| &q[(token * self.of.heads + head) * layer.head_dim..][..layer.head_dim])
+        });
+        Queries::new(group, tokens.len(), layer.head_dim, rows)
     }
 
     fn layer(&self) -> LayerLayout {

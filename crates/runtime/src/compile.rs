@@ -187,6 +187,8 @@ pub enum Phase {
         weight: TensorId,
         out: BufferId,
     },
+    /// Chooses the keys of sequences that do not keep all.
+    ChooseKeys(Attention),
     Attention(Attention),
     /// Merges what threads computed of the same queries.
     MergeAttention(Attention),
@@ -626,7 +628,11 @@ impl<'a> Compiler<'a> {
         let group = heads / kv.kv_heads;
         let shape = self.shape(Shape { kv_heads: kv.kv_heads, group, value_dim: kv.values(), window });
         let attention = Attention { q, out, layer, heads, scale, window, softcap, sinks, shape };
-        self.phases.extend([Phase::Attention(attention), Phase::MergeAttention(attention)]);
+        self.phases.extend([
+            Phase::ChooseKeys(attention),
+            Phase::Attention(attention),
+            Phase::MergeAttention(attention),
+        ]);
         self.wrote(out);
         Ok(())
     }

@@ -4,7 +4,8 @@
 //! are left, then waits until all items are done: a thread that comes late, or not at all because the
 //! system runs something else, holds nobody up unless it has taken an item.
 
-use crate::attention::{Attending, Division, Shape};
+use crate::attention::{Attending, Chosen, Division, Shape};
+use crate::choose::HeadState;
 use crate::compile::{Attention, Compiled, Experts, LinearPart, Out, Phase, RowOp};
 use crate::error::{Error, Result};
 use crate::experts::{ExpertStore, SharedExperts};
@@ -12,7 +13,7 @@ use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
 use crate::rope::Frequencies;
 use crate::routing::Routing;
-use crate::sparse::BlockSource;
+use crate::sparse::Sources;
 use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
@@ -66,8 +67,9 @@ pub struct Work<'a> {
     pub threads: usize,
     /// Each entry's pages.
     pub pages: &'a [Vec<Shared<'a, u16>>],
-    /// How each entry's layers choose keys: none, or one for each layer.
-    pub sources: &'a [Arc<[BlockSource]>],
+    /// How each entry's layers choose keys, and what is known of each KV head's keys for that.
+    pub sources: &'a [Arc<Sources>],
+    pub heads: &'a [Vec<Mutex<HeadState>>],
     /// Where each entry's routes are counted, if they are.
     pub routings: &'a [Option<Mutex<Routing>>],
     /// Asked between phases: whether to give up.
@@ -201,6 +203,7 @@ impl Executor {
             reserved.map_err(|_| Error::memory("the states of attention", states.checked_mul(4)))?;
             self.states.resize(states, 0.0);
         }
+        let chosen = Chosen::new(work, layout);
         for counter in &self.counters[start..end] {
             counter.next.store(0, Ordering::Relaxed);
             counter.done.store(0, Ordering::Relaxed);
@@ -216,6 +219,7 @@ impl Executor {
             ropes,
             work,
             divisions,
+            chosen,
             states: Shared::new(&mut self.states),
             buffers: self.buffers.iter_mut().map(Aligned::shared).collect(),
             acts: self.acts.shared(),
@@ -309,6 +313,7 @@ struct Run<'a> {
     ropes: &'a [Frequencies],
     work: &'a Work<'a>,
     divisions: Vec<Division>,
+    chosen: Chosen,
     states: Shared<'a, f32>,
     buffers: Vec<Shared<'a, f32>>,
     acts: SharedActs<'a>,
@@ -378,6 +383,7 @@ impl Run<'_> {
     fn split(&self, phase: &Phase) -> (usize, usize) {
         match phase {
             Phase::Rows { on, .. } => (self.row_count(*on, false), 1),
+            Phase::ChooseKeys(of) => (self.chosen.items(self.layout.layer(of.layer)), 1),
             Phase::Attention(of) => (self.divisions[of.shape].items, 1),
             Phase::MergeAttention(of) => (self.divisions[of.shape].merges, 1),
             Phase::Linear { on, parts, .. } => {
@@ -450,6 +456,13 @@ impl Run<'_> {
                 });
             }
             Phase::LinearHeads { kind, weight, out } => self.linear_heads(*kind, *weight, *out, part),
+            Phase::ChooseKeys(of) => {
+                let attending = self.attention(of);
+                let items = self.chosen.items(self.layout.layer(of.layer));
+                for unit in part.start..part.end.min(items) {
+                    attending.choose(unit);
+                }
+            }
             Phase::Attention(of) => {
                 let attending = self.attention(of);
                 for unit in part.start..part.end.min(attending.division.items) {
@@ -555,6 +568,7 @@ impl Run<'_> {
         Attending {
             of,
             division: &self.divisions[of.shape],
+            chosen: &self.chosen,
             work: self.work,
             layout: self.layout,
             sinks: of.sinks.map(|sinks| self.weights.vector(sinks)),

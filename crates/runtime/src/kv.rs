@@ -17,6 +17,8 @@ pub struct KvLayout {
 pub struct LayerLayout {
     start: usize,
     pub kv_heads: usize,
+    /// KV heads of the layers before it.
+    pub heads_before: usize,
     pub head_dim: usize,
     pub value_dim: usize,
 }
@@ -36,14 +38,26 @@ impl KvLayout {
     pub fn new(kv_layers: &[KvLayer]) -> Option<Self> {
         let mut start = 0usize;
         let mut layers = Vec::with_capacity(kv_layers.len());
+        let mut heads_before = 0usize;
         for layer in kv_layers {
             let (kv_heads, head_dim, value_dim) = (layer.kv_heads, layer.head_dim, layer.values());
-            layers.push(LayerLayout { start, kv_heads, head_dim, value_dim });
+            layers.push(LayerLayout { start, kv_heads, heads_before, head_dim, value_dim });
+            heads_before = heads_before.checked_add(kv_heads)?;
             let head = key_len(head_dim) + value_len(value_dim);
             start = start.checked_add(head.checked_mul(kv_heads)?)?;
         }
         start.checked_mul(size_of::<u16>())?;
         Some(Self { layers, page_len: start })
+    }
+
+    /// KV heads of all layers.
+    pub fn heads(&self) -> usize {
+        self.layers.last().map_or(0, |layer| layer.heads_before + layer.kv_heads)
+    }
+
+    /// KV heads of the layer that has most.
+    pub fn most_heads(&self) -> usize {
+        self.layers.iter().map(|layer| layer.kv_heads).max().unwrap_or(0)
     }
 
     pub fn layer(&self, layer: usize) -> LayerLayout {

@@ -2,6 +2,7 @@
 //! ops, never the names of models, and does no I/O of its own.
 
 pub mod attention;
+pub mod choose;
 pub mod compile;
 pub mod demand;
 pub mod error;

@@ -1,5 +1,6 @@
 //! A compiled plan with its weights and sequences: what the bindings expose.
 
+use crate::choose::{HeadState, Tally};
 use crate::compile::{Compiled, compile};
 use crate::demand::Wanted;
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::kv::{KvCache, KvLayout};
 use crate::plan::Plan;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
-use crate::sparse::BlockSource;
+use crate::sparse::{BlockSource, Sources};
 use crate::threads::Pool;
 use crate::weights::{TensorReader, Weights};
 use kernels::sampling::{Sampler, SamplerSettings, SamplingError};
@@ -85,7 +86,9 @@ impl Paused {
 pub(crate) struct Sequence {
     cache: KvCache,
     sampler: Option<Sampler>,
-    sources: Arc<[BlockSource]>,
+    sources: Arc<Sources>,
+    /// What is known of the keys of each layer's KV heads; none where all keys are kept.
+    heads: Vec<Mutex<HeadState>>,
 }
 
 /// A sequence as the map holds it: a step may keep it alive after it was freed.
@@ -141,6 +144,8 @@ pub struct Model {
     compiled: Compiled,
     table: &'static KernelTable,
     layout: KvLayout,
+    /// How new sequences choose keys.
+    sources: Arc<Sources>,
     weights: RwLock<Weights>,
     /// Made at the first step, when the rope factors are there.
     ropes: Mutex<Option<Arc<Vec<Frequencies>>>>,
@@ -174,6 +179,7 @@ impl Model {
         let compiled = compile(&plan)?;
         let layout =
             KvLayout::new(&plan.kv_layers).ok_or_else(|| Error::plan("a page of the cache is too large"))?;
+        let sources = Arc::new(Sources::of_plan(&plan)?);
         let weights = Weights::new(&plan, &compiled, expert_memory)?;
         let executor = Executor::new(&plan, &compiled, pool, max_tokens)?;
         Ok(Self {
@@ -181,6 +187,7 @@ impl Model {
             compiled,
             table,
             layout,
+            sources,
             weights: RwLock::new(weights),
             ropes: Mutex::new(None),
             executor: Mutex::new(executor),
@@ -257,7 +264,7 @@ impl Model {
 
     /// A new empty sequence; a sampler is needed for [`Want::Sample`].
     pub fn create_sequence(&self, sampler: Option<SamplerSettings>) -> Result<u32> {
-        self.create_sparse_sequence(sampler, Vec::new())
+        self.open_sequence(sampler, Arc::clone(&self.sources))
     }
 
     /// The same with a choice of keys for each layer.
@@ -270,13 +277,19 @@ impl Model {
         if !sources.is_empty() && sources.len() != layers {
             return Err(Error::internal(format!("{} choices of keys for {layers} layers", sources.len())));
         }
+        self.open_sequence(sampler, Arc::new(Sources { prefill: sources.clone(), decode: sources }))
+    }
+
+    fn open_sequence(&self, sampler: Option<SamplerSettings>, sources: Arc<Sources>) -> Result<u32> {
         let sampler = sampler
             .map(|settings| Sampler::new(settings, self.plan.vocab_size).map_err(sampling_error))
             .transpose()?;
         let cache = KvCache::new(Arc::clone(&self.kv_bytes));
+        let heads = if sources.prefill.is_empty() { 0 } else { self.layout.heads() };
+        let heads = (0..heads).map(|_| Mutex::default()).collect();
         let held = Held {
             freed: AtomicBool::new(false),
-            inner: Mutex::new(Sequence { cache, sampler, sources: sources.into() }),
+            inner: Mutex::new(Sequence { cache, sampler, sources, heads }),
             routing: Mutex::default(),
         };
         let mut sequences = lock(&self.sequences);
@@ -297,6 +310,26 @@ impl Model {
     pub fn expert_counts(&self, id: u32) -> Option<Routing> {
         let sequences = lock(&self.sequences);
         lock(&sequences.held.get(&id)?.routing).take()
+    }
+
+    /// What a sequence's layers have kept of the blocks of keys that queries saw, since this was last asked;
+    /// empty where all keys are kept, or the sequence is unknown.
+    pub fn kept_keys(&self, id: u32) -> Vec<Tally> {
+        let held = lock(&self.sequences).held.get(&id).cloned();
+        let Some(held) = held else { return Vec::new() };
+        let sequence = lock(&held.inner);
+        if sequence.heads.is_empty() {
+            return Vec::new();
+        }
+        let of_layer = |layer: usize| {
+            let of = self.layout.layer(layer);
+            let heads = &sequence.heads[of.heads_before..of.heads_before + of.kv_heads];
+            heads.iter().fold(Tally::default(), |mut sum, head| {
+                sum.add(std::mem::take(&mut lock(head).kept));
+                sum
+            })
+        };
+        (0..self.plan.kv_layers.len()).map(of_layer).collect()
     }
 
     /// Ends a sequence; unknown ones are ignored. Its memory goes with the result or, where a step
@@ -408,7 +441,9 @@ impl Model {
     ) -> Result<Option<usize>> {
         let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
         let ropes = self.frequencies(&weights)?;
-        let sources: Vec<Arc<[BlockSource]>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
+        let sources: Vec<Arc<Sources>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
+        let mut heads: Vec<Vec<Mutex<HeadState>>> =
+            sequences.iter_mut().map(|s| std::mem::take(&mut s.heads)).collect();
         let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
         let work = Work {
             tokens: &laid_out.tokens,
@@ -417,6 +452,7 @@ impl Model {
             threads: self.threads_of_step(),
             pages: &pages,
             sources: &sources,
+            heads: &heads,
             routings,
             cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
         };
@@ -431,7 +467,12 @@ impl Model {
         if begin {
             executor.begin(&bound, &work);
         }
-        executor.run(&bound, &work)
+        let result = executor.run(&bound, &work);
+        drop(pages);
+        for (sequence, heads) in sequences.iter_mut().zip(heads.drain(..)) {
+            sequence.heads = heads;
+        }
+        result
     }
 
     fn find(&self, batch: &[Entry]) -> Result<Vec<Arc<Held>>> {

@@ -17,6 +17,9 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     pub ropes: Vec<Rope>,
     pub ops: Vec<Op>,
+    /// Which keys attention keeps, where that is not all.
+    #[serde(default)]
+    pub sparse: Option<Sparse>,
     pub hidden: String,
 }
 
@@ -53,6 +56,57 @@ pub struct Tensor {
 pub enum RowKind {
     Tokens,
     Outputs,
+}
+
+/// A policy for each layer of the cache, or one for all.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Sparse {
+    /// For several queries of a block of 64 positions at once.
+    pub prefill: Vec<Policy>,
+    /// For single ones.
+    pub decode: Vec<Policy>,
+}
+
+/// `ts/attention/types.ts` says what each means.
+#[derive(Deserialize, Clone, Debug, PartialEq)]
+#[serde(tag = "policy", rename_all = "kebab-case", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Policy {
+    Dense,
+    Pattern {
+        sinks: usize,
+        recent: usize,
+        dilated: usize,
+        dilation: usize,
+        global: Vec<u32>,
+        stride: usize,
+        random: usize,
+        seed: u64,
+    },
+    Antidiagonal {
+        stride: usize,
+        mass: f32,
+        keep: f32,
+        tokens: usize,
+    },
+    VerticalSlash {
+        keep: f32,
+        tokens: usize,
+    },
+    Lsh {
+        rounds: usize,
+        seed: u64,
+        keep: f32,
+        tokens: usize,
+    },
+    Bounds {
+        keep: f32,
+        tokens: usize,
+    },
+    Auto {
+        quality: f32,
+        from: usize,
+    },
 }
 
 #[derive(Deserialize, Clone, Debug)]

@@ -2,6 +2,9 @@
 //! position) an ascending list of blocks of 64 keys. A choice depends on these alone, so neither
 //! chunks nor threads nor other sequences change it.
 
+use crate::choose::Method;
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Policy};
 use kernels::kernels::attention::{BLOCK, Kept, KeyBlock};
 
 /// Whose keys are asked for.
@@ -19,6 +22,8 @@ pub enum BlockSource {
     /// All keys.
     Dense,
     Fixed(Pattern),
+    /// By what keys and queries hold.
+    Chosen(Method),
     /// For each block of queries (those beyond the last: the last) the blocks of keys; its own is
     /// kept in any case.
     Listed(Vec<Vec<u32>>),
@@ -101,6 +106,17 @@ pub struct Choice {
 }
 
 impl Choice {
+    /// Whole blocks, and the queries' own.
+    pub(crate) fn whole(own: usize, blocks: &[u32]) -> Self {
+        let blocks = blocks.iter().map(|&block| (block as usize, true));
+        Self::new(own, blocks.chain([(own, true)]), 0, 1)
+    }
+
+    /// How many blocks are kept.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// In order, each block once, none after the queries' own.
     fn new(own: usize, blocks: impl Iterator<Item = (usize, bool)>, sinks: usize, recent: usize) -> Self {
         let blocks = blocks.filter(|&(index, _)| index <= own);
@@ -118,18 +134,61 @@ impl Choice {
 }
 
 impl BlockSource {
-    /// None: all keys are kept.
+    /// The choice where it does not depend on keys and queries. None: all keys are kept.
     pub fn choose(&self, place: Place) -> Option<Choice> {
         match self {
-            Self::Dense => None,
+            Self::Dense | Self::Chosen(_) => None,
             Self::Fixed(pattern) => Some(pattern.choose(place)),
             Self::Listed(lists) => {
                 let list = lists.get(place.block).or(lists.last()).map_or(&[][..], Vec::as_slice);
-                let blocks = list.iter().map(|&block| block as usize).chain([place.block]);
-                Some(Choice::new(place.block, blocks.map(|block| (block, true)), 0, 1))
+                Some(Choice::whole(place.block, list))
             }
         }
     }
+}
+
+/// How a sequence's layers choose: blocks with one query of the step, and those with several. Empty: all
+/// keys are kept.
+#[derive(Clone, Default)]
+pub struct Sources {
+    pub prefill: Vec<BlockSource>,
+    pub decode: Vec<BlockSource>,
+}
+
+impl Sources {
+    /// As the plan says.
+    pub fn of_plan(plan: &Plan) -> Result<Self> {
+        let Some(sparse) = &plan.sparse else { return Ok(Self::default()) };
+        let layers = plan.kv_layers.len();
+        let all = |policies: &[Policy]| -> Result<Vec<BlockSource>> {
+            if policies.len() != 1 && policies.len() != layers {
+                return Err(Error::plan(format!(
+                    "{} attention policies for {layers} layers",
+                    policies.len()
+                )));
+            }
+            (0..layers)
+                .map(|layer| source(&policies[layer % policies.len()], plan.kv_layers[layer].head_dim))
+                .collect()
+        };
+        Ok(Self { prefill: all(&sparse.prefill)?, decode: all(&sparse.decode)? })
+    }
+
+    /// Of a layer, for so many queries of one block.
+    pub fn of(&self, layer: usize, queries: usize) -> Option<&BlockSource> {
+        if queries == 1 { self.decode.get(layer) } else { self.prefill.get(layer) }
+    }
+}
+
+fn source(policy: &Policy, head_dim: usize) -> Result<BlockSource> {
+    Ok(match policy {
+        Policy::Dense => BlockSource::Dense,
+        &Policy::Pattern { sinks, recent, dilated, dilation, ref global, stride, random, seed } => {
+            let global = global.clone();
+            BlockSource::Fixed(Pattern { sinks, recent, dilated, dilation, global, stride, random, seed })
+        }
+        content => BlockSource::Chosen(Method::new(content, head_dim)?),
+    })
 }
 
 #[cfg(test)]

@@ -420,7 +420,7 @@ fn loaded(value: &Value, isa: usize, threads: usize) -> Model {
     let types: Vec<String> =
         value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
     let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
-    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 64).unwrap();
+    let model = Model::new(plan, available()[isa], Box::new(OsPool::new(threads)), 256).unwrap();
     for id in 0..types.len() {
         model.load_tensor(id, &Mixed(types.clone(), id), 0).unwrap();
     }
@@ -506,6 +506,70 @@ fn sparse_sequences_do_not_depend_on_isa_threads_chunks_or_neighbours() {
         }
     }
     assert!(model.create_sparse_sequence(None, vec![BlockSource::Dense; 2]).is_err());
+}
+
+/// A plan whose attention chooses by content.
+fn choosing(policy: Value) -> Value {
+    let mut plan = capped(1.0);
+    plan["contextLength"] = json!(2000);
+    plan["sparse"] = json!({ "prefill": [policy], "decode": [policy] });
+    plan
+}
+
+#[test]
+fn choices_by_content_do_not_depend_on_isa_threads_or_chunks() {
+    let prompt = tokens(1300);
+    let run = |model: &Model, chunk: usize| -> Vec<u32> {
+        let sequence = model.create_sequence(None).unwrap();
+        prompt.chunks(chunk).flat_map(|part| logits(model, sequence, part)).collect()
+    };
+    let dense = run(&loaded(&choosing(json!({ "policy": "dense" })), 0, 2), 256);
+    for policy in [
+        json!({ "policy": "antidiagonal", "stride": 8, "mass": 0.9, "keep": 0.3, "tokens": 64 }),
+        json!({ "policy": "vertical-slash", "keep": 0.2, "tokens": 64 }),
+        json!({ "policy": "lsh", "rounds": 4, "seed": 5, "keep": 0.2, "tokens": 64 }),
+        json!({ "policy": "bounds", "keep": 0.2, "tokens": 64 }),
+        json!({ "policy": "auto", "quality": 0.5, "from": 300 }),
+    ] {
+        let plan = choosing(policy.clone());
+        let want = run(&loaded(&plan, 0, 2), 256);
+        assert!(want != dense, "{policy}");
+        assert!(run(&loaded(&plan, 0, 8), 64) == want, "{policy}");
+        assert!(run(&loaded(&plan, available().len() - 1, 1), 128) == want, "{policy}");
+        // After a step that was refused.
+        let model = loaded(&plan, 0, 2);
+        let sequence = model.create_sequence(None).unwrap();
+        let mut got: Vec<u32> =
+            prompt[..640].chunks(128).flat_map(|part| logits(&model, sequence, part)).collect();
+        let refused = Entry { sequence, tokens: &[u32::MAX], want: Want::AllLogits };
+        assert!(model.step(&[refused]).is_err());
+        got.extend(prompt[640..].chunks(192).flat_map(|part| logits(&model, sequence, part)));
+        assert!(got == want, "{policy}");
+        let kept = model.kept_keys(sequence);
+        assert_eq!(kept.len(), 1);
+        assert!(kept[0].kept < kept[0].seen, "{policy}: {kept:?}");
+        assert_eq!(model.kept_keys(sequence)[0].seen, 0);
+    }
+    let all = json!({ "policy": "antidiagonal", "stride": 4, "mass": 1.0, "keep": 1.0, "tokens": 0 });
+    assert!(run(&loaded(&choosing(all), 0, 2), 64) == dense);
+}
+
+#[test]
+fn hostile_policies_are_refused() {
+    for policy in [
+        json!({ "policy": "antidiagonal", "stride": 0, "mass": 0.9, "keep": 0.3, "tokens": 64 }),
+        json!({ "policy": "antidiagonal", "stride": 8, "mass": 2.0, "keep": 0.3, "tokens": 64 }),
+        json!({ "policy": "bounds", "keep": -1.0, "tokens": 64 }),
+        json!({ "policy": "lsh", "rounds": 99, "seed": 5, "keep": 0.2, "tokens": 64 }),
+        json!({ "policy": "auto", "quality": 7.0, "from": 300 }),
+        json!({ "policy": "guess" }),
+    ] {
+        let refused = build(&choosing(policy.clone())).map(|_| ()).unwrap_err();
+        assert_eq!(refused.code, "PLAN_INVALID", "{policy}");
+    }
+    let mut plan = choosing(json!({ "policy": "dense" }));
+    plan["sparse"]["decode"] = json!([]);
+    assert_eq!(build(&plan).map(|_| ()).unwrap_err().code, "PLAN_INVALID");
 }
 
 #[test]

@@ -19,6 +19,7 @@ export interface Glue {
   countExperts(sequence: number): void;
   /** Tokens of each expert, reads and misses of each mixture. */
   expertCounts(sequence: number): [Uint32Array, Uint32Array, Uint32Array] | undefined;
+  keptKeys(sequence: number): Float64Array;
   freeSequence(sequence: number): void;
   step(sequences: Uint32Array, counts: Uint32Array, tokens: Uint32Array, wants: Uint8Array): StepValue[];
   dispose(): void;

@@ -67,6 +67,7 @@ export function localModel(glue: Glue, watch: Watch): RuntimeModel {
       const [tokens, reads, misses] = counts;
       return { tokens, reads, misses };
     },
+    keptKeys: (sequence) => watch(() => glue.keptKeys(sequence)),
     freeSequence: async (sequence) => watch(() => glue.freeSequence(sequence)),
     async step(sequences, counts, tokens, wants) {
       await nextTurn();

@@ -1,0 +1,146 @@
+//! Blocks by locality-sensitive hashing, after Reformer (Kitaev et al., 2020, arXiv:2001.04451): a
+//! vector's bucket says which of several random directions it points along most; keys that share many
+//! rounds' buckets with a query are likely to score highly with it.
+//!
+//! Reformer sorts positions by bucket and attends within pieces of the sorted list. Here the sorted lists
+//! serve to count, for each query, the rounds in which each key shares its bucket, and blocks are scored
+//! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
+//! buckets cost 16 products per dimension.
+
+use super::{Budget, Keys, Queries, choose};
+use crate::float16::f16_to_f32;
+use crate::kernels::attention::BLOCK;
+use crate::sampling::philox;
+use crate::simd::LANES;
+use std::f64::consts::TAU;
+
+/// Directions of one of a bucket's two places: 8 random ones and their opposites.
+const DIRECTIONS: usize = 16;
+const BUCKETS: usize = DIRECTIONS * DIRECTIONS;
+/// What a key adds to its block's score when its count rises to the index: by chance one key in 256
+/// shares a bucket, so that each further round makes chance much less likely.
+const GAINS: [f32; 9] = [0.0, 0.0, 1.0, 15.0, 240.0, 3840.0, 61440.0, 983_040.0, 15_728_640.0];
+pub const MAX_ROUNDS: usize = GAINS.len() - 1;
+
+/// Random directions, standard normal in each dimension: the same for a seed everywhere.
+#[derive(Debug, PartialEq)]
+pub struct Rotations {
+    /// [rounds][head_dim][16]: 8 directions for each of the two places.
+    values: Vec<[f32; LANES]>,
+    rounds: usize,
+    head_dim: usize,
+}
+
+impl Rotations {
+    /// # Panics
+    /// When `rounds` is 0 or over [`MAX_ROUNDS`].
+    pub fn new(seed: u64, rounds: usize, head_dim: usize) -> Self {
+        assert!((1..=MAX_ROUNDS).contains(&rounds), "{rounds} rounds");
+        let values = (0..rounds * head_dim).map(|at| normals(seed, at as u32)).collect();
+        Self { values, rounds, head_dim }
+    }
+
+    /// The bucket of x in each round.
+    fn buckets(&self, x: &[f32]) -> impl Iterator<Item = u16> {
+        self.values.chunks_exact(self.head_dim).map(move |round| {
+            let mut along = [0.0f32; LANES];
+            for (directions, &x) in round.iter().zip(x) {
+                for (sum, direction) in along.iter_mut().zip(directions) {
+                    *sum += direction * x;
+                }
+            }
+            let (first, second) = along.split_at(LANES / 2);
+            (place(first) * DIRECTIONS + place(second)) as u16
+        })
+    }
+}
+
+/// Which of the directions or their opposites is the nearest; ties go to the lowest.
+fn place(along: &[f32]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    let both = along.iter().copied().chain(along.iter().map(|x| -x));
+    for (i, x) in both.enumerate() {
+        if x > best.1 {
+            best = (i, x);
+        }
+    }
+    best.0
+}
+
+/// 16 standard normal numbers by Box and Muller (1958), in f64 with `libm`, rounded once.
+fn normals(seed: u64, at: u32) -> [f32; LANES] {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let mut out = [0.0; LANES];
+    for (i, pair) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        let bits = philox([at, i as u32, 0x4c53_4821, 0], key);
+        let unit = |bits: u32| (f64::from(bits) + 0.5) / (1u64 << 32) as f64;
+        let radius = libm::sqrt(-2.0 * libm::log(unit(bits[0])));
+        let angle = TAU * unit(bits[1]);
+        *pair = [(radius * libm::cos(angle)) as f32, (radius * libm::sin(angle)) as f32];
+    }
+    out
+}
+
+/// The positions of one KV head's whole blocks, so far, by round and bucket.
+#[derive(Default)]
+pub struct Hashes {
+    /// [rounds][buckets]: ascending positions.
+    lists: Vec<Vec<u32>>,
+    blocks: usize,
+}
+
+impl Hashes {
+    /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
+    pub fn update(&mut self, rotations: &Rotations, keys: Keys, blocks: usize) {
+        self.lists.resize_with(rotations.rounds * BUCKETS, Vec::new);
+        if blocks < self.blocks {
+            let end = (blocks * BLOCK) as u32;
+            self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
+        }
+        let mut key = vec![0.0; keys.head_dim];
+        for block in self.blocks..blocks {
+            for (sub, values) in keys.block(block).chunks_exact(keys.head_dim).enumerate() {
+                for lane in 0..LANES {
+                    key.iter_mut().zip(values).for_each(|(x, of_dim)| *x = f16_to_f32(of_dim[lane]));
+                    let position = (block * BLOCK + sub * LANES + lane) as u32;
+                    for (round, bucket) in rotations.buckets(&key).enumerate() {
+                        self.lists[round * BUCKETS + usize::from(bucket)].push(position);
+                    }
+                }
+            }
+        }
+        self.blocks = blocks;
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        let lists: usize = self.lists.iter().map(|list| list.capacity() * size_of::<u32>()).sum();
+        lists + self.lists.capacity() * size_of::<Vec<u32>>()
+    }
+}
+
+/// The blocks among the first `blocks` whose keys share most buckets with the queries.
+pub fn lsh(
+    rotations: &Rotations,
+    hashes: &Hashes,
+    queries: &Queries,
+    blocks: usize,
+    budget: Budget,
+) -> Vec<u32> {
+    assert!(blocks <= hashes.blocks, "{blocks} of {} blocks", hashes.blocks);
+    let mut scores = vec![0.0f32; blocks];
+    let end = blocks * BLOCK;
+    let mut counts = vec![0u8; end];
+    for row in queries.rows() {
+        counts.fill(0);
+        for (round, bucket) in rotations.buckets(row).enumerate() {
+            let list = &hashes.lists[round * BUCKETS + usize::from(bucket)];
+            for &position in list.iter().take_while(|&&position| (position as usize) < end) {
+                let count = &mut counts[position as usize];
+                *count += 1;
+                scores[position as usize / BLOCK] += GAINS[usize::from(*count)];
+            }
+        }
+    }
+    choose(&scores, Budget { mass: 1.0, ..budget })
+}

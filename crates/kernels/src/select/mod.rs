@@ -1,0 +1,120 @@
+//! Content-based choice of key blocks for block-sparse attention: which blocks of 64 keys a block of
+//! queries needs most, found at a fraction of the cost of looking at all keys.
+//!
+//! | method | idea | source |
+//! |---|---|---|
+//! | antidiagonal | the scores of one pair in `stride` along antidiagonals | XAttention, arXiv:2503.16428 |
+//! | vertical-slash | keys and distances that the last queries attend to | MInference, arXiv:2407.02490 |
+//! | lsh | keys whose random rotations agree with a query's | Reformer, arXiv:2001.04451 |
+//! | bounds | bounds of small pages' keys | Quest, arXiv:2406.10774 |
+//!
+//! All choose among blocks that lie wholly before the queries' own block; the caller always keeps that
+//! one. Results are the same on every ISA and do not depend on threads: scores are computed in a fixed
+//! order, ties go to the lower block, and random numbers follow from a seed and a counter.
+
+mod antidiagonal;
+mod lsh;
+mod mass;
+mod pages;
+mod scores;
+mod vertical_slash;
+
+pub use antidiagonal::antidiagonal;
+pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
+pub use mass::kept_mass;
+pub use pages::{Bounds, bounds};
+pub use scores::{RowScores, SampledScores, page_bounds, row_scores, sampled_scores};
+pub use vertical_slash::{LAST_QUERIES, vertical_slash};
+
+use crate::float16::round_f16;
+use crate::kernels::attention::{BLOCK, key_len};
+use crate::simd::LANES;
+use crate::view::Shared;
+
+/// Sub-blocks of 16 keys in a block.
+pub const SUB: usize = BLOCK / LANES;
+
+/// One KV head's keys of a sequence, in pages of 64 positions.
+#[derive(Clone, Copy)]
+pub struct Keys<'a> {
+    pub pages: &'a [Shared<'a, u16>],
+    /// Where the head's keys start in each page.
+    pub at: usize,
+    pub head_dim: usize,
+}
+
+impl<'a> Keys<'a> {
+    /// The keys of a block, [sub-blocks][head_dim][16 keys].
+    pub fn block(&self, index: usize) -> &'a [[u16; LANES]] {
+        // SAFETY: pages are written before the phase that chooses blocks, not during it.
+        let keys = unsafe { self.pages[index].read(self.at..self.at + key_len(self.head_dim)) };
+        keys.as_chunks().0
+    }
+}
+
+/// The queries of a block that share a KV head, rounded to F16 as attention rounds them.
+pub struct Queries {
+    /// [heads][tokens][head_dim].
+    pub values: Vec<f32>,
+    pub heads: usize,
+    pub tokens: usize,
+    pub head_dim: usize,
+}
+
+impl Queries {
+    /// `rows` gives each query, head by head and within one token by token.
+    pub fn new<'a>(
+        heads: usize,
+        tokens: usize,
+        head_dim: usize,
+        rows: impl Iterator<Item = &'a [f32]>,
+    ) -> Self {
+        let values: Vec<f32> = rows.flatten().copied().map(round_f16).collect();
+        assert_eq!(values.len(), heads * tokens * head_dim, "a row for each head and token");
+        Self { values, heads, tokens, head_dim }
+    }
+
+    pub fn row(&self, head: usize, token: usize) -> &[f32] {
+        let row = head * self.tokens + token;
+        &self.values[row * self.head_dim..][..self.head_dim]
+    }
+
+    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.head_dim)
+    }
+}
+
+/// How much may be kept of the blocks before the queries' own.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Blocks at most.
+    pub blocks: usize,
+    /// Stops earlier once the kept blocks' share of all scores reaches this; 1: never.
+    pub mass: f32,
+}
+
+/// The blocks of the highest scores that the budget allows, ascending. The first block, whose keys many
+/// queries fall back to (Xiao et al., 2023, arXiv:2309.17453), and the last one are always among them.
+pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
+    let count = scores.len();
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    let always = |block: u32| block == 0 || block as usize + 1 == count;
+    order.sort_by(|&a, &b| {
+        let (x, y) = (scores[a as usize], scores[b as usize]);
+        always(b).cmp(&always(a)).then(y.total_cmp(&x)).then(a.cmp(&b))
+    });
+    let total: f32 = scores.iter().sum();
+    let mut kept = 0.0;
+    let mut taken = 0;
+    for &block in &order {
+        let enough = kept >= budget.mass * total && budget.mass < 1.0;
+        if !always(block) && (taken >= budget.blocks || enough) {
+            break;
+        }
+        kept += scores[block as usize];
+        taken += 1;
+    }
+    order.truncate(taken);
+    order.sort_unstable();
+    order
+}

@@ -1,0 +1,299 @@
+//! Choosing key blocks by content: every ISA chooses the same, planted needles are found, and what is
+//! kept carries the attention mass.
+
+use kernels::float16::{f16_to_f32, f32_to_f16};
+use kernels::kernels::attention::{BLOCK, key_len};
+use kernels::select::{
+    Bounds, Budget, Hashes, Keys, LAST_QUERIES, Queries, Rotations, antidiagonal, bounds, choose, kept_mass,
+    lsh, vertical_slash,
+};
+use kernels::simd::LANES;
+use kernels::table::{KernelTable, available};
+use kernels::view::Shared;
+
+const HEAD_DIMS: [usize; 7] = [32, 64, 80, 96, 128, 192, 256];
+const STRIDE: usize = 8;
+/// Consecutive keys that match a query where one pair in `STRIDE` is looked at.
+const RUN: usize = 2 * STRIDE;
+
+/// A small seeded generator (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn normal(&mut self) -> f32 {
+        let unit = |x: u64| ((x >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        let radius = (-2.0 * unit(self.next()).ln()).sqrt();
+        (radius * (std::f64::consts::TAU * unit(self.next())).cos()) as f32
+    }
+
+    fn normals(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.normal()).collect()
+    }
+}
+
+/// Keys of one head, page by page.
+struct Haystack {
+    pages: Vec<Vec<u16>>,
+    dim: usize,
+}
+
+impl Haystack {
+    fn new(random: &mut Random, blocks: usize, dim: usize) -> Self {
+        let page = |_| (0..key_len(dim)).map(|_| f32_to_f16(random.normal())).collect();
+        Self { pages: (0..blocks).map(page).collect(), dim }
+    }
+
+    fn set(&mut self, position: usize, key: &[f32]) {
+        let slot = position % BLOCK;
+        for (d, &x) in key.iter().enumerate() {
+            self.pages[position / BLOCK][(slot / LANES * self.dim + d) * LANES + slot % LANES] =
+                f32_to_f16(x);
+        }
+    }
+
+    fn key(&self, position: usize) -> Vec<f32> {
+        let slot = position % BLOCK;
+        let at = |d: usize| (slot / LANES * self.dim + d) * LANES + slot % LANES;
+        (0..self.dim).map(|d| f16_to_f32(self.pages[position / BLOCK][at(d)])).collect()
+    }
+
+    fn with<T>(&mut self, work: impl FnOnce(Keys) -> T) -> T {
+        let dim = self.dim;
+        let pages: Vec<Shared<u16>> = self.pages.iter_mut().map(|page| Shared::new(page)).collect();
+        work(Keys { pages: &pages, at: 0, head_dim: dim })
+    }
+}
+
+fn scale(dim: usize) -> f32 {
+    1.0 / (dim as f32).sqrt()
+}
+
+/// Makes `run` keys from `position` on match the query: each alone scores `score`.
+fn plant(hay: &mut Haystack, position: usize, run: usize, query: &[f32], score: f32) {
+    let square: f32 = query.iter().map(|q| q * q).sum();
+    let factor = score / (square * scale(hay.dim));
+    let key: Vec<f32> = query.iter().map(|q| q * factor).collect();
+    (position..position + run).for_each(|at| hay.set(at, &key));
+}
+
+type Method = fn(&KernelTable, Keys, &Queries, usize, Budget) -> Vec<u32>;
+
+fn by_antidiagonal(
+    table: &KernelTable,
+    keys: Keys,
+    queries: &Queries,
+    blocks: usize,
+    budget: Budget,
+) -> Vec<u32> {
+    antidiagonal(table, keys, queries, scale(keys.head_dim), blocks, STRIDE, budget)
+}
+
+fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
+    vertical_slash(table, keys, queries, scale(keys.head_dim), blocks, budget)
+}
+
+fn by_bounds(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
+    let mut of = Bounds::default();
+    of.update(keys, blocks);
+    bounds(table, &of, queries, blocks, budget)
+}
+
+fn by_hashes(_: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
+    let rotations = Rotations::new(7, 8, keys.head_dim);
+    let mut hashes = Hashes::default();
+    hashes.update(&rotations, keys, blocks);
+    lsh(&rotations, &hashes, queries, blocks, budget)
+}
+
+/// A method, its queries' heads and tokens, which of the tokens looks for the needle, and how many keys it has.
+struct Case {
+    name: &'static str,
+    method: Method,
+    heads: usize,
+    tokens: usize,
+    seeker: usize,
+    run: usize,
+}
+
+const CASES: [Case; 4] = [
+    Case { name: "antidiagonal", method: by_antidiagonal, heads: 2, tokens: 64, seeker: 21, run: RUN },
+    Case {
+        name: "vertical-slash",
+        method: by_lines,
+        heads: 2,
+        tokens: 64,
+        seeker: 64 - LAST_QUERIES,
+        run: 1,
+    },
+    Case { name: "lsh", method: by_hashes, heads: 2, tokens: 64, seeker: 21, run: 1 },
+    Case { name: "bounds", method: by_bounds, heads: 4, tokens: 1, seeker: 0, run: 1 },
+];
+
+fn queries(random: &mut Random, case: &Case, dim: usize) -> Queries {
+    let rows: Vec<Vec<f32>> = (0..case.heads * case.tokens).map(|_| random.normals(dim)).collect();
+    Queries::new(case.heads, case.tokens, dim, rows.iter().map(Vec::as_slice))
+}
+
+#[test]
+fn every_isa_chooses_the_same() {
+    let tables = available();
+    let mut random = Random(1);
+    for case in &CASES {
+        for (dim, tokens) in [(32, case.tokens), (80, case.tokens.min(37)), (64, 1)] {
+            let case = Case { tokens, ..*case };
+            let mut hay = Haystack::new(&mut random, 24, dim);
+            let queries = queries(&mut random, &case, dim);
+            for (blocks, mass) in [(24, 1.0), (23, 0.5), (2, 1.0), (1, 1.0), (0, 1.0)] {
+                let budget = Budget { blocks: 6, mass };
+                let chosen: Vec<_> = tables
+                    .iter()
+                    .map(|table| hay.with(|keys| (case.method)(table, keys, &queries, blocks, budget)))
+                    .collect();
+                for (table, chosen_here) in tables.iter().zip(&chosen) {
+                    assert_eq!(chosen_here, &chosen[chosen.len() - 1], "{} on {}", case.name, table.isa);
+                }
+            }
+        }
+    }
+}
+
+/// Against 32,768 keys whose scores have a deviation of 1, a needle of 99.7% of the mass: at any depth, for all
+/// head sizes, with a tenth of the blocks. One query of a block looks for it, the others for nothing.
+#[test]
+fn needles_are_found() {
+    const BLOCKS: usize = 512;
+    const NEEDLES: usize = 6;
+    let table = available()[0];
+    let mut random = Random(2);
+    for dim in HEAD_DIMS {
+        for case in &CASES {
+            let mut hay = Haystack::new(&mut random, BLOCKS, dim);
+            let planted: Vec<(Queries, usize)> = (0..NEEDLES)
+                .map(|i| {
+                    let queries = queries(&mut random, case, dim);
+                    let depth = i * BLOCKS / NEEDLES * BLOCK + random.below(BLOCKS / NEEDLES * BLOCK - RUN);
+                    // One key in `STRIDE` of a run is looked at: shorter pieces of it in a block may be missed.
+                    let depth = if case.run > 1 { depth / STRIDE * STRIDE } else { depth };
+                    let score = ((BLOCKS * BLOCK) as f32 * 1.65 * 300.0 / case.run as f32).ln();
+                    plant(&mut hay, depth, case.run, queries.row(case.heads - 1, case.seeker), score);
+                    (queries, depth)
+                })
+                .collect();
+            let mut total = 0.0;
+            for (queries, depth) in planted {
+                let budget = Budget { blocks: BLOCKS / 10, mass: 1.0 };
+                let (kept, mass) = hay.with(|keys| {
+                    let kept = (case.method)(table, keys, &queries, BLOCKS, budget);
+                    let seeker = queries.row(case.heads - 1, case.seeker);
+                    let mass = kept_mass(table, keys, seeker, scale(dim), BLOCKS, &kept);
+                    (kept, mass)
+                });
+                assert!(kept.len() <= BLOCKS / 10, "{}: {} blocks", case.name, kept.len());
+                // The block with most of the needle.
+                let found = kept.contains(&(((depth + case.run / 2) / BLOCK) as u32));
+                assert!(found, "{}, heads of {dim}: nothing at {depth}", case.name);
+                total += mass;
+            }
+            let mean = total / NEEDLES as f32;
+            assert!(mean > 0.99, "{}, heads of {dim}: a mass of {mean}", case.name);
+        }
+    }
+}
+
+#[test]
+fn what_later_changes_is_forgotten() {
+    let mut random = Random(3);
+    let dim = 32;
+    let case = &CASES[2];
+    let queries = queries(&mut random, case, dim);
+    let budget = Budget { blocks: 3, mass: 1.0 };
+    let table = available()[0];
+    let rotations = Rotations::new(9, 4, dim);
+    let (mut hashes, mut limits) = (Hashes::default(), Bounds::default());
+    let mut first = Haystack::new(&mut random, 20, dim);
+    first.with(|keys| {
+        hashes.update(&rotations, keys, 20);
+        limits.update(keys, 20);
+    });
+    // The first 12 blocks stay, the others are written anew.
+    let mut second = Haystack::new(&mut random, 20, dim);
+    second.pages[..12].clone_from_slice(&first.pages[..12]);
+    second.with(|keys| {
+        let (mut fresh_hashes, mut fresh_limits) = (Hashes::default(), Bounds::default());
+        for blocks in [12, 20] {
+            hashes.update(&rotations, keys, blocks);
+            limits.update(keys, blocks);
+            fresh_hashes.update(&rotations, keys, blocks);
+            fresh_limits.update(keys, blocks);
+        }
+        assert_eq!(
+            lsh(&rotations, &hashes, &queries, 20, budget),
+            lsh(&rotations, &fresh_hashes, &queries, 20, budget)
+        );
+        assert_eq!(
+            bounds(table, &limits, &queries, 20, budget),
+            bounds(table, &fresh_limits, &queries, 20, budget)
+        );
+    });
+}
+
+#[test]
+fn bounds_are_bounds() {
+    let mut random = Random(4);
+    for dim in [32, 80, 128, 256] {
+        let mut hay = Haystack::new(&mut random, 3, dim);
+        let query = random.normals(dim);
+        let one = Queries::new(1, 1, dim, std::iter::once(query.as_slice()));
+        // With a budget of one block beside the first and the last, only the block of the best key may be it.
+        plant(&mut hay, BLOCK + 5, 1, &query, 60.0);
+        let kept = hay.with(|keys| by_bounds(available()[0], keys, &one, 3, Budget { blocks: 3, mass: 1.0 }));
+        assert_eq!(kept, [0, 1, 2]);
+        let best = hay.key(BLOCK + 5);
+        let dot: f32 = best.iter().zip(&query).map(|(k, q)| k * q).sum();
+        assert!(dot > 0.0);
+    }
+}
+
+/// Against the definition: exponentials of all scores, in f64.
+#[test]
+fn kept_mass_is_the_softmax_share() {
+    let mut random = Random(5);
+    let (dim, blocks) = (64, 9);
+    let mut hay = Haystack::new(&mut random, blocks, dim);
+    let query = random.normals(dim);
+    let rounded: Vec<f32> = query.iter().map(|&q| f16_to_f32(f32_to_f16(q))).collect();
+    let kept = [0u32, 4, 7];
+    let weight = |position: usize| {
+        let dot: f64 =
+            hay.key(position).iter().zip(&rounded).map(|(&k, &q)| f64::from(k) * f64::from(q)).sum();
+        (dot * f64::from(scale(dim))).exp()
+    };
+    let of = |blocks: &mut dyn Iterator<Item = usize>| -> f64 {
+        blocks.flat_map(|block| block * BLOCK..(block + 1) * BLOCK).map(weight).sum()
+    };
+    let want = of(&mut kept.iter().map(|&b| b as usize)) / of(&mut (0..blocks));
+    let got = hay.with(|keys| kept_mass(available()[0], keys, &rounded, scale(dim), blocks, &kept));
+    assert!((f64::from(got) - want).abs() < 1e-5, "{got} for {want}");
+}
+
+#[test]
+fn budgets_hold_and_ties_go_to_the_lower_block() {
+    let all = Budget { blocks: 4, mass: 1.0 };
+    assert_eq!(choose(&[1.0; 8], all), [0, 1, 2, 7]);
+    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], all), [0, 1, 3, 5]);
+    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], Budget { blocks: 4, mass: 0.5 }), [0, 3, 5]);
+    assert_eq!(choose(&[1.0], all), [0]);
+    assert_eq!(choose(&[], all), [0u32; 0]);
+}

@@ -1,0 +1,126 @@
+import { describe, expect, it } from 'vitest';
+import type { AttentionOptions, AttentionPolicy } from '../../ts/attention/index.js';
+import { checkAttention, POLICIES, sparsePlan } from '../../ts/attention/index.js';
+import { loadNative } from '../../ts/backend/native.js';
+import { load, type Model } from '../../ts/engine/index.js';
+import { digestOf, tokens } from '../contract/golden.js';
+import { randomModelSpec, VOCABULARY } from '../contract/random-model.js';
+import { writeGguf } from '../gguf/writer.js';
+
+const { isas } = await loadNative();
+
+/** Two layers of random weights, and a prompt that reaches over eleven blocks and ends within one. */
+const MODEL = new Blob([
+  writeGguf(
+    randomModelSpec({
+      architecture: 'qwen3',
+      blocks: 2,
+      width: 64,
+      heads: 4,
+      kvHeads: 2,
+      headDim: 32,
+      feedForward: 96,
+      contextLength: 1024,
+      types: ['Q8_0'],
+      seed: 400,
+    }),
+  ).bytes,
+]);
+const PROMPT = tokens(31, 700, VOCABULARY);
+
+const EACH: Record<AttentionPolicy['policy'], AttentionPolicy> = {
+  dense: { policy: 'dense' },
+  window: { policy: 'window', window: 90, sinks: 3 },
+  longformer: { policy: 'longformer', window: 70, dilatedBlocks: 2, dilation: 3, globalTokens: 5 },
+  bigbird: { policy: 'bigbird', window: 70, globalTokens: 5, randomBlocks: 2, seed: 7 },
+  strided: { policy: 'strided', window: 70, stride: 4 },
+  antidiagonal: { policy: 'antidiagonal', keep: 0.3, minTokens: 64, mass: 0.9 },
+  'vertical-slash': { policy: 'vertical-slash', keep: 0.3, minTokens: 64 },
+  lsh: { policy: 'lsh', keep: 0.3, minTokens: 64, rounds: 4 },
+  quest: { policy: 'quest', keep: 0.3, minTokens: 64 },
+  auto: { policy: 'auto', quality: 0.5, from: 256 },
+};
+
+const open = (attention: AttentionOptions, more: object = {}) =>
+  load(MODEL, { backend: 'native', contextLength: 1024, attention, ...more });
+
+const digest = async (attention: AttentionOptions, more: object = {}) => {
+  await using model = await open(attention, more);
+  return await digestOf(model, PROMPT);
+};
+
+const continued = async (model: Model) =>
+  await model.complete(PROMPT, { maxTokens: 80, seed: 3, ignoreEnd: true });
+
+describe('each policy', () => {
+  const dense = digest({});
+
+  it.each(POLICIES)('%s: one digest for every instruction set, number of threads and chunk', async (name) => {
+    const policy = EACH[name];
+    const attention = { prefill: policy, decode: policy };
+    const want = await digest(attention, { threads: 2 });
+    if (name === 'dense') expect(want).toBe(await dense);
+    else expect(want).not.toBe(await dense);
+    for (const isa of isas) expect(await digest(attention, { isa, threads: 1, chunk: 7 })).toBe(want);
+    expect(await digest(attention, { threads: 3, chunk: 100 })).toBe(want);
+  });
+
+  it.each(POLICIES)('%s: the same text in any chunks and beside another', async (name) => {
+    const attention = { decode: EACH[name], prefill: EACH[name] };
+    await using model = await open(attention);
+    const { tokens: want, usage } = await continued(model);
+    expect(usage.attention?.options).toEqual(attention);
+    expect(usage.attention?.layers).toHaveLength(2);
+    if (name === 'dense') expect(usage.attention?.kept).toBe(1);
+    else expect(usage.attention?.kept).toBeLessThan(1);
+    await using other = await open(attention, { chunk: 33, threads: 1 });
+    const both = await Promise.all([continued(other), continued(other)]);
+    for (const { tokens } of both) expect(tokens).toEqual(want);
+  });
+});
+
+it('a policy that keeps all blocks is the dense attention', async () => {
+  const all = { keep: 1, minTokens: 0 };
+  for (const policy of ['vertical-slash', 'lsh', 'quest'] as const)
+    expect(await digest({ prefill: { policy, ...all } })).toBe(await digest({}));
+  expect(await digest({ prefill: { policy: 'window', window: 2000 } })).toBe(await digest({}));
+});
+
+it('layers may have policies of their own', async () => {
+  const one = await digest({ prefill: [EACH.window, { policy: 'dense' }] });
+  const other = await digest({ prefill: [{ policy: 'dense' }, EACH.window] });
+  expect(new Set([one, other, await digest({ prefill: EACH.window }), await digest({})]).size).toBe(4);
+  await expect(open({ prefill: [EACH.window, EACH.window, EACH.window] })).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: expect.stringContaining('2 layers'),
+  });
+});
+
+it('a short prompt is dense for policies with a least number of tokens', async () => {
+  await using model = await open({ prefill: { policy: 'antidiagonal' }, decode: { policy: 'quest' } });
+  await using dense = await open({});
+  const short = PROMPT.slice(0, 300);
+  expect(await digestOf(model, short)).toBe(await digestOf(dense, short));
+});
+
+describe('wrong options', () => {
+  it.each([
+    [{ prefill: { policy: 'guess' } }, /one of dense, window/],
+    [{ prefill: { policy: 'window' } }, /attention\.window/],
+    [{ prefill: { policy: 'window', window: -1 } }, /attention\.window/],
+    [{ prefill: { policy: 'window', window: 10, size: 3 } }, /size/],
+    [{ decode: { policy: 'quest', keep: Number.NaN } }, /attention\.keep/],
+    [{ decode: { policy: 'antidiagonal', stride: 5 } }, /4, 8 or 16/],
+    [{ decode: { policy: 'lsh', rounds: 9 } }, /attention\.rounds/],
+    [{ decode: { policy: 'auto', quality: 2 } }, /attention\.quality/],
+    [{ encode: { policy: 'dense' } }, /encode/],
+    ['dense', /attention/],
+  ])('%j is refused by name', (options, message) => {
+    expect(() => checkAttention(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
+    expect(() => checkAttention(options)).toThrow(message);
+  });
+
+  it('an empty list of policies is refused', () => {
+    expect(() => sparsePlan({ prefill: [] }, 2)).toThrow(/2 layers/);
+  });
+});

@@ -1,0 +1,175 @@
+import { checkKnown, checkNumber, invalid, type NumberRange } from '../engine/check.js';
+import type { Sparse, SparsePolicy } from '../plan/types.js';
+import type {
+  AttentionOptions,
+  AttentionPolicy,
+  AttentionUsage,
+  KeepOptions,
+  LayerPolicies,
+} from './types.js';
+
+export type * from './types.js';
+
+/** Positions of a block. */
+export const BLOCK = 64;
+
+const TOKENS: NumberRange = { min: 0, max: 2 ** 31 - 1, integer: true };
+const WINDOW: NumberRange = { min: 1, max: 2 ** 31 - 1, integer: true };
+const BLOCKS: NumberRange = { min: 0, max: 65_536, integer: true };
+const SHARE: NumberRange = { min: 0, max: 1 };
+const SEED: NumberRange = { min: 0, max: Number.MAX_SAFE_INTEGER, integer: true };
+
+/** @throws FrugalError `INVALID_ARGUMENT` naming the first wrong option */
+export function checkAttention(options: unknown): AttentionOptions | undefined {
+  if (options === undefined) return undefined;
+  if (typeof options !== 'object' || options === null) throw invalid('attention', 'an object', options);
+  checkKnown('attention', options, ['prefill', 'decode']);
+  const { prefill, decode } = options as AttentionOptions;
+  for (const policies of [prefill, decode]) for (const policy of listed(policies)) planned(policy);
+  return options;
+}
+
+/**
+ * The options as the plan has them.
+ * @throws FrugalError `INVALID_ARGUMENT` where there are not as many policies as layers
+ */
+export function sparsePlan({ prefill, decode }: AttentionOptions, layers: number): Sparse {
+  const all = (name: string, policies: LayerPolicies | undefined) => {
+    const list = listed(policies);
+    if (list.length !== 1 && list.length !== layers)
+      throw invalid(
+        `attention.${name}`,
+        `one policy, or one for each of the model's ${layers} layers`,
+        list.length,
+      );
+    return list.map(planned);
+  };
+  return { prefill: all('prefill', prefill), decode: all('decode', decode) };
+}
+
+function listed(policies: LayerPolicies | undefined): readonly AttentionPolicy[] {
+  if (policies === undefined) return [{ policy: 'dense' }];
+  return Array.isArray(policies) ? policies : [policies as AttentionPolicy];
+}
+
+const PATTERN = {
+  policy: 'pattern',
+  sinks: 0,
+  recent: 1,
+  dilated: 0,
+  dilation: 1,
+  global: [],
+  stride: 0,
+  random: 0,
+  seed: 0,
+} as const;
+
+/** What each policy may have, and what it becomes in a plan. */
+function planned(policy: AttentionPolicy): SparsePolicy {
+  const known = (...names: string[]) => checkKnown('attention', policy, ['policy', ...names]);
+  const number = (name: string, value: unknown, range: NumberRange, otherwise?: number) => {
+    if (value === undefined && otherwise === undefined) throw invalid(`attention.${name}`, 'a number', value);
+    return checkNumber(`attention.${name}`, value, range, otherwise ?? 0);
+  };
+  const keep = ({ keep, minTokens }: KeepOptions) => ({
+    keep: number('keep', keep, SHARE, 0.1),
+    tokens: number('minTokens', minTokens, TOKENS, 1024),
+  });
+  switch (policy?.policy) {
+    case 'dense':
+      known();
+      return { policy: 'dense' };
+    case 'window':
+      known('window', 'sinks');
+      return {
+        ...PATTERN,
+        recent: number('window', policy.window, WINDOW),
+        sinks: number('sinks', policy.sinks, TOKENS, 4),
+      };
+    case 'longformer':
+      known('window', 'dilatedBlocks', 'dilation', 'globalTokens');
+      return {
+        ...PATTERN,
+        recent: number('window', policy.window, WINDOW),
+        sinks: number('globalTokens', policy.globalTokens, TOKENS, 64),
+        dilated: number('dilatedBlocks', policy.dilatedBlocks, BLOCKS, 0),
+        dilation: number('dilation', policy.dilation, { ...BLOCKS, min: 1 }, 2),
+      };
+    case 'bigbird':
+      known('window', 'globalTokens', 'randomBlocks', 'seed');
+      return {
+        ...PATTERN,
+        recent: number('window', policy.window, WINDOW),
+        sinks: number('globalTokens', policy.globalTokens, TOKENS, 64),
+        random: number('randomBlocks', policy.randomBlocks, BLOCKS, 3),
+        seed: number('seed', policy.seed, SEED, 0),
+      };
+    case 'strided':
+      known('window', 'stride');
+      return {
+        ...PATTERN,
+        recent: number('window', policy.window, WINDOW),
+        stride: number('stride', policy.stride, { ...BLOCKS, min: 1 }),
+      };
+    case 'antidiagonal': {
+      known('keep', 'minTokens', 'stride', 'mass');
+      const stride = number('stride', policy.stride, { min: 4, max: 16, integer: true }, 8);
+      if (![4, 8, 16].includes(stride)) throw invalid('attention.stride', '4, 8 or 16', stride);
+      return { policy: 'antidiagonal', ...keep(policy), stride, mass: number('mass', policy.mass, SHARE, 1) };
+    }
+    case 'vertical-slash':
+      known('keep', 'minTokens');
+      return { policy: 'vertical-slash', ...keep(policy) };
+    case 'lsh':
+      known('keep', 'minTokens', 'rounds', 'seed');
+      return {
+        policy: 'lsh',
+        ...keep(policy),
+        rounds: number('rounds', policy.rounds, { min: 1, max: 8, integer: true }, 8),
+        seed: number('seed', policy.seed, SEED, 0),
+      };
+    case 'quest':
+      known('keep', 'minTokens');
+      return { policy: 'bounds', ...keep(policy) };
+    case 'auto':
+      known('quality', 'from');
+      return {
+        policy: 'auto',
+        quality: number('quality', policy.quality, SHARE, 0.98),
+        from: number('from', policy.from, TOKENS, 4096),
+      };
+    default:
+      throw invalid(
+        'A policy of attention',
+        `one of ${POLICIES.join(', ')}`,
+        (policy as { policy?: unknown })?.policy,
+      );
+  }
+}
+
+export const POLICIES = [
+  'dense',
+  'window',
+  'longformer',
+  'bigbird',
+  'strided',
+  'antidiagonal',
+  'vertical-slash',
+  'lsh',
+  'quest',
+  'auto',
+] as const satisfies readonly AttentionPolicy['policy'][];
+
+/** What `BackendModel.keptKeys` gives, for people. Undefined where nothing was counted. */
+export function attentionUsage(options: AttentionOptions, numbers: Float64Array): AttentionUsage | undefined {
+  const rows = Array.from({ length: numbers.length / 4 }, (_, layer) => [
+    ...numbers.subarray(4 * layer, 4 * layer + 4),
+  ]);
+  if (rows.length === 0) return undefined;
+  const share = ([kept = 0, seen = 0, mass = 0, measured = 0]: readonly number[]) => ({
+    kept: seen === 0 ? 1 : kept / seen,
+    ...(measured === 0 ? {} : { mass: mass / measured }),
+  });
+  const total = rows.reduce((sum, row) => sum.map((x, i) => x + (row[i] ?? 0)), [0, 0, 0, 0]);
+  return { options, layers: rows.map(share), ...share(total) };
+}
