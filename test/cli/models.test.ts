@@ -336,6 +336,17 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal score, digest and p
 
 const MIXTURE = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
 
+describe('frugal run --window', () => {
+  it('takes texts longer than the context', async () => {
+    const args = ['run', EMBEDDED, '-p', 'The cat sat on the mat. '.repeat(100), '-n', '5', '--json'];
+    expect((await frugal(args)).stderr).toContain('the context holds 512');
+    const { code, stdout } = await frugal([...args, '--window', '64', '--sinks', '2']);
+    expect(code).toBe(0);
+    const { context, promptTokens } = JSON.parse(stdout).usage;
+    expect(context.droppedTokens).toBeGreaterThanOrEqual(promptTokens - 66);
+  });
+});
+
 describe('frugal inspect --routing', () => {
   const args = ['inspect', MIXTURE, '--routing', 'Once upon a time'];
 

@@ -54,6 +54,8 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['run', 'm', '--seed', '-1'], "option '--seed <number>'"],
     [['run', 'm', '--seed', '18446744073709551616'], 'It must be an integer from 0 to 2^64 - 1'],
     [['run', 'm', '--stop', ''], "option '--stop <text>'"],
+    [['run', 'm', '--sinks', '4'], '--sinks goes with --window'],
+    [['chat', 'm', '--window', '15'], 'It must be an integer from 16 to 2147483647'],
     [['bench', 'm', '-t', '1,zero'], '-t takes numbers of threads from 1 to 1024'],
     [['bench', 'm', '-p', '0', '-n', '0'], 'nothing to measure'],
     [['run', 'm', '--threads', '0'], "option '-t, --threads <count>'"],

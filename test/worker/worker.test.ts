@@ -56,6 +56,16 @@ describe('a model in a worker gives what one without gives', () => {
     });
   });
 
+  it('text beyond its context, in a window', async () => {
+    await both(async (model) => {
+      const options = { seed: 5, maxTokens: 60, ignoreEnd: true, context: { window: 24 } };
+      const { tokens, text, finishReason, usage } = await model.complete(IDS, options);
+      expect(usage.context?.switches).toBeGreaterThan(3);
+      return { tokens, text, finishReason, context: usage.context };
+    });
+    await both((model) => model.complete(IDS, { context: { window: 1e6 } }));
+  });
+
   it('completions, embeddings, tokens and text', async () => {
     const text = 'the end of it all';
     await both(async (model) => (await model.complete(text, { temperature: 0, maxTokens: 9 })).text);

@@ -5,8 +5,11 @@ import { MAX_TOKENS_RANGE } from '../engine/options.js';
 import { numberParser } from './numbers.js';
 import { summary } from './run.js';
 import {
+  addContextFlags,
   addLoadFlags,
   addSamplingFlags,
+  type ContextFlags,
+  contextOptions,
   type LoadFlags,
   readText,
   type SamplingFlags,
@@ -15,7 +18,7 @@ import {
 } from './shared.js';
 import { Interrupted, note, print } from './terminal.js';
 
-interface ChatFlags extends LoadFlags, SamplingFlags {
+interface ChatFlags extends LoadFlags, SamplingFlags, ContextFlags {
   readonly maxTokens?: number;
   readonly system?: string;
   readonly template?: string;
@@ -33,10 +36,12 @@ export function addChat(program: Command): void {
     .option('--template <path>', "a file with a Jinja chat template, in place of the model's own")
     .option('-n, --max-tokens <count>', 'the most tokens of one answer', numberParser(MAX_TOKENS_RANGE));
   addSamplingFlags(command);
+  addContextFlags(command);
   addLoadFlags(command).action(talk);
 }
 
 async function talk(path: string, flags: ChatFlags): Promise<void> {
+  const context = contextOptions(flags);
   const chatTemplate = flags.template === undefined ? undefined : await readText(flags.template);
   const loading = new AbortController();
   let onInterrupt = () => loading.abort(new Interrupted('interrupted'));
@@ -47,6 +52,7 @@ async function talk(path: string, flags: ChatFlags): Promise<void> {
     await withModel(path, settings, loading.signal, async (model) => {
       const chat = model.chat({
         ...samplingOptions(flags),
+        ...context,
         ...(flags.system === undefined ? {} : { system: flags.system }),
         ...(flags.maxTokens === undefined ? {} : { maxTokens: flags.maxTokens }),
       });

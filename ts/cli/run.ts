@@ -6,9 +6,12 @@ import { MAX_TOKENS_RANGE } from '../engine/options.js';
 import { FrugalError } from '../errors.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
 import {
+  addContextFlags,
   addLoadFlags,
   addPromptFlags,
   addSamplingFlags,
+  type ContextFlags,
+  contextOptions,
   type LoadFlags,
   type PromptFlags,
   readPrompt,
@@ -18,7 +21,7 @@ import {
 } from './shared.js';
 import { interruptible, note, print } from './terminal.js';
 
-interface RunFlags extends LoadFlags, SamplingFlags, PromptFlags {
+interface RunFlags extends LoadFlags, SamplingFlags, ContextFlags, PromptFlags {
   readonly maxTokens: number;
   readonly special?: boolean;
   readonly echo?: boolean;
@@ -38,6 +41,7 @@ export function addRun(program: Command): void {
     128,
   );
   addSamplingFlags(command);
+  addContextFlags(command);
   addLoadFlags(command)
     .option('--special', 'read the names of special tokens in the text as these tokens')
     .option('--echo', 'print the prompt before its continuation')
@@ -47,11 +51,13 @@ export function addRun(program: Command): void {
 }
 
 async function run(path: string, flags: RunFlags): Promise<void> {
+  const context = contextOptions(flags);
   const prompt = (await readPrompt(flags)) ?? '';
   await interruptible((signal) =>
     withModel(path, { ...flags, provenance: flags.provenance !== undefined }, signal, async (model) => {
       const generation = model.generate(prompt, {
         ...samplingOptions(flags),
+        ...context,
         maxTokens: flags.maxTokens,
         parseSpecial: flags.special === true,
         signal,

@@ -2,10 +2,11 @@ import { readFile } from 'node:fs/promises';
 import { type Command, Option } from 'commander';
 import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import type { Watts } from '../energy/types.js';
-import { type LoadOptions, load, type Model } from '../engine/index.js';
+import { type ContextOptions, type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
 import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
+import { CONTEXT_RANGES } from '../engine/window.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
 import { collectText, numberParser, parseAttention, parseBytes, parseSeed, parseWatts } from './numbers.js';
@@ -110,6 +111,31 @@ export function samplingOptions(flags: SamplingFlags): SamplingOptions & { stop?
     stop: flags.stop,
   };
   return Object.fromEntries(Object.entries(named).filter(([, value]) => value !== undefined));
+}
+
+export interface ContextFlags {
+  readonly window?: number;
+  readonly sinks?: number;
+}
+
+export function addContextFlags(command: Command): Command {
+  return command
+    .option(
+      '--window <tokens>',
+      'go on without end in constant memory: the last tokens that stay',
+      numberParser(CONTEXT_RANGES.window),
+    )
+    .option(
+      '--sinks <tokens>',
+      'with --window, the first tokens that stay (default: 4)',
+      numberParser(CONTEXT_RANGES.sinks),
+    );
+}
+
+export function contextOptions({ window, sinks }: ContextFlags): { context?: ContextOptions } {
+  if (window !== undefined) return { context: { window, ...(sinks === undefined ? {} : { sinks }) } };
+  if (sinks !== undefined) throw usageError('--sinks goes with --window');
+  return {};
 }
 
 export interface PromptFlags {

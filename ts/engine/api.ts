@@ -13,3 +13,4 @@ export { replay, type Verdict } from './replay.js';
 export type { ScoreOptions, Session, SessionOptions } from './session.js';
 export type { ModelSource } from './source.js';
 export type { Efficiency, ThreadChoice } from './threads.js';
+export type { ContextOptions, ContextUsage } from './window.js';

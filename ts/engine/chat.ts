@@ -1,4 +1,3 @@
-import type { SamplerSettings } from '../backend/types.js';
 import { FrugalError } from '../errors.js';
 import { type ChatMessage, renderChat } from '../template/index.js';
 import { checkKnown, invalid } from './check.js';
@@ -12,6 +11,7 @@ import {
 } from './generation.js';
 import { checkGenerate, GENERATE_NAMES, type GenerateOptions, type GenerateSettings } from './options.js';
 import { disposed } from './scheduler.js';
+import { droppedAt, seedAt } from './window.js';
 
 /** Defaults for all answers of a chat, and what it starts with. */
 export interface ChatOptions extends Omit<GenerateOptions, 'signal' | 'addSpecial' | 'parseSpecial'> {
@@ -29,7 +29,8 @@ export interface Chat {
   /**
    * Streams the answer to a message. A turn enters the history once it has text, also when the loop is left or aborted
    * early; when the answer fails otherwise the history stays as it was.
-   * What earlier turns left in the cache is used again, which changes nothing but the time.
+   * What earlier turns left in the cache is used again, which changes nothing but the time. With `context`, what has
+   * left the window stays in the history, and is no longer seen by the model.
    */
   send(message: string, options?: SendOptions): Generation;
   /** Frees the cache; an answer in progress ends with `DISPOSED`. */
@@ -37,11 +38,11 @@ export interface Chat {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** A sequence kept between turns, and the tokens that it holds. */
+/** A sequence kept between turns, and the text that it holds, or what `key` leaves of it. */
 interface Cache {
   readonly sequence: number;
   readonly tokens: Uint32Array;
-  readonly sampler: string;
+  readonly key: string;
 }
 
 /** What a chat starts with: the defaults of its answers, and its first messages. */
@@ -54,12 +55,17 @@ export interface ChatStart {
 /** @throws FrugalError `TEMPLATE_MISSING`, `INVALID_ARGUMENT` */
 export function checkChat(
   options: ChatOptions,
-  model: { readonly name: string; readonly vocabSize: number; readonly hasChatTemplate: boolean },
+  model: {
+    readonly name: string;
+    readonly vocabSize: number;
+    readonly contextLength: number;
+    readonly hasChatTemplate: boolean;
+  },
 ): ChatStart {
   checkKnown('chat', options, ['system', 'messages', ...chatNames()]);
   const { system, messages, ...defaults } = options;
   // Each turn draws with the same seed at its own positions, so a chat can be repeated as a whole.
-  const seed = checkGenerate('chat', defaults, model.vocabSize).sampler.seed;
+  const seed = checkGenerate('chat', defaults, model).sampler.seed;
   if (!model.hasChatTemplate) {
     throw new FrugalError('TEMPLATE_MISSING', `The model ${model.name} has no chat template`, {
       cure: 'Load it with the option chatTemplate (--template on the command line), or use generate with a prompt of your own.',
@@ -76,35 +82,36 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
   const { defaults, seed } = start;
   let { history } = start;
   let cache: Cache | undefined;
-  let answering: number | undefined;
+  let answering: Start | undefined;
   let isDisposed = false;
 
   async function begin(message: string, overrides: SendOptions): Promise<Start> {
     const settings = checkGenerate(
       'send',
       { ...defaults, ...overrides, seed: overrides.seed ?? seed },
-      engine.facts.vocabSize,
+      engine.facts,
     );
     settings.signal?.throwIfAborted();
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);
-    checkFits(engine, prompt.length, 'The chat');
+    if (settings.context === undefined) checkFits(engine, prompt.length, 'The chat');
     if (isDisposed) throw disposed('The chat');
-    const opened = openSequence(engine, cache, prompt, settings.sampler);
+    const opened = openSequence(engine, cache, prompt, settings);
     cache = undefined;
-    answering = opened.sequence;
-    return {
+    const start: Start = {
       ...opened,
       prompt,
       settings,
       release(record) {
         answering = undefined;
-        cache = keepSequence(engine, opened.sequence, record, settings);
+        cache = keepSequence(engine, start.sequence, record, settings);
         if (isWorthKeeping(record, settings.signal)) {
           history = [...asked, { role: 'assistant', content: record.text }];
         }
       },
     };
+    answering = start;
+    return start;
   }
 
   let busy = false;
@@ -128,7 +135,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     },
     async dispose() {
       isDisposed = true;
-      if (answering !== undefined) engine.scheduler.close(answering);
+      if (answering !== undefined) engine.scheduler.close(answering.sequence);
       if (cache) engine.scheduler.close(cache.sequence);
       cache = undefined;
     },
@@ -188,17 +195,20 @@ function openSequence(
   engine: Engine,
   cache: Cache | undefined,
   prompt: Uint32Array,
-  sampler: SamplerSettings,
+  settings: GenerateSettings,
 ): { sequence: number; cachedTokens: number } {
+  const dropped = droppedAt(settings.context, prompt.length);
   if (cache && engine.scheduler.isOpen(cache.sequence)) {
     const { tokens } = cache;
     const extends_ = tokens.length < prompt.length && tokens.every((token, i) => token === prompt[i]);
-    if (extends_ && cache.sampler === samplerKey(sampler)) {
-      return { sequence: cache.sequence, cachedTokens: tokens.length };
+    if (extends_ && cache.key === cacheKey(settings, dropped)) {
+      return { sequence: cache.sequence, cachedTokens: tokens.length - dropped };
     }
     engine.scheduler.close(cache.sequence);
   }
-  return { sequence: engine.scheduler.open(sampler), cachedTokens: 0 };
+  const { sampler } = settings;
+  const seed = seedAt(sampler.seed, dropped);
+  return { sequence: engine.scheduler.open({ ...sampler, seed }), cachedTokens: 0 };
 }
 
 function keepSequence(
@@ -207,12 +217,12 @@ function keepSequence(
   record: GenerationRecord,
   settings: GenerateSettings,
 ): Cache | undefined {
-  // Without a drawn token, how much of the prompt the sequence holds is not known.
-  if (record.drawn.length === 0) engine.scheduler.close(sequence);
+  // How much it holds is not known without a drawn token, nor where computing failed.
+  if (record.drawn.length === 0 || record.failed) engine.scheduler.close(sequence);
   if (!engine.scheduler.isOpen(sequence)) return undefined;
   // The last token was drawn but never fed.
   const tokens = Uint32Array.from([...record.prompt, ...record.drawn.slice(0, -1)]);
-  return { sequence, tokens, sampler: samplerKey(settings.sampler) };
+  return { sequence, tokens, key: cacheKey(settings, record.context.droppedTokens) };
 }
 
 function isWorthKeeping(record: GenerationRecord, signal: AbortSignal | undefined): boolean {
@@ -221,8 +231,10 @@ function isWorthKeeping(record: GenerationRecord, signal: AbortSignal | undefine
   return record.text !== '' && (!record.failed || signal?.aborted === true);
 }
 
-function samplerKey(sampler: SamplerSettings): string {
-  return JSON.stringify({ ...sampler, seed: String(sampler.seed) });
+/** What has to be the same, beside the text, for a sequence to be used again. */
+function cacheKey({ sampler, context }: GenerateSettings, dropped: number): string {
+  const sinks = dropped === 0 ? undefined : context?.sinks;
+  return JSON.stringify({ ...sampler, seed: String(sampler.seed), dropped, sinks });
 }
 
 function stillAnswering(): FrugalError {

@@ -73,7 +73,12 @@ async function embedAll(
 async function embedText(engine: Engine, text: unknown, settings: EmbedSettings): Promise<Float32Array> {
   if (typeof text !== 'string') throw invalid('input', 'a string or an array of strings', text);
   const { signal } = settings;
-  const tokens = await promptTokens(engine, text, { addSpecial: true, parseSpecial: false, signal });
+  const tokens = await promptTokens(engine, text, {
+    addSpecial: true,
+    parseSpecial: false,
+    context: undefined,
+    signal,
+  });
   const { scheduler } = engine;
   const sequence = scheduler.open();
   const sum = new Float64Array(engine.facts.embeddingLength);

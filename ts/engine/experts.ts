@@ -50,6 +50,13 @@ export function expertUsage(counts: ExpertCounts, layers: readonly ExpertLayer[]
   };
 }
 
+/** The counts of two sequences together. */
+export function addCounts(a: ExpertCounts | undefined, b: ExpertCounts): ExpertCounts {
+  if (a === undefined) return b;
+  const add = (x: Uint32Array, y: Uint32Array) => x.map((count, i) => count + (y[i] ?? 0));
+  return { tokens: add(a.tokens, b.tokens), reads: add(a.reads, b.reads), misses: add(a.misses, b.misses) };
+}
+
 /** Shannon's entropy of the shares over that of even ones; 1 for a single expert, and where there are no tokens. */
 function balance(tokens: readonly number[]): number {
   const total = sum(tokens);

@@ -1,12 +1,15 @@
 import { type AttentionUsage, attentionUsage } from '../attention/index.js';
+import type { ExpertCounts } from '../backend/types.js';
 import type { Energy } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
 import { checkTokens, invalid, isTokenList } from './check.js';
 import { checkFits, type Engine } from './context.js';
-import { type ExpertUsage, expertUsage } from './experts.js';
+import { addCounts, type ExpertUsage, expertUsage } from './experts.js';
 import { type GenerateSettings, reportSeed } from './options.js';
 import { createProvenance, type Provenance } from './provenance.js';
+import { disposed } from './scheduler.js';
 import { createStopMatcher } from './stop.js';
+import { type ContextUsage, droppedAt, keptTokens, seedAt } from './window.js';
 
 /**
  * Why a generation ended: the model gave an end token, a stop string was found, `maxTokens` was reached, the context
@@ -32,6 +35,8 @@ export interface Usage {
   readonly threads: number;
   /** Bytes of all key/value caches of the model when the generation ended. */
   readonly kvBytes: number;
+  /** What fell out of the context: with the option `context`. */
+  readonly context?: ContextUsage;
   /** Where the computed tokens were routed: of models with experts, with the option `expertUsage`. */
   readonly experts?: ExpertUsage;
   /** What attention kept of the keys: of models loaded with `attention`. */
@@ -92,15 +97,24 @@ export interface GenerationRecord {
   prefillMs: number;
   decodeMs: number;
   kvBytes: number;
+  /** Tokens of the prompt that its sequence did not hold to begin with. */
+  promptDropped: number;
+  context: ContextUsage;
+  /** Steps computed, if no other sequence shared them, and pairs of a token and one before it or itself. */
+  steps: number;
+  pairs: number;
+  expertCounts: ExpertCounts | undefined;
+  keptKeys: Float64Array;
   experts: ExpertUsage | undefined;
   attention: AttentionUsage | undefined;
   energy: UsageEnergy | undefined;
   settings: GenerateSettings | undefined;
 }
 
-/** Where a generation starts: a sequence that holds the first `cachedTokens` tokens of the prompt, and not all. */
+/** Where a generation starts: a sequence that holds the first `cachedTokens` kept tokens of the prompt, and not all. */
 export interface Start {
-  readonly sequence: number;
+  /** The one that holds the text now: with a window, others take over. */
+  sequence: number;
   readonly prompt: Uint32Array;
   readonly cachedTokens: number;
   readonly settings: GenerateSettings;
@@ -172,6 +186,8 @@ async function* produce(
   record.settings = start.settings;
   record.cachedTokens = start.cachedTokens;
   record.seed = start.settings.sampler.seed;
+  record.promptDropped = droppedAt(start.settings.context, start.prompt.length);
+  record.context = { ...record.context, droppedTokens: record.promptDropped };
   // The sequence is freed at once even while the consumer is busy with a piece.
   const { signal } = start.settings;
   const abort = () => engine.scheduler.close(start.sequence, signal?.reason);
@@ -189,11 +205,10 @@ async function* produce(
   } finally {
     signal?.removeEventListener('abort', abort);
     record.kvBytes = engine.scheduler.kvBytes();
-    const counts = engine.scheduler.expertCounts(start.sequence);
-    if (counts && engine.facts.expertLayers.length > 0)
-      record.experts = expertUsage(counts, engine.facts.expertLayers);
-    if (engine.attention)
-      record.attention = attentionUsage(engine.attention, engine.scheduler.keptKeys(start.sequence));
+    takeCounts(engine, start, record);
+    if (record.expertCounts && engine.facts.expertLayers.length > 0)
+      record.experts = expertUsage(record.expertCounts, engine.facts.expertLayers);
+    if (engine.attention) record.attention = attentionUsage(engine.attention, record.keptKeys);
     const energy = span?.end();
     if (energy) record.energy = { ...energy, bytesMoved: bytesMoved(engine, record) };
     start.release(record);
@@ -206,12 +221,15 @@ async function* decode(
   record: GenerationRecord,
   began: number,
 ): AsyncGenerator<string, void, undefined> {
-  const { sequence, prompt, settings } = start;
+  const { prompt, settings } = start;
   const detokenizer = engine.tokenizer.stream();
   const matcher = createStopMatcher(settings.stop);
-  let next = prompt.subarray(start.cachedTokens);
+  let held = start.cachedTokens;
+  let next = keptTokens(settings.context, record.promptDropped, prompt).subarray(held);
   for (;;) {
-    const token = await draw(engine, sequence, next, settings.signal, record, began);
+    const token = await draw(engine, start, next, record, began);
+    countWork(engine, record, held, next.length);
+    held += next.length;
     if (!settings.ignoreEnd && engine.tokenizer.endTokens.has(token)) {
       record.endTokens = 1;
       record.finishReason = 'stop';
@@ -226,6 +244,10 @@ async function* decode(
     if (matched !== undefined) return;
     if (finish) break;
     next = Uint32Array.of(token);
+    const dropped = droppedAt(settings.context, prompt.length + record.drawn.length);
+    if (dropped === record.context.droppedTokens) continue;
+    next = switchSequence(engine, start, record, dropped);
+    held = 0;
   }
   const { text, matched } = matcher.push(detokenizer.end());
   if (matched !== undefined) {
@@ -237,16 +259,49 @@ async function* decode(
   if (rest !== '') yield rest;
 }
 
+/** Puts a fresh sequence in the place of a full one, which is freed first. @returns what to feed it */
+function switchSequence(
+  engine: Engine,
+  start: Start,
+  record: GenerationRecord,
+  dropped: number,
+): Uint32Array {
+  const { scheduler } = engine;
+  const { context, sampler, signal, expertUsage } = start.settings;
+  signal?.throwIfAborted();
+  if (!scheduler.isOpen(start.sequence)) throw disposed('The sequence');
+  takeCounts(engine, start, record);
+  scheduler.close(start.sequence);
+  start.sequence = scheduler.open({ ...sampler, seed: seedAt(sampler.seed, dropped) });
+  if (expertUsage) scheduler.countExperts(start.sequence);
+  const kept = keptTokens(context, dropped, start.prompt, record.drawn);
+  record.context = {
+    droppedTokens: dropped,
+    switches: record.context.switches + 1,
+    // The last was only drawn so far.
+    recomputedTokens: record.context.recomputedTokens + kept.length - 1,
+  };
+  return kept;
+}
+
+/** Adds what the sequence has counted to what those before it have. */
+function takeCounts({ scheduler }: Engine, { sequence }: Start, record: GenerationRecord): void {
+  const counts = scheduler.expertCounts(sequence);
+  if (counts) record.expertCounts = addCounts(record.expertCounts, counts);
+  const before = record.keptKeys;
+  const kept = scheduler.keptKeys(sequence);
+  if (kept.length > 0) record.keptKeys = kept.map((sum, i) => sum + (before[i] ?? 0));
+}
+
 async function draw(
   engine: Engine,
-  sequence: number,
+  { sequence, settings }: Start,
   tokens: Uint32Array,
-  signal: AbortSignal | undefined,
   record: GenerationRecord,
   began: number,
 ): Promise<number> {
   const before = performance.now();
-  const token = await feed(engine, sequence, tokens, signal);
+  const token = await feed(engine, sequence, tokens, settings.signal);
   const after = performance.now();
   if (record.drawn.length === 0) {
     record.prefillMs = after - before;
@@ -285,6 +340,7 @@ function limitReached(
   record: GenerationRecord,
 ): FinishReason | undefined {
   if (record.drawn.length >= settings.maxTokens) return 'length';
+  if (settings.context) return undefined;
   // The token just drawn would be fed at this position.
   const position = record.prompt.length + record.drawn.length - 1;
   return position >= engine.facts.contextLength ? 'context' : undefined;
@@ -305,6 +361,12 @@ function emptyRecord(): GenerationRecord {
     prefillMs: 0,
     decodeMs: 0,
     kvBytes: 0,
+    promptDropped: 0,
+    context: { droppedTokens: 0, switches: 0, recomputedTokens: 0 },
+    steps: 0,
+    pairs: 0,
+    expertCounts: undefined,
+    keptKeys: new Float64Array(0),
     experts: undefined,
     attention: undefined,
     energy: undefined,
@@ -312,12 +374,14 @@ function emptyRecord(): GenerationRecord {
   };
 }
 
+/** Takes note of `count` tokens fed to a sequence that held `held`. */
+function countWork({ scheduler }: Engine, record: GenerationRecord, held: number, count: number): void {
+  record.steps += Math.ceil(count / scheduler.limits.chunk);
+  record.pairs += ((held + count) * (held + count + 1) - held * (held + 1)) / 2;
+}
+
 /** Weights once per step; of each token's keys and values, those before it. */
-function bytesMoved({ facts, scheduler }: Engine, { prompt, cachedTokens, drawn }: GenerationRecord): number {
-  if (drawn.length === 0) return 0;
-  const steps = Math.ceil((prompt.length - cachedTokens) / scheduler.limits.chunk) + drawn.length - 1;
-  const positions = prompt.length + drawn.length - 1;
-  const pairs = (positions * (positions + 1) - cachedTokens * (cachedTokens + 1)) / 2;
+function bytesMoved({ facts }: Engine, { steps, pairs }: GenerationRecord): number {
   return steps * facts.bytesPerToken + pairs * facts.kvBytesPerToken;
 }
 
@@ -328,7 +392,8 @@ export function emptyCompletion(threads: number): Completion {
 
 function toCompletion(record: GenerationRecord, threads: number, engine?: Engine): Completion {
   const completionTokens = record.drawn.length - record.endTokens;
-  const computed = record.drawn.length === 0 ? 0 : record.prompt.length - record.cachedTokens;
+  const computed =
+    record.drawn.length === 0 ? 0 : record.prompt.length - record.promptDropped - record.cachedTokens;
   const tokens = Uint32Array.from(record.drawn.slice(0, completionTokens));
   const { settings } = record;
   return {
@@ -352,6 +417,7 @@ function toCompletion(record: GenerationRecord, threads: number, engine?: Engine
       decodeTokensPerSecond: perSecond(Math.max(0, record.drawn.length - 1), record.decodeMs),
       threads,
       kvBytes: record.kvBytes,
+      ...(settings?.context && { context: record.context }),
       ...(record.experts === undefined ? {} : { experts: record.experts }),
       ...(record.attention ? { attention: record.attention } : {}),
       ...(record.energy && { energy: record.energy }),
@@ -367,12 +433,12 @@ function perSecond(count: number, ms: number): number {
 export async function promptTokens(
   engine: Engine,
   prompt: unknown,
-  settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'signal'>,
+  settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'context' | 'signal'>,
 ): Promise<Uint32Array> {
   engine.scheduler.assertLive();
   settings.signal?.throwIfAborted();
   const tokens = checkTokens('prompt', await promptIds(engine, prompt, settings), engine.facts.vocabSize);
-  checkFits(engine, tokens.length, 'The prompt');
+  if (settings.context === undefined) checkFits(engine, tokens.length, 'The prompt');
   return tokens;
 }
 

@@ -15,6 +15,7 @@ import {
 import { checkGenerate, type GenerateOptions } from './options.js';
 import { createSession, type ScoreOptions, type Session, score } from './session.js';
 import type { ThreadChoice } from './threads.js';
+import { droppedAt, seedAt } from './window.js';
 
 /** Text, or token ids that are used as they are. */
 export type Prompt = string | Uint32Array | readonly number[];
@@ -145,16 +146,17 @@ export function createModel(engine: Engine, packedBytes: number): Model {
 }
 
 async function beginGenerate(engine: Engine, prompt: Prompt, options: GenerateOptions): Promise<Start> {
-  const settings = checkGenerate('generate', options, engine.facts.vocabSize);
+  const settings = checkGenerate('generate', options, engine.facts);
   const tokens = await promptTokens(engine, prompt, settings);
-  const sequence = engine.scheduler.open(settings.sampler);
-  return {
-    sequence,
+  const seed = seedAt(settings.sampler.seed, droppedAt(settings.context, tokens.length));
+  const start: Start = {
+    sequence: engine.scheduler.open({ ...settings.sampler, seed }),
     prompt: tokens,
     cachedTokens: 0,
     settings,
-    release: () => engine.scheduler.close(sequence),
+    release: () => engine.scheduler.close(start.sequence),
   };
+  return start;
 }
 
 async function tokenize(engine: Engine, text: unknown, options: TokenizeOptions): Promise<Uint32Array> {

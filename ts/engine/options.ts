@@ -9,6 +9,7 @@ import {
   invalid,
   type NumberRange,
 } from './check.js';
+import { type ContextOptions, type ContextWindow, checkContext } from './window.js';
 
 /** How a token is drawn from the logits. The same seed and settings give the same text on every machine. */
 export interface SamplingOptions {
@@ -35,6 +36,12 @@ export interface SamplingOptions {
 }
 
 export interface GenerateOptions extends SamplingOptions {
+  /**
+   * Goes on in constant memory where the context would be full, and takes prompts of any length; it then never ends
+   * with `context`. Without `maxTokens` only an end token, a stop string, leaving the loop or an abort ends it.
+   * @default off: all tokens are kept, and the text ends where the context does
+   */
+  readonly context?: ContextOptions;
   /** @default until an end token, a stop string or the end of the context */
   readonly maxTokens?: number;
   /** The text ends before the first of these strings. */
@@ -54,6 +61,7 @@ export interface GenerateOptions extends SamplingOptions {
 /** `GenerateOptions`, checked and with every default applied. */
 export interface GenerateSettings {
   readonly sampler: SamplerSettings;
+  readonly context: ContextWindow | undefined;
   readonly maxTokens: number;
   readonly stop: readonly string[];
   readonly addSpecial: boolean;
@@ -93,6 +101,7 @@ export const SAMPLING_DEFAULTS = {
 const SAMPLING_NAMES = [...Object.keys(SAMPLING_RANGES), 'seed', 'logitBias'];
 export const GENERATE_NAMES: readonly string[] = [
   ...SAMPLING_NAMES,
+  'context',
   'maxTokens',
   'stop',
   'addSpecial',
@@ -103,10 +112,15 @@ export const GENERATE_NAMES: readonly string[] = [
 ];
 
 /** @throws FrugalError `INVALID_ARGUMENT` naming the first wrong option */
-export function checkGenerate(call: string, options: GenerateOptions, vocabSize: number): GenerateSettings {
+export function checkGenerate(
+  call: string,
+  options: GenerateOptions,
+  { vocabSize, contextLength }: { readonly vocabSize: number; readonly contextLength: number },
+): GenerateSettings {
   checkKnown(call, options, GENERATE_NAMES);
   return {
     sampler: checkSampling(options, vocabSize),
+    context: checkContext(options.context, contextLength),
     maxTokens: checkNumber('maxTokens', options.maxTokens, MAX_TOKENS_RANGE, Number.MAX_SAFE_INTEGER),
     stop: checkStop(options.stop),
     addSpecial: checkBoolean('addSpecial', options.addSpecial, true),

@@ -6,6 +6,7 @@ import { VERSION } from '../version.js';
 import type { Engine } from './context.js';
 import type { FinishReason } from './generation.js';
 import type { GenerateOptions, GenerateSettings } from './options.js';
+import type { ContextWindow } from './window.js';
 
 /**
  * What a text was made from: enough for anyone, on any machine, to make it again and compare. All hashes are SHA-256 in
@@ -45,6 +46,7 @@ export interface ProvenanceSettings extends Omit<SamplerSettings, 'seed' | 'logi
   readonly seed: string;
   /** By token id; null bans a token. */
   readonly logitBias: Readonly<Record<string, number | null>>;
+  readonly context?: ContextWindow;
   readonly maxTokens: number;
   readonly stop: readonly string[];
   readonly ignoreEnd: boolean;
@@ -89,12 +91,19 @@ export function createProvenance(
   };
 }
 
-function recordSettings({ sampler, maxTokens, stop, ignoreEnd }: GenerateSettings): ProvenanceSettings {
+function recordSettings({
+  sampler,
+  context,
+  maxTokens,
+  stop,
+  ignoreEnd,
+}: GenerateSettings): ProvenanceSettings {
   const logitBias = sampler.logitBias.map(([token, bias]) => [token, Number.isFinite(bias) ? bias : null]);
   return {
     ...sampler,
     seed: String(sampler.seed),
     logitBias: Object.fromEntries(logitBias),
+    ...(context && { context }),
     maxTokens,
     stop,
     ignoreEnd,
