@@ -202,14 +202,17 @@ describe('a chat in a window', () => {
   });
 
   it('frees the sequence that has taken over when it is disposed in the middle of an answer', async () => {
-    const { model, backend } = createFakeModel({ next: mixed, chatTemplate: TEMPLATE });
-    const chat = model.chat({ context: { window: 16 } });
-    const answer = chat.send('hello');
-    for (let i = 0; i < 50; i++) await answer.next();
-    expect(backend.sequences.size).toBe(1);
-    await chat.dispose();
-    expect(backend.sequences.size).toBe(0);
-    await expect(collect(answer)).rejects.toMatchObject({ code: 'DISPOSED' });
-    expect(backend.sequences.size).toBe(0);
+    const letters = (tokens: readonly number[]) => 97 + (mixed(tokens) % 26);
+    for (let pieces = 1; pieces < 20; pieces++) {
+      const { model, backend } = createFakeModel({ next: letters, chatTemplate: TEMPLATE });
+      const chat = model.chat({ context: { window: 16 }, maxTokens: 100 });
+      const answer = chat.send('hello');
+      for (let i = 0; i < pieces; i++) await answer.next();
+      expect(backend.sequences.size).toBe(1);
+      await chat.dispose();
+      expect(backend.sequences.size).toBe(0);
+      await expect(collect(answer)).rejects.toMatchObject({ code: 'DISPOSED' });
+      expect(backend.sequences.size).toBe(0);
+    }
   });
 });
