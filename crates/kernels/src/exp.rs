@@ -70,13 +70,7 @@ pub(crate) const CLAMP: f32 = 7.0;
 /// gpt-oss's SwiGLU: min(gate, 7) * sigmoid(1.702 * that) * (up within -7..=7, plus 1).
 pub fn clamped_swiglu(gate: f32, up: f32) -> f32 {
     let gate = if gate > CLAMP { CLAMP } else { gate };
-    let up = if up > CLAMP {
-        CLAMP
-    } else if up < -CLAMP {
-        -CLAMP
-    } else {
-        up
-    };
+    let up = up.clamp(-CLAMP, CLAMP);
     gate / (1.0 + exp(-(CLAMPED_ALPHA * gate))) * (up + 1.0)
 }
 

@@ -100,6 +100,11 @@ struct Block {
     bytes: usize,
 }
 
+// SAFETY: it owns its bytes and never touches them.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
 impl Block {
     fn zeroed(bytes: usize) -> Option<Self> {
         #[cfg(unix)]

@@ -538,8 +538,8 @@ impl Run<'_> {
         let matrices = self.weights.experts(weight);
         let tokens = self.work.tokens.len();
         let (heads, tiles) = (matrices.len(), matrices[0].tiles());
-        for head in units.start / tiles..units.end.div_ceil(tiles).min(heads) {
-            let weight = &matrices[head];
+        let touched = units.start / tiles..units.end.div_ceil(tiles).min(heads);
+        for (head, weight) in touched.clone().zip(&matrices[touched]) {
             let first = head * tiles;
             // SAFETY: prepared in an earlier phase, and by none that runs now.
             let acts = unsafe { self.acts.all(kind, heads * tokens, weight.cols()) };
