@@ -56,8 +56,8 @@ it.runIf(linux)('peaks within 1.1 times the weights in the memory of WebAssembly
   await withFolder(async (folder) => {
     const model = await writeBigModel(join(folder, 'big.gguf'), 9);
     const { baseline, loaded } = await peaks(model, true, 'simd128');
-    // What JavaScript has read waits for the collector, as above.
-    expect(loaded).toBeLessThan(1.1 * model.weightBytes + baseline + 64 * MIB);
+    // What JavaScript has read waits for the collector, as above, and code is compiled anew as it runs.
+    expect(loaded).toBeLessThan(1.1 * model.weightBytes + baseline + 80 * MIB);
     expect(loaded - baseline).toBeGreaterThan(0.9 * model.weightBytes);
   });
 });
