@@ -24,6 +24,8 @@ const RUNS: readonly Run[] = WASM_VARIANTS.flatMap((variant): Run[] => {
   return counts.map((threads, i) => ({ options: { variant, threads, chunk: 7 }, large: i === 0 }));
 });
 
+const nameOf = ({ options }: Run) => `${options.variant} on ${options.threads}`;
+
 const whyNot = (lacks: ReturnType<typeof lacking>, variant: WasmVariant): string | undefined =>
   (variant.startsWith('relaxed') ? lacks.relaxed : undefined) ??
   (variant.endsWith('-threads') ? lacks.threads : undefined);
@@ -50,16 +52,12 @@ function compare(outcomes: Record<string, Outcome> | undefined, { options, large
 describe(`Node ${process.versions.node}`, () => {
   const lacks = lacking(undefined);
   for (const run of RUNS) {
-    const { variant = 'simd128', threads } = run.options;
+    const { variant = 'simd128' } = run.options;
     const why = whyNot(lacks, variant);
     if (why !== undefined) console.log(`not run: ${variant} in Node, as ${why}`);
-    it.runIf(why === undefined)(
-      `${variant}, ${threads} threads, as native code`,
-      { timeout: 300_000 },
-      async () => {
-        compare(await runCases({ load: loadWasm }, fixtures(run.options, run.large)), run);
-      },
-    );
+    it.runIf(why === undefined)(`${nameOf(run)}, as native code`, { timeout: 300_000 }, async () => {
+      compare(await runCases({ load: loadWasm }, fixtures(run.options, run.large)), run);
+    });
   }
 
   it.runIf(lacks.relaxed !== undefined)('refuses modules that would not work, and says why', async () => {
@@ -92,7 +90,7 @@ describe.runIf(deno !== undefined)('Deno', () => {
     const { stdout } = await promisify(execFile)(deno ?? '', [...flags, script, JSON.stringify(RUNS)], {
       cwd: ROOT,
       maxBuffer: 64 << 20,
-      timeout: 280_000,
+      timeout: 500_000,
     });
     lines.push(
       ...stdout
@@ -100,13 +98,13 @@ describe.runIf(deno !== undefined)('Deno', () => {
         .split('\n')
         .map((line) => JSON.parse(line)),
     );
-  }, 300_000);
+  }, 520_000);
 
   it('has all that the best module needs', () => {
     expect(lines[0]?.lacks).toEqual({});
   });
 
-  it.each(RUNS.map((run, i) => [run, i] as const))('$0.options, as native code', (run, i) => {
+  it.each(RUNS.map((run, i) => [nameOf(run), run, i] as const))('%s, as native code', (_name, run, i) => {
     const line = lines[i + 1];
     expect(line?.options).toEqual(run.options);
     compare(line?.outcomes, run);
