@@ -4,8 +4,9 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // Against what hangs, not what is slow: the machine may have other work.
+    testTimeout: 240_000,
+    hookTimeout: 240_000,
     // Tests of memory, threads and the event loop measure, so nothing else may run beside them.
     fileParallelism: false,
   },
