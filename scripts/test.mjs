@@ -72,7 +72,9 @@ async function neonTests() {
     return addNotRun(tally, title, 'this machine is ARM: cargo test has run them natively');
   try {
     const { command, env } = await neonTest();
-    const result = await step(title, [...command, '--', '--show-output'], { env, limit: NEON_LIMIT });
+    // A haystack of millions of keys takes minutes under emulation; that all instruction sets choose alike is tested apart.
+    const options = ['--', '--show-output', '--skip', 'needles_are_found'];
+    const result = await step(title, [...command, ...options], { env, limit: NEON_LIMIT });
     addCargo(tally, title, result);
   } catch (error) {
     if (!(error instanceof SetupError)) throw error;
