@@ -17,8 +17,8 @@ import { ensureChromium } from './setup-chromium.mjs';
 import { neonTest } from './setup-neon.mjs';
 import { wasmTest } from './setup-wasm-tests.mjs';
 
-const NEON_LIMIT = 240;
-const WASM_LIMIT = 240;
+const NEON_LIMIT = 600;
+const WASM_LIMIT = 600;
 const VITEST_REPORT = join(ROOT, '.cache', 'vitest.json');
 
 // A haystack of millions of keys takes minutes in another machine's code; that all instruction sets choose alike is
