@@ -21,12 +21,11 @@ use super::padded;
 use super::rows::{Activation, gated};
 use super::scales::{self, HalfScales, Scales};
 use crate::acts::Acts;
-use crate::packed::{Format, Matrix};
+use crate::packed::{Format, Matrix, group_of};
 use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two, Values};
 use crate::simd::{ActBlock, LANES, QK, Simd, Work};
 use crate::view::Shared;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// out = x · wᵀ + bias, or out += x · wᵀ + bias, for some tiles of w.
@@ -393,9 +392,7 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
 }
 
 /// How far ahead of the work memory is asked for.
-const AHEAD: usize = 8 << 10;
-/// Blocks whose dot products are kept at once: a whole number of runs.
-const TWO_PASS_BLOCKS: usize = 256;
+const AHEAD: usize = 2 << 10;
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
@@ -407,11 +404,46 @@ fn next<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R], bytes: usize) 
     }
 }
 
-/// Asks for values `AHEAD` bytes after each tile's block b: past a tile's values come the next tile's.
-#[inline(always)]
-fn ahead<S: Simd, const R: usize>(s: S, values: [&[u8]; R], b: usize, bytes: usize, tile: usize) {
-    let past = b * bytes + AHEAD >= values[0].len();
-    next(s, part(values, b, bytes), if past { AHEAD + tile - values[0].len() } else { AHEAD });
+/// A group of blocks of a tile: see [`crate::packed`].
+struct Group {
+    /// Its first block, and its runs of blocks that share their scales.
+    first: usize,
+    runs: usize,
+    /// Where in the tile its values are, and its scales.
+    values: usize,
+    scales: usize,
+}
+
+/// Walks the groups of a tile.
+struct Groups {
+    /// Blocks.
+    done: usize,
+    all: usize,
+    /// Where the next group is in the tile.
+    at: usize,
+    /// Blocks of a run, bytes of a block's values and of a run's scales.
+    sizes: [usize; 3],
+}
+
+impl Groups {
+    #[inline(always)]
+    fn new(all: usize, sizes: [usize; 3]) -> Self {
+        Self { done: 0, all, at: 0, sizes }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Group> {
+        let [run, values, scales] = self.sizes;
+        let runs = group_of(scales).min((self.all - self.done) / run);
+        if runs == 0 {
+            return None;
+        }
+        let at = self.at + runs * run * values;
+        let group = Group { first: self.done, runs, values: self.at, scales: at };
+        self.done += runs * run;
+        self.at = at + runs * scales;
+        Some(group)
+    }
 }
 
 /// C columns' blocks.
@@ -421,12 +453,12 @@ fn block_columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [Ac
     std::array::from_fn(|c| &acts.blocks[(column + c) * blocks..(column + c + 1) * blocks])
 }
 
-/// Part `index` of each slice, of `len` bytes.
+/// `len` bytes of each slice.
 #[inline(always)]
-fn part<const N: usize>(slices: [&[u8]; N], index: usize, len: usize) -> [&[u8]; N] {
+fn range<const N: usize>(slices: [&[u8]; N], at: usize, len: usize) -> [&[u8]; N] {
     let mut parts = slices;
     for n in 0..N {
-        parts[n] = &slices[n][index * len..][..len];
+        parts[n] = &slices[n][at..][..len];
     }
     parts
 }
@@ -439,28 +471,26 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         acts: &Acts,
         column: usize,
     ) -> [[S::F; C]; R] {
-        if const { S::TWO_PASSES && C <= STREAMED } {
-            return multiply_in_two_passes::<S, V, K, R, C>(s, tiles, acts, column);
-        }
         let x = block_columns::<C>(acts, column);
-        let blocks = acts.k / QK;
         let bytes = const { V::LAYOUT.bytes() };
-        let values = part(tiles, 0, blocks * bytes);
-        let scales = tiles.map(|tile| &tile[blocks * bytes..]);
         let mut sums = [[s.splat(0.0); C]; R];
-        for run in 0..blocks / K::RUN {
-            let scales = part(scales, run, K::BYTES);
-            for i in 0..K::RUN {
-                let b = run * K::RUN + i;
-                if C <= STREAMED {
-                    ahead::<S, R>(s, values, b, bytes, tiles[0].len());
-                    if K::RUN == 1 && b % 2 == 0 || K::RUN > 1 && i == 0 {
-                        next(s, scales, tiles[0].len());
+        let mut groups = Groups::new(acts.k / QK, const { [K::RUN, V::LAYOUT.bytes(), K::BYTES] });
+        while let Some(group) = groups.next() {
+            for run in 0..group.runs {
+                let scales = range(tiles, group.scales + run * K::BYTES, K::BYTES);
+                for i in 0..K::RUN {
+                    let block = run * K::RUN + i;
+                    let values = range(tiles, group.values + block * bytes, bytes);
+                    if C <= STREAMED {
+                        next(s, values, AHEAD);
+                        if i == 0 {
+                            next(s, scales, AHEAD);
+                        }
                     }
+                    let x = at(x, group.first + block);
+                    let dots = s.dot::<V, R, C>(values, x);
+                    add_scaled::<S, K, R, C>(s, &mut sums, dots, scales, i, x);
                 }
-                let x = at(x, b);
-                let dots = s.dot::<V, R, C>(part(values, b, bytes), x);
-                add_scaled::<S, K, R, C>(s, &mut sums, dots, scales, i, x);
             }
         }
         sums
@@ -499,44 +529,6 @@ fn add_scaled<S: Simd, K: Scales, const R: usize, const C: usize>(
     }
 }
 
-/// First the dot products of many blocks, then their scales: memory is then read from one end to the
-/// other. Where it cannot be asked for ahead, every jump costs a wait for it.
-#[inline(always)]
-fn multiply_in_two_passes<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
-    s: S,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    column: usize,
-) -> [[S::F; C]; R] {
-    let x = block_columns::<C>(acts, column);
-    let blocks = acts.k / QK;
-    let bytes = const { V::LAYOUT.bytes() };
-    let values = part(tiles, 0, blocks * bytes);
-    let scales = tiles.map(|tile| &tile[blocks * bytes..]);
-    let mut dots = [[[MaybeUninit::<S::I>::uninit(); C]; R]; TWO_PASS_BLOCKS];
-    let mut sums = [[s.splat(0.0); C]; R];
-    for first in (0..blocks).step_by(TWO_PASS_BLOCKS) {
-        let last = (first + TWO_PASS_BLOCKS).min(blocks);
-        for b in first..last {
-            dots[b - first] =
-                s.dot::<V, R, C>(part(values, b, bytes), at(x, b)).map(|row| row.map(MaybeUninit::new));
-        }
-        for b in first..last {
-            // SAFETY: just written.
-            let dots = dots[b - first].map(|row| row.map(|dot| unsafe { dot.assume_init() }));
-            add_scaled::<S, K, R, C>(
-                s,
-                &mut sums,
-                dots,
-                part(scales, b / K::RUN, K::BYTES),
-                b % K::RUN,
-                at(x, b),
-            );
-        }
-    }
-    sums
-}
-
 impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -547,45 +539,59 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
     ) -> [[S::F; C]; R] {
         const RUN: usize = 8;
         let x = block_columns::<C>(acts, column);
-        let blocks = acts.k / QK;
         let bytes = const { V::LAYOUT.bytes() };
-        let values = part(tiles, 0, blocks * bytes);
-        let scales = tiles.map(|tile| &tile[blocks * bytes..]);
         let mut sums = [[s.splat(0.0); C]; R];
-        for run in 0..blocks / RUN {
-            let scales = part(scales, run, K::BYTES);
-            for i in 0..RUN {
-                let b = run * RUN + i;
-                if C <= STREAMED {
-                    ahead::<S, R>(s, values, b, bytes, tiles[0].len());
-                    if i == 0 {
-                        next(s, scales, tiles[0].len());
-                    }
-                }
-                let x = at(x, b);
-                let mut numbers = [s.pairs(0); R];
-                for r in 0..R {
-                    numbers[r] = K::scales(s, scales[r], i);
-                }
-                let dots = s.dot_halves::<V, R, C>(part(values, b, bytes), numbers, x);
-                for r in 0..R {
-                    let d = K::scale(s, scales[r]);
-                    for c in 0..C {
-                        let t = s.mul(d, s.splat(x[c].scale));
-                        sums[r][c] = s.add(sums[r][c], s.mul(t, dots[r][c]));
-                    }
-                    if K::MINIMUM {
-                        let (m, numbers) = (K::minimum(s, scales[r]), K::minimums(s, scales[r], i));
-                        for c in 0..C {
-                            let sum = s.int_to_float(s.minus_sum(x[c], numbers));
-                            let t = s.mul(m, s.splat(x[c].scale));
-                            sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
+        let mut groups = Groups::new(acts.k / QK, const { [RUN, V::LAYOUT.bytes(), K::BYTES] });
+        while let Some(group) = groups.next() {
+            for run in 0..group.runs {
+                let scales = range(tiles, group.scales + run * K::BYTES, K::BYTES);
+                for i in 0..RUN {
+                    let block = run * RUN + i;
+                    let values = range(tiles, group.values + block * bytes, bytes);
+                    if C <= STREAMED {
+                        next(s, values, AHEAD);
+                        if i == 0 {
+                            next(s, scales, AHEAD);
                         }
                     }
+                    let x = at(x, group.first + block);
+                    add_halves::<S, V, K, R, C>(s, &mut sums, values, scales, i, x);
                 }
             }
         }
         sums
+    }
+}
+
+/// Adds a block's products; block `i` of a run.
+#[inline(always)]
+fn add_halves<S: Simd, V: Values, K: HalfScales, const R: usize, const C: usize>(
+    s: S,
+    sums: &mut [[S::F; C]; R],
+    values: [&[u8]; R],
+    scales: [&[u8]; R],
+    i: usize,
+    x: [&ActBlock; C],
+) {
+    let mut numbers = [s.pairs(0); R];
+    for r in 0..R {
+        numbers[r] = K::scales(s, scales[r], i);
+    }
+    let dots = s.dot_halves::<V, R, C>(values, numbers, x);
+    for r in 0..R {
+        let d = K::scale(s, scales[r]);
+        for c in 0..C {
+            let t = s.mul(d, s.splat(x[c].scale));
+            sums[r][c] = s.add(sums[r][c], s.mul(t, dots[r][c]));
+        }
+        if K::MINIMUM {
+            let (m, numbers) = (K::minimum(s, scales[r]), K::minimums(s, scales[r], i));
+            for c in 0..C {
+                let sum = s.int_to_float(s.minus_sum(x[c], numbers));
+                let t = s.mul(m, s.splat(x[c].scale));
+                sums[r][c] = s.add(sums[r][c], s.mul(t, sum));
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! | pairs of bits | 2       | vector g / 4, at bit 2 (g % 4)                                        |
 //! | single bits   | 1       | the only vector, at bit g                                             |
 
-use super::Format;
+use super::{Format, group_of};
 use crate::float16::f16_to_f32;
 use crate::simd::{LANES, QK};
 
@@ -89,13 +89,18 @@ pub(crate) struct Block {
 /// Row `lane` of block `block` of a tile of `cols` columns.
 pub(crate) fn read_block(format: Format, cols: usize, tile: &[u8], lane: usize, block: usize) -> Block {
     let layout = format.layout().expect("a quantised format");
-    let (values, scales) = tile.split_at(format.values_bytes(cols));
-    let values = &values[block * layout.bytes()..];
-    let values = std::array::from_fn(|i| value(format, layout.stored(values, lane, i)));
     let per_scales = format.block() / QK;
-    let at = block / per_scales * format.scale_bytes();
-    let scales = Scales { bytes: &scales[at..at + format.scale_bytes()], lane };
-    scales.read(format, block % per_scales, values)
+    let (of_file, within) = (block / per_scales, block % per_scales);
+    let [value_bytes, scale_bytes] = format.parts();
+    let group = group_of(scale_bytes);
+    let first = of_file / group * group;
+    let count = group.min(cols / format.block() - first);
+    let start = first * (value_bytes + scale_bytes);
+    let values = &tile[start + (of_file - first) * value_bytes + within * layout.bytes()..];
+    let values = std::array::from_fn(|i| value(format, layout.stored(values, lane, i)));
+    let at = start + count * value_bytes + (of_file - first) * scale_bytes;
+    let scales = Scales { bytes: &tile[at..at + scale_bytes], lane };
+    scales.read(format, within, values)
 }
 
 /// What a stored value stands for.

@@ -1,7 +1,8 @@
 //! Weights as the kernels read them: tiles of 16 rows side by side, without loss and in as many bytes.
 //!
 //! A tile of floats is K times 16 values (BF16: magnitudes under 2^-60 set to zero). A quantised tile
-//! has the values of K/32 blocks, as [`layout`] says, then the scales that 32 or 256 columns share:
+//! is a row of groups: the values of some blocks, as [`layout`] says, then the scales that 32 or 256
+//! columns share. A group has as many blocks as make its scales whole cache lines; the last may have fewer.
 //!
 //! | format         | values                     | scales: [16 rows] each                              |
 //! |----------------|----------------------------|-----------------------------------------------------|
@@ -21,8 +22,9 @@
 //! hold in their low 16 bits the scales (+ 32) of the blocks' first halves, in their high 16 bits those
 //! of the second halves: the low nibbles of blocks 0..4, those of blocks 4..8, and the high pairs.
 //!
-//! Scales stand apart so that every load of values is aligned. Tiles start on 64-byte boundaries; rows
-//! past the last are zero.
+//! So every load of values is aligned, and a matrix is read from one end to the other: a second stream
+//! of scales costs up to half of the speed of memory. Tiles start on 64-byte boundaries; rows past the
+//! last are zero.
 
 mod layout;
 mod pack;
@@ -204,15 +206,21 @@ impl Format {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2_K | Self::Q4_K | Self::Q5_K)
     }
 
-    /// Bytes of the values that come before a quantised tile's scales.
-    pub(crate) fn values_bytes(self, cols: usize) -> usize {
-        self.layout().map_or(self.tile_bytes(cols), |layout| cols / QK * layout.bytes())
+    /// Bytes of the values and of the scales that a block of a file becomes, of 16 rows.
+    pub(crate) fn parts(self) -> [usize; 2] {
+        let all = self.block_bytes() * LANES;
+        let values = self.layout().map_or(all, |layout| self.block() / QK * layout.bytes());
+        [values, all - values]
     }
+}
 
-    /// Bytes of the scales that a block of a file becomes, of 16 rows.
-    pub(crate) fn scale_bytes(self) -> usize {
-        self.block_bytes() * LANES - self.values_bytes(self.block())
+/// How many blocks make scales of `bytes` each whole cache lines.
+pub(crate) const fn group_of(bytes: usize) -> usize {
+    let mut count = 1;
+    while count * bytes % 64 != 0 {
+        count *= 2;
     }
+    count
 }
 
 /// A packed weight matrix of `rows` outputs by `cols` inputs.

@@ -1,7 +1,7 @@
 //! From rows of a file to tiles.
 
 use super::layout::{Layout, VECTOR};
-use super::{Format, LANES};
+use super::{Format, LANES, group_of};
 use crate::float16::{BF16_TINY, bf16_to_f32};
 
 /// Packs up to 16 rows, as a file has them one after another, into one tile.
@@ -13,13 +13,13 @@ pub fn pack_tile(format: Format, cols: usize, source: &[u8], tile: &mut [u8]) {
     let rows = source.len() / row_bytes;
     assert!(rows * row_bytes == source.len() && (1..=LANES).contains(&rows));
     assert_eq!(tile.len(), format.tile_bytes(cols));
-    let (values, scales) = tile.split_at_mut(format.values_bytes(cols));
+    let [_, scale_bytes] = format.parts();
     for (lane, row) in source.chunks_exact(row_bytes).enumerate() {
-        let mut to = Row { lane, values, scales };
+        let mut to = Tile { lane, scale_bytes, bytes: tile };
         match format {
-            Format::F32 => scatter::<4>(row, lane, to.values),
-            Format::F16 => scatter::<2>(row, lane, to.values),
-            Format::BF16 => pack_bf16(row, lane, to.values),
+            Format::F32 => scatter::<4>(row, lane, to.bytes),
+            Format::F16 => scatter::<2>(row, lane, to.bytes),
+            Format::BF16 => pack_bf16(row, lane, to.bytes),
             Format::Q8_0 => to.blocks(row, |b: &[u8; 34], to| {
                 to.scale_bytes(0, &b[..2]);
                 to.words(0, words::<8>(&b[2..]).map(|w| w ^ 0x8080_8080));
@@ -77,7 +77,31 @@ fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
     })
 }
 
-/// One row's part of a tile, or of a block of it.
+/// A tile that takes one of its rows.
+struct Tile<'a> {
+    lane: usize,
+    /// Of a block of the file, of 16 rows.
+    scale_bytes: usize,
+    bytes: &'a mut [u8],
+}
+
+impl Tile<'_> {
+    /// Packs every block of a file, `FILE` bytes each, into its part of its group.
+    fn blocks<const FILE: usize>(&mut self, row: &[u8], pack: impl Fn(&[u8; FILE], &mut Row)) {
+        let group = group_of(self.scale_bytes);
+        let value_bytes = FILE * LANES - self.scale_bytes;
+        let groups = self.bytes.chunks_mut(group * FILE * LANES);
+        for (blocks, bytes) in row.as_chunks::<FILE>().0.chunks(group).zip(groups) {
+            let (values, scales) = bytes.split_at_mut(blocks.len() * value_bytes);
+            let parts = values.chunks_exact_mut(value_bytes).zip(scales.chunks_exact_mut(self.scale_bytes));
+            for (block, (values, scales)) in blocks.iter().zip(parts) {
+                pack(block, &mut Row { lane: self.lane, values, scales });
+            }
+        }
+    }
+}
+
+/// One row's part of a block of a tile.
 struct Row<'a> {
     lane: usize,
     values: &'a mut [u8],
@@ -85,17 +109,6 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Packs every block of a file, `FILE` bytes each, into its part of the tile.
-    fn blocks<const FILE: usize>(&mut self, row: &[u8], pack: impl Fn(&[u8; FILE], &mut Row)) {
-        let blocks = row.as_chunks::<FILE>().0;
-        let values = self.values.len() / blocks.len();
-        let scales = FILE * LANES - values;
-        let parts = self.values.chunks_exact_mut(values).zip(self.scales.chunks_exact_mut(scales));
-        for (block, (values, scales)) in blocks.iter().zip(parts) {
-            pack(block, &mut Row { lane: self.lane, values, scales });
-        }
-    }
-
     /// The lane's bytes of the 16 rows' at `at`.
     fn scale_bytes(&mut self, at: usize, bytes: &[u8]) {
         self.scales[at + self.lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);

@@ -85,8 +85,6 @@ pub trait Simd: Words {
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
-    /// Whether few columns are multiplied in two passes, because memory cannot be asked for ahead.
-    const TWO_PASSES: bool = false;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
 

@@ -140,7 +140,6 @@ impl<D: Dots> Simd for Wasm<D> {
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     const QUERIES: usize = 4;
-    const TWO_PASSES: bool = true;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
