@@ -11,8 +11,8 @@
 //!       bias, then residual or gate, then store
 //! ```
 //!
-//! With one or two columns the work is as fast as memory, if that is asked early: each block asks for
-//! what lies a few kilobytes on, and whole numbers go tile by tile, so that memory is read in order.
+//! With one or two columns the work is as fast as memory, if that is read in order: then processors ask for
+//! it ahead by themselves. So whole numbers go tile by tile there.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
@@ -360,12 +360,8 @@ impl<F: Float> Kernel for Floats<F> {
     ) -> [[S::F; C]; R] {
         let x = columns::<C>(acts.floats, acts.k, column);
         let rows = tiles.map(|tile| &F::rows(tile)[..acts.k]);
-        let per_line = const { 64 / size_of::<[F::Bits; LANES]>() };
         let mut sums = [[s.splat(0.0); C]; R];
         for k in 0..acts.k {
-            if C <= STREAMED && k % per_line == 0 {
-                next(s, at(rows, k), AHEAD);
-            }
             let mut w = [s.splat(0.0); R];
             for r in 0..R {
                 w[r] = F::load(s, &rows[r][k]);
@@ -391,16 +387,15 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
     items
 }
 
-/// How far ahead of the work memory is asked for.
-const AHEAD: usize = 2 << 10;
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
-/// Asks for what lies `bytes` after each tile's item.
+/// Asks for all of a block at once: its last vector is used long after its first ones, too long for
+/// memory that is read in order to look like it.
 #[inline(always)]
-fn next<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R], bytes: usize) {
-    for r in 0..R {
-        s.prefetch(items[r], bytes);
+fn ask<S: Simd, const R: usize>(s: S, blocks: [&[u8]; R]) {
+    for block in blocks {
+        s.prefetch(block, 0);
     }
 }
 
@@ -409,9 +404,9 @@ struct Group {
     /// Its first block, and its runs of blocks that share their scales.
     first: usize,
     runs: usize,
-    /// Where in the tile its values are, and its scales.
-    values: usize,
+    /// Where in the tile its scales are, and its values.
     scales: usize,
+    values: usize,
 }
 
 /// Walks the groups of a tile.
@@ -438,10 +433,10 @@ impl Groups {
         if runs == 0 {
             return None;
         }
-        let at = self.at + runs * run * values;
-        let group = Group { first: self.done, runs, values: self.at, scales: at };
+        let at = self.at + runs * scales;
+        let group = Group { first: self.done, runs, scales: self.at, values: at };
         self.done += runs * run;
-        self.at = at + runs * scales;
+        self.at = at + runs * run * values;
         Some(group)
     }
 }
@@ -481,12 +476,6 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
                 for i in 0..K::RUN {
                     let block = run * K::RUN + i;
                     let values = range(tiles, group.values + block * bytes, bytes);
-                    if C <= STREAMED {
-                        next(s, values, AHEAD);
-                        if i == 0 {
-                            next(s, scales, AHEAD);
-                        }
-                    }
                     let x = at(x, group.first + block);
                     let dots = s.dot::<V, R, C>(values, x);
                     add_scaled::<S, K, R, C>(s, &mut sums, dots, scales, i, x);
@@ -549,10 +538,7 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
                     let block = run * RUN + i;
                     let values = range(tiles, group.values + block * bytes, bytes);
                     if C <= STREAMED {
-                        next(s, values, AHEAD);
-                        if i == 0 {
-                            next(s, scales, AHEAD);
-                        }
+                        ask(s, values);
                     }
                     let x = at(x, group.first + block);
                     add_halves::<S, V, K, R, C>(s, &mut sums, values, scales, i, x);

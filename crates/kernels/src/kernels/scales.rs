@@ -132,7 +132,7 @@ impl Scales for SixBitsSigned {
 }
 
 impl HalfScales for Bytes {
-    const BYTES: usize = 288;
+    const BYTES: usize = 320;
     const MINIMUM: bool = false;
 
     #[inline(always)]
@@ -154,7 +154,7 @@ impl HalfScales for Bytes {
 }
 
 impl HalfScales for SixBitPairs {
-    const BYTES: usize = 224;
+    const BYTES: usize = 256;
     const MINIMUM: bool = false;
 
     #[inline(always)]

@@ -9,6 +9,9 @@
 //! | nibbles       | 4       | vector g % 4: the low nibble where g < 4, else the high one           |
 //! | pairs of bits | 2       | vector g / 4, at bit 2 (g % 4)                                        |
 //! | single bits   | 1       | the only vector, at bit g                                             |
+//!
+//! The vectors lie in the order in which a walk over the groups first needs them, so that a block is read
+//! from one end to the other: high bits before low ones, of six bits the second vector of pairs last.
 
 use super::{Format, group_of};
 use crate::float16::f16_to_f32;
@@ -17,18 +20,18 @@ use crate::simd::{LANES, QK};
 /// Bytes of a vector of values.
 pub(crate) const VECTOR: usize = LANES * 4;
 
-/// Which parts make up a value, lowest bits first.
+/// Which parts make up a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
     /// Whole bytes.
     Bytes,
     /// Nibbles.
     Four,
-    /// Nibbles, then single bits.
+    /// Nibbles, below single bits.
     Five,
-    /// Nibbles, then pairs of bits.
+    /// Nibbles, below pairs of bits.
     Six,
-    /// Pairs of bits, then single bits.
+    /// Pairs of bits, below single bits.
     Three,
     /// Pairs of bits.
     Two,
@@ -56,19 +59,22 @@ impl Layout {
     fn stored(self, block: &[u8], lane: usize, i: usize) -> u8 {
         let group = i / 4;
         let byte = |vector: usize| block[vector * VECTOR + lane * 4 + i % 4];
-        let nibble = || byte(group % 4) >> (group / 4 * 4) & 15;
-        let pair = |first: usize| byte(first + group / 4) >> (group % 4 * 2) & 3;
-        let bit = |first: usize| byte(first) >> group & 1;
+        let nibble = |first: usize| byte(first + group % 4) >> (group / 4 * 4) & 15;
+        let pair = |vectors: [usize; 2]| byte(vectors[group / 4]) >> (group % 4 * 2) & 3;
+        let bit = || byte(0) >> group & 1;
         match self {
             Self::Bytes => byte(group),
-            Self::Four => nibble(),
-            Self::Five => nibble() | bit(4) << 4,
-            Self::Six => nibble() | pair(4) << 4,
-            Self::Three => pair(0) | bit(2) << 2,
-            Self::Two => pair(0),
+            Self::Four => nibble(0),
+            Self::Five => nibble(1) | bit() << 4,
+            Self::Six => nibble(1) | pair(SIX_PAIRS) << 4,
+            Self::Three => pair([1, 2]) | bit() << 2,
+            Self::Two => pair([0, 1]),
         }
     }
 }
+
+/// Where the pairs of bits of six-bit values are, the nibbles between them.
+pub(crate) const SIX_PAIRS: [usize; 2] = [0, 5];
 
 /// The values of IQ4_NL and IQ4_XS.
 pub(crate) const IQ4_VALUES: [i8; 16] =
@@ -96,10 +102,10 @@ pub(crate) fn read_block(format: Format, cols: usize, tile: &[u8], lane: usize, 
     let first = of_file / group * group;
     let count = group.min(cols / format.block() - first);
     let start = first * (value_bytes + scale_bytes);
-    let values = &tile[start + (of_file - first) * value_bytes + within * layout.bytes()..];
-    let values = std::array::from_fn(|i| value(format, layout.stored(values, lane, i)));
-    let at = start + count * value_bytes + (of_file - first) * scale_bytes;
+    let at = start + (of_file - first) * scale_bytes;
     let scales = Scales { bytes: &tile[at..at + scale_bytes], lane };
+    let at = start + count * scale_bytes + (of_file - first) * value_bytes + within * layout.bytes();
+    let values = std::array::from_fn(|i| value(format, layout.stored(&tile[at..], lane, i)));
     scales.read(format, within, values)
 }
 

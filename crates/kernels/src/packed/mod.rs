@@ -1,8 +1,10 @@
 //! Weights as the kernels read them: tiles of 16 rows side by side, without loss and in as many bytes.
 //!
 //! A tile of floats is K times 16 values (BF16: magnitudes under 2^-60 set to zero). A quantised tile
-//! is a row of groups: the values of some blocks, as [`layout`] says, then the scales that 32 or 256
-//! columns share. A group has as many blocks as make its scales whole cache lines; the last may have fewer.
+//! is a row of groups: the scales of some blocks, which 32 or 256 columns share, then their values, as
+//! [`layout`] says. A group has as many blocks as make its scales whole cache lines; the last may have fewer.
+//! Groups are kept short: memory is not asked ahead where a stream jumps far. So the scales of Q6_K and Q3_K,
+//! which would be whole lines only two by two, have 32 bytes of padding (1 and 2% of the weights).
 //!
 //! | format         | values                     | scales: [16 rows] each                              |
 //! |----------------|----------------------------|-----------------------------------------------------|
@@ -29,7 +31,7 @@
 mod layout;
 mod pack;
 
-pub(crate) use layout::{Block, E2M1_VALUES, IQ4_VALUES, Layout, read_block};
+pub(crate) use layout::{Block, E2M1_VALUES, IQ4_VALUES, Layout, SIX_PAIRS, read_block};
 pub use pack::pack_tile;
 
 use crate::float16::{bf16_to_f32, f16_to_f32};
@@ -183,7 +185,8 @@ impl Format {
 
     /// Bytes of a packed tile of 16 rows.
     pub fn tile_bytes(self, cols: usize) -> usize {
-        (cols / self.block() * self.block_bytes() * LANES).next_multiple_of(64)
+        let [values, scales] = self.parts();
+        (cols / self.block() * (values + scales)).next_multiple_of(64)
     }
 
     /// How the values of a quantised format are packed; None for floats.
@@ -210,7 +213,8 @@ impl Format {
     pub(crate) fn parts(self) -> [usize; 2] {
         let all = self.block_bytes() * LANES;
         let values = self.layout().map_or(all, |layout| self.block() / QK * layout.bytes());
-        [values, all - values]
+        let scales = all - values;
+        [values, if scales > 64 { scales.next_multiple_of(64) } else { scales }]
     }
 }
 

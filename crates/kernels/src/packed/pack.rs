@@ -1,6 +1,6 @@
 //! From rows of a file to tiles.
 
-use super::layout::{Layout, VECTOR};
+use super::layout::{Layout, SIX_PAIRS, VECTOR};
 use super::{Format, LANES, group_of};
 use crate::float16::{BF16_TINY, bf16_to_f32};
 
@@ -13,9 +13,9 @@ pub fn pack_tile(format: Format, cols: usize, source: &[u8], tile: &mut [u8]) {
     let rows = source.len() / row_bytes;
     assert!(rows * row_bytes == source.len() && (1..=LANES).contains(&rows));
     assert_eq!(tile.len(), format.tile_bytes(cols));
-    let [_, scale_bytes] = format.parts();
+    let parts = format.parts();
     for (lane, row) in source.chunks_exact(row_bytes).enumerate() {
-        let mut to = Tile { lane, scale_bytes, bytes: tile };
+        let mut to = Tile { lane, parts, bytes: tile };
         match format {
             Format::F32 => scatter::<4>(row, lane, to.bytes),
             Format::F16 => scatter::<2>(row, lane, to.bytes),
@@ -80,20 +80,20 @@ fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
 /// A tile that takes one of its rows.
 struct Tile<'a> {
     lane: usize,
-    /// Of a block of the file, of 16 rows.
-    scale_bytes: usize,
+    /// Bytes of the values and of the scales of a block of the file, of 16 rows.
+    parts: [usize; 2],
     bytes: &'a mut [u8],
 }
 
 impl Tile<'_> {
     /// Packs every block of a file, `FILE` bytes each, into its part of its group.
     fn blocks<const FILE: usize>(&mut self, row: &[u8], pack: impl Fn(&[u8; FILE], &mut Row)) {
-        let group = group_of(self.scale_bytes);
-        let value_bytes = FILE * LANES - self.scale_bytes;
-        let groups = self.bytes.chunks_mut(group * FILE * LANES);
+        let [value_bytes, scale_bytes] = self.parts;
+        let group = group_of(scale_bytes);
+        let groups = self.bytes.chunks_mut(group * (value_bytes + scale_bytes));
         for (blocks, bytes) in row.as_chunks::<FILE>().0.chunks(group).zip(groups) {
-            let (values, scales) = bytes.split_at_mut(blocks.len() * value_bytes);
-            let parts = values.chunks_exact_mut(value_bytes).zip(scales.chunks_exact_mut(self.scale_bytes));
+            let (scales, values) = bytes.split_at_mut(blocks.len() * scale_bytes);
+            let parts = values.chunks_exact_mut(value_bytes).zip(scales.chunks_exact_mut(scale_bytes));
             for (block, (values, scales)) in blocks.iter().zip(parts) {
                 pack(block, &mut Row { lane: self.lane, values, scales });
             }
@@ -133,23 +133,25 @@ impl Row<'_> {
     }
 
     /// Pairs of bits at the bottom of 32 values, four in each word.
-    fn pairs(&mut self, first: usize, values: [u32; 8]) {
+    fn pairs(&mut self, vectors: [usize; 2], values: [u32; 8]) {
         let v = values.map(|value| value & 0x0303_0303);
-        self.words(first, [0, 4].map(|i| v[i] | v[i + 1] << 2 | v[i + 2] << 4 | v[i + 3] << 6));
+        for (vector, i) in vectors.into_iter().zip([0, 4]) {
+            self.words(vector, [v[i] | v[i + 1] << 2 | v[i + 2] << 4 | v[i + 3] << 6]);
+        }
     }
 
     /// Single bits at the bottom of 32 values, four in each word.
-    fn bits(&mut self, at: usize, values: [u32; 8]) {
+    fn bits(&mut self, values: [u32; 8]) {
         let word = values.iter().enumerate().fold(0, |word, (g, value)| word | (value & 0x0101_0101) << g);
-        self.words(at, [word]);
+        self.words(0, [word]);
     }
 
     /// Q5_0 and Q5_1: bit i of the first four bytes belongs to value i, the nibbles are in order.
     fn five(&mut self, bytes: &[u8]) {
         let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        self.words(0, words::<4>(&bytes[4..]));
+        self.words(1, words::<4>(&bytes[4..]));
         // Bits 4g .. 4g + 4 to the bottoms of four bytes.
-        self.bits(4, std::array::from_fn(|g| (high >> (g * 4) & 15).wrapping_mul(0x0020_4081) & 0x0101_0101));
+        self.bits(std::array::from_fn(|g| (high >> (g * 4) & 15).wrapping_mul(0x0020_4081) & 0x0101_0101));
     }
 
     /// Part `block` of the eight that share a super-scale.
@@ -171,7 +173,7 @@ fn file_pairs(bytes: &[u8], block: usize) -> [u32; 8] {
 
 fn pack_q2_k(b: &[u8; 84], to: &mut Row) {
     for block in 0..8 {
-        to.part(Layout::Two, block).pairs(0, file_pairs(&b[16..80], block));
+        to.part(Layout::Two, block).pairs([0, 1], file_pairs(&b[16..80], block));
         to.scale_bytes(block * 32, &b[block * 2..block * 2 + 2]);
     }
     to.scale_bytes(256, &b[80..82]);
@@ -182,8 +184,8 @@ fn pack_q3_k(b: &[u8; 110], to: &mut Row) {
     let high = words::<8>(&b[..32]);
     for block in 0..8 {
         let mut part = to.part(Layout::Three, block);
-        part.pairs(0, file_pairs(&b[32..96], block));
-        part.bits(2, high.map(|word| word >> block));
+        part.pairs([1, 2], file_pairs(&b[32..96], block));
+        part.bits(high.map(|word| word >> block));
     }
     // Scale j: its low nibble in byte j % 8, its high pair in byte 8 + j % 4.
     let file = &b[96..108];
@@ -236,8 +238,8 @@ fn pack_q5_k(b: &[u8; 176], to: &mut Row) {
     let high = words::<8>(&b[16..48]);
     for block in 0..8 {
         let mut part = to.part(Layout::Five, block);
-        part.nibbles(0, split(file_nibbles(&b[48..], block)));
-        part.bits(4, high.map(|word| word >> block));
+        part.nibbles(1, split(file_nibbles(&b[48..], block)));
+        part.bits(high.map(|word| word >> block));
     }
     six_bit_scales(&b[4..16], to);
     to.scale_bytes(192, &b[..2]);
@@ -251,8 +253,8 @@ fn pack_q6_k(b: &[u8; 210], to: &mut Row) {
         let (half, i) = (block / 4, block % 4);
         let low = words::<8>(&b[half * 64 + i % 2 * 32..]).map(|word| word >> (i / 2 * 4));
         let mut part = to.part(Layout::Six, block);
-        part.nibbles(0, split(low));
-        part.pairs(4, file_pairs(&b[128..192], block));
+        part.nibbles(1, split(low));
+        part.pairs(SIX_PAIRS, file_pairs(&b[128..192], block));
         to.scale_bytes(block * 32, &b[192 + block * 2..][..2]);
     }
     to.scale_bytes(256, &b[208..210]);

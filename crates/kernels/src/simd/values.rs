@@ -2,7 +2,7 @@
 //! ISA: see [`Layout`] for where each bit of a value lies.
 
 use super::Words;
-use crate::packed::{E2M1_VALUES, IQ4_VALUES, Layout};
+use crate::packed::{E2M1_VALUES, IQ4_VALUES, Layout, SIX_PAIRS};
 
 /// The packed values of a family of formats.
 pub trait Values {
@@ -51,7 +51,7 @@ impl<const OFFSET: i32> Values for Four<OFFSET> {
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-        nibbles(w, block, group)
+        nibbles(w, block, 0, group)
     }
 }
 
@@ -62,8 +62,8 @@ impl<const OFFSET: i32> Values for Five<OFFSET> {
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-        let high = move_bits(w, w.load_words(block, 4), group, 4, 0x1010_1010);
-        w.or(nibbles(w, block, group), high)
+        let high = move_bits(w, w.load_words(block, 0), group, 4, 0x1010_1010);
+        w.or(nibbles(w, block, 1, group), high)
     }
 }
 
@@ -74,8 +74,8 @@ impl Values for Six {
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-        let high = move_bits(w, w.load_words(block, 4 + group / 4), group % 4 * 2, 4, 0x3030_3030);
-        w.or(nibbles(w, block, group), high)
+        let high = move_bits(w, w.load_words(block, SIX_PAIRS[group / 4]), group % 4 * 2, 4, 0x3030_3030);
+        w.or(nibbles(w, block, 1, group), high)
     }
 }
 
@@ -86,8 +86,8 @@ impl Values for Three {
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-        let high = move_bits(w, w.load_words(block, 2), group, 2, 0x0404_0404);
-        w.or(Two::group(w, block, group), high)
+        let high = move_bits(w, w.load_words(block, 0), group, 2, 0x0404_0404);
+        w.or(pairs(w, block, 1, group), high)
     }
 }
 
@@ -98,7 +98,7 @@ impl Values for Two {
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-        move_bits(w, w.load_words(block, group / 4), group % 4 * 2, 0, 0x0303_0303)
+        pairs(w, block, 0, group)
     }
 }
 
@@ -110,7 +110,7 @@ impl Values for Iq4 {
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
         const TABLE: [u8; 16] = raised(IQ4_VALUES, 128);
-        w.lookup(&TABLE, nibbles(w, block, group))
+        w.lookup(&TABLE, nibbles(w, block, 0, group))
     }
 }
 
@@ -122,7 +122,7 @@ impl Values for E2m1 {
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
         const TABLE: [u8; 16] = raised(E2M1_VALUES, 12);
-        w.lookup(&TABLE, nibbles(w, block, group))
+        w.lookup(&TABLE, nibbles(w, block, 0, group))
     }
 }
 
@@ -136,9 +136,16 @@ const fn raised(values: [i8; 16], by: i32) -> [u8; 16] {
     table
 }
 
+/// A group of nibbles whose vectors start with vector `first`.
 #[inline(always)]
-fn nibbles<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
-    move_bits(w, w.load_words(block, group % 4), group / 4 * 4, 0, 0x0f0f_0f0f)
+fn nibbles<W: Words>(w: W, block: &[u8], first: usize, group: usize) -> W::I {
+    move_bits(w, w.load_words(block, first + group % 4), group / 4 * 4, 0, 0x0f0f_0f0f)
+}
+
+/// The same of pairs of bits.
+#[inline(always)]
+fn pairs<W: Words>(w: W, block: &[u8], first: usize, group: usize) -> W::I {
+    move_bits(w, w.load_words(block, first + group / 4), group % 4 * 2, 0, 0x0303_0303)
 }
 
 /// The bits of every byte that start at `from`, to where `mask` is, at `to`.
