@@ -225,7 +225,7 @@ impl Bench {
     /// Hands out parts as the executor does.
     fn run(&mut self, threads: usize) -> f64 {
         let tiles = self.matrices[0].tiles();
-        let size = (tiles / if self.repeats > 1 { 2 } else { threads * 8 }).max(1);
+        let size = (tiles / if self.columns == 1 { 2 } else { threads * 8 }).max(1);
         let items = tiles.div_ceil(size);
         let next = AtomicUsize::new(0);
         let out: Shared<f32> = self.out.shared();

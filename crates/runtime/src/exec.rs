@@ -1,8 +1,9 @@
 //! Runs a compiled plan for one step on all threads.
 //!
-//! Each thread walks the phases in order. In a phase it takes items from a shared counter until none
-//! are left, then waits until all items are done: a thread that comes late, or not at all because the
-//! system runs something else, holds nobody up unless it has taken an item.
+//! Each thread walks the phases in order. In a phase it takes items from its own share, from one end to the
+//! other as memory is best read, then from what others have left of theirs, and waits until all items are done: a
+//! thread that comes late, or not at all because the system runs something else, holds nobody up unless it has
+//! taken an item.
 
 use crate::attention::{Attending, Chosen, Division, Shape};
 use crate::choose::HeadState;
@@ -27,13 +28,13 @@ use kernels::table::KernelTable;
 use kernels::view::{Aligned, Shared};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// An item is this part of each thread's share of what is left: large ones first, read in order, then ever
-/// smaller ones, so that threads of different speed end at about the same time.
-const SHARE: usize = 2;
+/// An item is this part of what is left of a thread's share: large ones first, then ever smaller ones, so that
+/// threads of different speed end at about the same time.
+const PART: usize = 4;
 /// But steps of more than so many tokens go over an item's weights more than once, which then should stay in a
 /// cache: at least so many items per thread.
 const STREAMED_TOKENS: usize = 8;
@@ -104,11 +105,46 @@ pub struct Executor {
     pub max_logit_rows: usize,
 }
 
+/// What is taken and done of a phase's units.
+struct Counter {
+    /// Of each thread's share.
+    taken: Vec<Taken>,
+    done: AtomicUsize,
+}
+
+impl Counter {
+    fn new(threads: usize) -> Self {
+        Self { taken: (0..threads).map(|_| Taken::default()).collect(), done: AtomicUsize::new(0) }
+    }
+
+    fn reset(&self) {
+        self.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
+        self.done.store(0, Ordering::Relaxed);
+    }
+}
+
+/// How many units of a share are taken, from its start (the low half) by its thread and from its end by others.
 #[derive(Default)]
 #[repr(align(64))]
-struct Counter {
-    next: AtomicUsize,
-    done: AtomicUsize,
+struct Taken(AtomicU64);
+
+impl Taken {
+    /// Some more units of a share of `all`, or None where nothing is left; `size` says how many of how many left.
+    fn take(&self, all: usize, from_start: bool, size: impl Fn(usize) -> usize) -> Option<Range<usize>> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (seen as u32 as usize, all - (seen >> 32) as usize);
+            if start == end {
+                return None;
+            }
+            let count = size(end - start).clamp(1, end - start);
+            let taken = seen + if from_start { count as u64 } else { (count as u64) << 32 };
+            match self.0.compare_exchange_weak(seen, taken, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(if from_start { start..start + count } else { end - count..end }),
+                Err(now) => seen = now,
+            }
+        }
+    }
 }
 
 impl Executor {
@@ -133,7 +169,7 @@ impl Executor {
             scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             states: Vec::new(),
             angles: vec![Vec::new(); plan.ropes.len()],
-            counters: compiled.phases.iter().map(|_| Counter::default()).collect(),
+            counters: compiled.phases.iter().map(|_| Counter::new(pool.threads())).collect(),
             at: 0,
             pool,
             max_tokens,
@@ -204,10 +240,7 @@ impl Executor {
             self.states.resize(states, 0.0);
         }
         let chosen = Chosen::new(work, layout);
-        for counter in &self.counters[start..end] {
-            counter.next.store(0, Ordering::Relaxed);
-            counter.done.store(0, Ordering::Relaxed);
-        }
+        self.counters[start..end].iter().for_each(Counter::reset);
         let threads = work.threads.clamp(1, self.pool.threads());
         let run = Run {
             plan,
@@ -337,10 +370,7 @@ impl Run<'_> {
                 if self.gate.stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let part = self.part(counter.next.fetch_add(1, Ordering::Relaxed), units, least);
-                if part.is_empty() {
-                    break;
-                }
+                let Some(part) = self.part(counter, thread, units, least) else { break };
                 let done = part.len();
                 let result = catch_unwind(AssertUnwindSafe(|| self.item(phase, part, thread)));
                 match result {
@@ -364,19 +394,18 @@ impl Run<'_> {
         }
     }
 
-    /// The units of an item; empty past the last.
-    fn part(&self, item: usize, units: usize, least: usize) -> Range<usize> {
+    /// The units of the thread's next item; None where none are left.
+    fn part(&self, counter: &Counter, thread: usize, units: usize, least: usize) -> Option<Range<usize>> {
         let streamed = self.work.tokens.len() <= STREAMED_TOKENS;
         let most = if streamed { units } else { units / (self.threads * ITEMS_PER_THREAD) };
-        let size = |start: usize| ((units - start) / (self.threads * SHARE)).min(most).max(least).max(1);
-        let mut start = 0;
-        for _ in 0..item {
-            start = (start + size(start)).min(units);
-            if start == units {
-                break;
-            }
-        }
-        start..(start + size(start)).min(units)
+        (0..self.threads).map(|i| (thread + i) % self.threads).find_map(|of| {
+            let first = units * of / self.threads;
+            let share = units * (of + 1) / self.threads - first;
+            let parts = if of == thread { PART } else { 2 };
+            let part =
+                counter.taken[of].take(share, of == thread, |left| (left / parts).min(most).max(least))?;
+            Some(first + part.start..first + part.end)
+        })
     }
 
     /// How many units (rows, tiles, heads of spans) a phase has, and how many an item covers at least.

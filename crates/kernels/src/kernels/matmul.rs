@@ -11,8 +11,8 @@
 //!       bias, then residual or gate, then store
 //! ```
 //!
-//! With one or two columns the work is as fast as memory, if that is read in order: then processors ask for
-//! it ahead by themselves. So whole numbers go tile by tile there.
+//! With one or two columns the work is as fast as memory, if that is asked for early and in order. So whole
+//! numbers go tile by tile there.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
@@ -360,8 +360,12 @@ impl<F: Float> Kernel for Floats<F> {
     ) -> [[S::F; C]; R] {
         let x = columns::<C>(acts.floats, acts.k, column);
         let rows = tiles.map(|tile| &F::rows(tile)[..acts.k]);
+        let per_line = const { 64 / size_of::<[F::Bits; LANES]>() };
         let mut sums = [[s.splat(0.0); C]; R];
         for k in 0..acts.k {
+            if C <= STREAMED && k % per_line == 0 {
+                ask(s, at(rows, k));
+            }
             let mut w = [s.splat(0.0); R];
             for r in 0..R {
                 w[r] = F::load(s, &rows[r][k]);
@@ -390,12 +394,11 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
-/// Asks for all of a block at once: its last vector is used long after its first ones, too long for
-/// memory that is read in order to look like it.
+/// Asks for all of each tile's item at once and in order, whatever the order and the time of its use.
 #[inline(always)]
-fn ask<S: Simd, const R: usize>(s: S, blocks: [&[u8]; R]) {
-    for block in blocks {
-        s.prefetch(block, 0);
+fn ask<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R]) {
+    for item in items {
+        s.prefetch(item);
     }
 }
 
@@ -476,6 +479,12 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
                 for i in 0..K::RUN {
                     let block = run * K::RUN + i;
                     let values = range(tiles, group.values + block * bytes, bytes);
+                    if C <= STREAMED {
+                        ask(s, values);
+                        if i == 0 {
+                            ask(s, scales);
+                        }
+                    }
                     let x = at(x, group.first + block);
                     let dots = s.dot::<V, R, C>(values, x);
                     add_scaled::<S, K, R, C>(s, &mut sums, dots, scales, i, x);
@@ -539,6 +548,9 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
                     let values = range(tiles, group.values + block * bytes, bytes);
                     if C <= STREAMED {
                         ask(s, values);
+                        if i == 0 {
+                            ask(s, scales);
+                        }
                     }
                     let x = at(x, group.first + block);
                     add_halves::<S, V, K, R, C>(s, &mut sums, values, scales, i, x);

@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
+use super::avx2::lead;
 use super::values::Values;
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use std::arch::asm;
@@ -7,7 +8,10 @@ use std::arch::x86_64::*;
 
 /// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512 {
+    /// See [`lead`].
+    lead: usize,
+}
 
 impl Avx512 {
     pub fn detect() -> Option<Self> {
@@ -19,7 +23,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then_some(Self(()))
+        has.then(|| Self { lead: lead() })
     }
 }
 
@@ -158,8 +162,8 @@ impl Simd for Avx512 {
         unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
     }
     #[inline(always)]
-    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
-        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
+    fn prefetch<T: ?Sized>(self, item: &T) {
+        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(self.lead);
         for line in 0..size_of_val(item).div_ceil(64) {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * 64)) }
         }

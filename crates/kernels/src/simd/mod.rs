@@ -158,8 +158,9 @@ pub trait Simd: Words {
     /// Each lane's pair of 16-bit numbers times the column's minus_halves, the products added.
     fn minus_sum(self, x: &ActBlock, pairs: Self::I) -> Self::I;
 
-    /// Asks for the cache lines `ahead` bytes after those of `item`; what is there is not read.
-    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize);
+    /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
+    /// go on to the next item; what is there is not read.
+    fn prefetch<T: ?Sized>(self, item: &T);
 
     /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
     fn dot<V: Values, const R: usize, const C: usize>(

@@ -220,8 +220,9 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn prefetch<T: ?Sized>(self, item: &T, ahead: usize) {
-        let start = std::ptr::from_ref(item).cast::<u8>().wrapping_add(ahead);
+    fn prefetch<T: ?Sized>(self, item: &T) {
+        const LEAD: usize = 2 << 10;
+        let start = std::ptr::from_ref(item).cast::<u8>().wrapping_add(LEAD);
         for line in 0..size_of_val(item).div_ceil(64) {
             let line = start.wrapping_add(line * 64);
             unsafe { asm!("prfm pldl2keep, [{line}]", line = in(reg) line, options(nostack, readonly)) }

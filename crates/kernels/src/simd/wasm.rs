@@ -239,7 +239,7 @@ impl<D: Dots> Simd for Wasm<D> {
     }
     /// WebAssembly has no way to ask.
     #[inline(always)]
-    fn prefetch<T: ?Sized>(self, _: &T, _: usize) {}
+    fn prefetch<T: ?Sized>(self, _: &T) {}
     #[inline(always)]
     fn int_to_float(self, v: I32x16) -> F32x16 {
         quads!(f32x4_convert_i32x4(v))
