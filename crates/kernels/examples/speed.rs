@@ -10,7 +10,7 @@
 
 use kernels::acts::ActStore;
 use kernels::kernels::matmul::LinearJob;
-use kernels::packed::{Format, Matrix};
+use kernels::packed::{Format, Matrix, Shape};
 use kernels::peaks::peaks;
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
@@ -256,7 +256,7 @@ impl Bench {
 }
 
 fn filled(format: Format, rows: usize, cols: usize) -> Matrix {
-    let mut matrix = Matrix::zeroed(format, rows, cols).expect("memory");
+    let mut matrix = Matrix::zeroed(Shape { format, rows, cols }).expect("memory");
     let bytes = matrix.bytes();
     // SAFETY: one thread. Bytes of 0x2d are small positive values in every format.
     unsafe { matrix.shared_tiles().write(0..bytes) }.fill(0x2d);

@@ -7,7 +7,7 @@ use kernels::acts::{ActStore, NonFinite};
 use kernels::float16::f32_to_f16;
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::kernels::rows::Activation;
-use kernels::packed::{ActKind, Format, Matrix, pack_tile};
+use kernels::packed::{ActKind, Format, Matrix, Shape, pack_tile};
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
 use kernels::view::Shared;
@@ -61,7 +61,7 @@ impl Random {
 
 /// A matrix of the rows of a file.
 fn packed(format: Format, rows: usize, cols: usize, source: &[u8]) -> Matrix {
-    let mut matrix = Matrix::zeroed(format, rows, cols).unwrap();
+    let mut matrix = Matrix::zeroed(Shape { format, rows, cols }).unwrap();
     let tile_bytes = format.tile_bytes(cols);
     let tiles = matrix.shared_tiles();
     for (tile, rows) in source.chunks(format.row_bytes(cols) * LANES).enumerate() {

@@ -11,10 +11,10 @@
 
 use crate::compile::{Mixture, TensorId, Use};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tensor};
 use crate::threads::Pool;
 use crate::weights::{Filling, TensorReader};
-use kernels::packed::{Format, Matrix};
+use kernels::packed::{Matrix, Shape};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -41,24 +41,13 @@ enum Origin {
 #[derive(Clone, Copy)]
 struct Stack {
     tensor: TensorId,
-    format: Format,
-    rows: usize,
-    cols: usize,
+    shape: Shape,
 }
 
 impl Stack {
-    fn zeroed(&self) -> Option<Matrix> {
-        Matrix::zeroed(self.format, self.rows, self.cols)
-    }
-
-    /// Packed; None where it cannot be addressed.
-    fn bytes(&self) -> Option<usize> {
-        self.rows.div_ceil(kernels::simd::LANES).checked_mul(self.format.tile_bytes(self.cols))
-    }
-
     /// In a file.
     fn file_bytes(&self) -> usize {
-        self.rows * self.format.row_bytes(self.cols)
+        self.shape.rows * self.shape.format.row_bytes(self.shape.cols)
     }
 }
 
@@ -97,16 +86,18 @@ impl Demand {
         let stack = |tensor: TensorId| {
             let (Use::Experts(format) | Use::Matrix(format) | Use::Heads(format) | Use::Vector(format)) =
                 uses[tensor];
-            Stack { tensor, format, rows: plan.tensors[tensor].rows, cols: plan.tensors[tensor].cols }
+            let Tensor { rows, cols, .. } = plan.tensors[tensor];
+            Stack { tensor, shape: Shape { format, rows, cols } }
         };
         let stacks: Vec<[Stack; 3]> = mixtures.iter().map(|mixture| mixture.stacks.map(stack)).collect();
         let Some(shares) = share(&stacks, mixtures, limit)? else { return Ok(None) };
         let cache = |((stacks, mixture), count): ((&[Stack; 3], &Mixture), usize)| {
+            let shapes = stacks.map(|stack| stack.shape).repeat(count);
+            let too_much = || Error::memory("the memory for experts", Some(limit));
+            let mut matrices = Matrix::zeroed_all(&shapes).ok_or_else(too_much)?.into_iter();
             let mut slots = Vec::with_capacity(count);
-            for _ in 0..count {
-                let [Some(gate), Some(up), Some(down)] = stacks.each_ref().map(Stack::zeroed) else {
-                    return Err(Error::memory("the memory for experts", Some(limit)));
-                };
+            while let (Some(gate), Some(up), Some(down)) = (matrices.next(), matrices.next(), matrices.next())
+            {
                 slots.push(Slot { matrices: [gate, up, down], expert: None, filled: [false; 3], used: 0 });
             }
             Ok(Cache { stacks: *stacks, slots, slot_of: vec![None; mixture.count], step: 0 })
@@ -210,7 +201,10 @@ impl TensorReader for Bytes<'_> {
 fn share(stacks: &[[Stack; 3]], mixtures: &[Mixture], limit: usize) -> Result<Option<Vec<usize>>> {
     let too_large = || Error::memory("the experts", None);
     let unit = |stacks: &[Stack; 3]| {
-        stacks.iter().try_fold(0usize, |sum, stack| sum.checked_add(stack.bytes()?)).ok_or_else(too_large)
+        stacks
+            .iter()
+            .try_fold(0usize, |sum, stack| sum.checked_add(stack.shape.bytes()?))
+            .ok_or_else(too_large)
     };
     let units = stacks.iter().map(unit).collect::<Result<Vec<_>>>()?;
     let whole = units.iter().zip(mixtures).try_fold(0usize, |sum, (unit, mixture)| {

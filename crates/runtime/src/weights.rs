@@ -3,10 +3,10 @@
 use crate::compile::{Compiled, Use};
 use crate::demand::Demand;
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tensor};
 use crate::threads::Pool;
 use kernels::float16::{bf16_to_f32, f16_to_f32};
-use kernels::packed::{Format, Matrix, pack_tile};
+use kernels::packed::{Format, Matrix, Shape, pack_tile};
 use kernels::simd::LANES;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -53,34 +53,38 @@ impl Weights {
             Some(limit) => Demand::new(plan, uses, mixtures, limit)?,
             None => None,
         };
+        let tensors_and_uses = || plan.tensors.iter().zip(uses);
+        let shapes: Vec<Shape> = tensors_and_uses()
+            .flat_map(|(tensor, of)| {
+                let Tensor { rows, cols, experts, .. } = *tensor;
+                let shape = |format| Shape { format, rows, cols };
+                let (shape, count) = match *of {
+                    Use::Matrix(format) => (Some(shape(format)), 1),
+                    Use::Experts(_) if demand.is_some() => (None, 0),
+                    Use::Experts(format) | Use::Heads(format) => (Some(shape(format)), experts.unwrap_or(1)),
+                    Use::Vector(_) => (None, 0),
+                };
+                shape.into_iter().cycle().take(count)
+            })
+            .collect();
+        let bytes = shapes.iter().try_fold(0usize, |sum, shape| sum.checked_add(shape.bytes()?));
+        let matrices = Matrix::zeroed_all(&shapes).ok_or_else(|| Error::memory("the weights", bytes))?;
+        let mut matrices = matrices.into_iter();
         let mut tensors = Vec::with_capacity(uses.len());
-        for (tensor, of) in plan.tensors.iter().zip(uses) {
-            let what = || format!("tensor {}", tensor.name);
+        for (tensor, of) in tensors_and_uses() {
+            let Tensor { rows, cols, experts, .. } = *tensor;
+            let count = experts.unwrap_or(1);
             tensors.push(match *of {
-                Use::Experts(format) if demand.is_some() => Weight::OnDemand {
-                    format,
-                    rows: tensor.rows,
-                    cols: tensor.cols,
-                    count: tensor.experts.unwrap_or(1),
-                },
-                Use::Matrix(format) => {
-                    let bytes = tensor.rows.div_ceil(LANES).checked_mul(format.tile_bytes(tensor.cols));
-                    Matrix::zeroed(format, tensor.rows, tensor.cols)
-                        .map(Weight::Matrix)
-                        .ok_or_else(|| Error::memory(&what(), bytes))?
-                }
-                Use::Experts(format) | Use::Heads(format) => {
-                    let count = tensor.experts.unwrap_or(1);
-                    Matrix::zeroed_stack(format, tensor.rows, tensor.cols, count)
-                        .map(Weight::Experts)
-                        .ok_or_else(|| Error::memory(&what(), None))?
-                }
+                Use::Experts(format) if demand.is_some() => Weight::OnDemand { format, rows, cols, count },
+                Use::Experts(_) | Use::Heads(_) => Weight::Experts(matrices.by_ref().take(count).collect()),
+                Use::Matrix(_) => Weight::Matrix(matrices.next().expect("a matrix for each shape")),
                 Use::Vector(format) => {
                     let mut values = Vec::new();
+                    let what = || format!("tensor {}", tensor.name);
                     values
-                        .try_reserve_exact(tensor.cols)
-                        .map_err(|_| Error::memory(&what(), tensor.cols.checked_mul(4)))?;
-                    values.resize(tensor.cols, 0.0);
+                        .try_reserve_exact(cols)
+                        .map_err(|_| Error::memory(&what(), cols.checked_mul(4)))?;
+                    values.resize(cols, 0.0);
                     Weight::Vector { format, values }
                 }
             });

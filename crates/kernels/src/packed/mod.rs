@@ -227,11 +227,29 @@ pub(crate) const fn group_of(bytes: usize) -> usize {
     count
 }
 
-/// A packed weight matrix of `rows` outputs by `cols` inputs.
+/// Of a packed weight matrix: `rows` outputs by `cols` inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub format: Format,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+impl Shape {
+    /// Packed; None where that cannot be addressed.
+    ///
+    /// # Panics
+    /// If the columns are not a multiple of the format's block.
+    pub fn bytes(&self) -> Option<usize> {
+        let Self { format, rows, cols } = *self;
+        assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
+        rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))
+    }
+}
+
+/// A packed weight matrix.
 pub struct Matrix {
-    format: Format,
-    rows: usize,
-    cols: usize,
+    shape: Shape,
     data: Aligned<u8>,
 }
 
@@ -239,38 +257,35 @@ impl Matrix {
     /// An all-zero matrix to be filled with [`pack_tile`]; None where memory is short.
     ///
     /// # Panics
-    /// If `cols` is not a multiple of the format's block.
-    pub fn zeroed(format: Format, rows: usize, cols: usize) -> Option<Self> {
-        assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
-        let bytes = rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))?;
-        Some(Self { format, rows, cols, data: Aligned::streamed(bytes)? })
+    /// If its columns are not a multiple of the format's block.
+    pub fn zeroed(shape: Shape) -> Option<Self> {
+        Self::zeroed_all(&[shape])?.pop()
     }
 
-    /// As many such matrices in one piece of memory; None where that is short.
+    /// Such matrices in one piece of memory; None where that is short.
     ///
     /// # Panics
     /// As [`Self::zeroed`].
-    pub fn zeroed_stack(format: Format, rows: usize, cols: usize, count: usize) -> Option<Vec<Self>> {
-        assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
-        let bytes = rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))?;
-        let parts = Aligned::streamed_parts(bytes, count)?;
-        Some(parts.into_iter().map(|data| Self { format, rows, cols, data }).collect())
+    pub fn zeroed_all(shapes: &[Shape]) -> Option<Vec<Self>> {
+        let bytes: Option<Vec<usize>> = shapes.iter().map(|shape| shape.bytes()).collect();
+        let parts = Aligned::streamed_parts(&bytes?)?;
+        Some(shapes.iter().zip(parts).map(|(&shape, data)| Self { shape, data }).collect())
     }
 
     pub fn format(&self) -> Format {
-        self.format
+        self.shape.format
     }
 
     pub fn rows(&self) -> usize {
-        self.rows
+        self.shape.rows
     }
 
     pub fn cols(&self) -> usize {
-        self.cols
+        self.shape.cols
     }
 
     pub fn tiles(&self) -> usize {
-        self.rows.div_ceil(LANES)
+        self.shape.rows.div_ceil(LANES)
     }
 
     pub fn bytes(&self) -> usize {
@@ -278,7 +293,7 @@ impl Matrix {
     }
 
     pub fn tile(&self, tile: usize) -> &[u8] {
-        let bytes = self.format.tile_bytes(self.cols);
+        let bytes = self.shape.format.tile_bytes(self.shape.cols);
         &self.data.as_slice()[tile * bytes..(tile + 1) * bytes]
     }
 
@@ -289,11 +304,11 @@ impl Matrix {
 
     /// Writes row `row`, dequantised, to `out` (length `cols`).
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows && out.len() == self.cols);
+        assert!(row < self.shape.rows && out.len() == self.shape.cols);
         let tile = self.tile(row / LANES);
         let lane = row % LANES;
         let half = |index: usize| u16::from_le_bytes([tile[index * 2], tile[index * 2 + 1]]);
-        match self.format {
+        match self.shape.format {
             Format::F32 => {
                 for (k, x) in out.iter_mut().enumerate() {
                     let at = (k * LANES + lane) * 4;
@@ -316,7 +331,7 @@ impl Matrix {
                     for (i, (x, value)) in out.iter_mut().zip(values).enumerate() {
                         let scaled = scale * scales[i / 16] as f32 * value as f32;
                         let less = minimum * minimums[i / 16] as f32;
-                        *x = if self.format.has_minimum() { scaled - less } else { scaled };
+                        *x = if self.shape.format.has_minimum() { scaled - less } else { scaled };
                     }
                 }
             }
@@ -325,6 +340,6 @@ impl Matrix {
 
     /// Block `block` of 32 of row `row`.
     pub(crate) fn block(&self, row: usize, block: usize) -> Block {
-        read_block(self.format, self.cols, self.tile(row / LANES), row % LANES, block)
+        read_block(self.shape.format, self.shape.cols, self.tile(row / LANES), row % LANES, block)
     }
 }
