@@ -162,20 +162,25 @@ fn finish_linear<S: Simd, const C: usize>(
     let bias = bias_of(job.bias, row, rows);
     let per_token = job.acts.kind.columns();
     for c in (0..C).step_by(per_token) {
-        let mut values = [0.0; LANES];
         let sum = if per_token == 2 { s.add(sums[c], sums[(c + 1) % C]) } else { sums[c] };
         let sum = if job.bias.is_some() { s.add(sum, s.load(&bias)) } else { sum };
-        s.store(sum, &mut values);
         let at = (column + c) / per_token * job.width + row;
         // SAFETY: rows of this tile belong to this job alone.
-        let out = unsafe { job.out.write(at..at + rows) };
-        if job.add {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out += value;
-            }
-        } else {
-            out.copy_from_slice(&values[..rows]);
-        }
+        finish(s, sum, job.add, unsafe { job.out.write(at..at + rows) });
+    }
+}
+
+/// The results of a tile's rows, of which the last tile may lack some, to or onto `out`.
+#[inline(always)]
+fn finish<S: Simd>(s: S, results: S::F, add: bool, out: &mut [f32]) {
+    if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+        s.store(if add { s.add(s.load(out), results) } else { results }, out);
+        return;
+    }
+    let mut values = [0.0; LANES];
+    s.store(results, &mut values);
+    for (out, value) in out.iter_mut().zip(values) {
+        *out = if add { *out + value } else { value };
     }
 }
 
@@ -189,7 +194,6 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     let per_token = job.acts.kind.columns();
     let [gate_bias, up_bias] = job.biases.map(|bias| bias_of(bias, row, rows));
     for c in (0..C).step_by(per_token) {
-        let mut values = [0.0; LANES];
         let (mut gate, mut up) = (gates[c], ups[c]);
         if per_token == 2 {
             gate = s.add(gate, gates[(c + 1) % C]);
@@ -201,10 +205,10 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
         if job.biases[1].is_some() {
             up = s.add(up, s.load(&up_bias));
         }
-        s.store(gated(s, job.activation, gate, up), &mut values);
         let at = (column + c) / per_token * job.width + row;
         // SAFETY: rows of this tile belong to this job alone.
-        unsafe { job.out.write(at..at + rows) }.copy_from_slice(&values[..rows]);
+        let out = unsafe { job.out.write(at..at + rows) };
+        finish(s, gated(s, job.activation, gate, up), false, out);
     }
     C
 }
