@@ -135,11 +135,30 @@ fn linear_columns<S: Simd, const R: usize, const C: usize>(
     column: usize,
 ) -> usize {
     let tiles = std::array::from_fn(|r| job.weight.tile(tile + r));
+    if C > STREAMED {
+        claim::<S, C>(
+            s,
+            &job.out,
+            job.width,
+            column / job.acts.kind.columns(),
+            tile * LANES..(tile + R) * LANES,
+        );
+    }
     let sums = multiply::<S, R, C>(s, job.weight.format(), tiles, &job.acts, column);
     for (r, sums) in sums.into_iter().enumerate() {
         finish_linear(s, job, tile + r, column, sums);
     }
     C
+}
+
+/// Asks for the places of results long before they are known: they are far apart, so no cache has kept them.
+#[inline(always)]
+fn claim<S: Simd, const C: usize>(s: S, out: &Shared<f32>, width: usize, first: usize, rows: Range<usize>) {
+    for token in first..first + C {
+        let at = (token * width + rows.start).min(out.len());
+        // SAFETY: it is only asked for.
+        s.prefetch_write(unsafe { out.read(at..(at + rows.len()).min(out.len())) });
+    }
 }
 
 /// The biases of a tile's rows, the rest 0.
@@ -187,6 +206,15 @@ fn finish<S: Simd>(s: S, results: S::F, add: bool, out: &mut [f32]) {
 #[inline(always)]
 fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column: usize) -> usize {
     let tiles = [job.gate.tile(tile), job.up.tile(tile)];
+    if C > STREAMED {
+        claim::<S, C>(
+            s,
+            &job.out,
+            job.width,
+            column / job.acts.kind.columns(),
+            tile * LANES..(tile + 1) * LANES,
+        );
+    }
     let (acts, format) = (&job.acts, job.gate.format());
     let [gates, ups] = multiply_pair::<S, C>(s, [format, job.up.format()], tiles, acts, column);
     let row = tile * LANES;

@@ -233,6 +233,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch_write<T: ?Sized>(self, item: &T) {
+        let start = std::ptr::from_ref(item).cast::<i8>();
+        for line in 0..size_of_val(item).div_ceil(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(line * 64)) }
+        }
+    }
+    #[inline(always)]
     fn int_to_float(self, v: I32x16) -> F32x16 {
         unsafe { F32x16(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
     }

@@ -169,6 +169,13 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn prefetch_write<T: ?Sized>(self, item: &T) {
+        let start = std::ptr::from_ref(item).cast::<i8>();
+        for line in 0..size_of_val(item).div_ceil(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(line * 64)) }
+        }
+    }
+    #[inline(always)]
     fn int_to_float(self, v: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(v) }
     }
