@@ -402,8 +402,11 @@ impl Run<'_> {
             let first = units * of / self.threads;
             let share = units * (of + 1) / self.threads - first;
             let parts = if of == thread { PART } else { 2 };
-            let part =
-                counter.taken[of].take(share, of == thread, |left| (left / parts).min(most).max(least))?;
+            let part = counter.taken[of].take(share, of == thread, |left| {
+                let size = (left / parts).min(most).max(least);
+                // Where there are many tokens, tiles are multiplied two at a time.
+                if streamed || size < 2 { size } else { size.next_multiple_of(2) }
+            })?;
             Some(first + part.start..first + part.end)
         })
     }
