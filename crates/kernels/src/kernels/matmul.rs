@@ -67,7 +67,9 @@ fn column_block(acts: &Acts) -> usize {
 /// The most columns, up to the ISA's own, that `left` fills.
 #[inline(always)]
 fn group<S: Simd>(left: usize) -> usize {
-    [6, 4, 2].into_iter().find(|&size| size <= left && size <= S::COLUMNS).unwrap_or(1)
+    let fits = |&size: &usize| size <= left && size <= S::COLUMNS;
+    // Eight are better two halves than six and the rest.
+    if left == 8 && S::COLUMNS >= 4 { 4 } else { [6, 4, 2].into_iter().find(fits).unwrap_or(1) }
 }
 
 #[inline(always)]
@@ -97,11 +99,12 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
 fn linear_tiles<S: Simd, const R: usize>(s: S, job: &LinearJob, tile: usize, columns: Range<usize>) -> usize {
     let mut column = columns.start;
     while column < columns.end {
+        let first = column == columns.start;
         column += match group::<S>(columns.end - column) {
-            6 if const { S::COLUMNS >= 6 } => linear_columns::<S, R, 6>(s, job, tile, column),
-            4 => linear_columns::<S, R, 4>(s, job, tile, column),
-            2 => linear_columns::<S, R, 2>(s, job, tile, column),
-            _ => linear_columns::<S, R, 1>(s, job, tile, column),
+            6 if const { S::COLUMNS >= 6 } => linear_columns::<S, R, 6>(s, job, tile, column, first),
+            4 => linear_columns::<S, R, 4>(s, job, tile, column, first),
+            2 => linear_columns::<S, R, 2>(s, job, tile, column, first),
+            _ => linear_columns::<S, R, 1>(s, job, tile, column, first),
         };
     }
     R
@@ -117,10 +120,12 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
             let mut column = start;
             while column < end {
                 column += match group::<S>(end - column) {
-                    6 if const { S::COLUMNS >= 6 } => glu_columns::<S, 6>(s, job, tile, column),
-                    4 => glu_columns::<S, 4>(s, job, tile, column),
-                    2 => glu_columns::<S, 2>(s, job, tile, column),
-                    _ => glu_columns::<S, 1>(s, job, tile, column),
+                    6 if const { S::COLUMNS >= 6 } => {
+                        glu_columns::<S, 6>(s, job, tile, column, column == start)
+                    }
+                    4 => glu_columns::<S, 4>(s, job, tile, column, column == start),
+                    2 => glu_columns::<S, 2>(s, job, tile, column, column == start),
+                    _ => glu_columns::<S, 1>(s, job, tile, column, column == start),
                 };
             }
         }
@@ -133,6 +138,7 @@ fn linear_columns<S: Simd, const R: usize, const C: usize>(
     job: &LinearJob,
     tile: usize,
     column: usize,
+    first: bool,
 ) -> usize {
     let tiles = std::array::from_fn(|r| job.weight.tile(tile + r));
     if C > STREAMED {
@@ -144,7 +150,8 @@ fn linear_columns<S: Simd, const R: usize, const C: usize>(
             tile * LANES..(tile + R) * LANES,
         );
     }
-    let sums = multiply::<S, R, C>(s, job.weight.format(), tiles, &job.acts, column);
+    let next = if first { R * job.weight.format().tile_bytes(job.weight.cols()) } else { 0 };
+    let sums = multiply::<S, R, C>(s, job.weight.format(), tiles, &job.acts, Place { column, next });
     for (r, sums) in sums.into_iter().enumerate() {
         finish_linear(s, job, tile + r, column, sums);
     }
@@ -204,7 +211,13 @@ fn finish<S: Simd>(s: S, results: S::F, add: bool, out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column: usize) -> usize {
+fn glu_columns<S: Simd, const C: usize>(
+    s: S,
+    job: &GluJob,
+    tile: usize,
+    column: usize,
+    first: bool,
+) -> usize {
     let tiles = [job.gate.tile(tile), job.up.tile(tile)];
     if C > STREAMED {
         claim::<S, C>(
@@ -216,7 +229,9 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
         );
     }
     let (acts, format) = (&job.acts, job.gate.format());
-    let [gates, ups] = multiply_pair::<S, C>(s, [format, job.up.format()], tiles, acts, column);
+    let next = if first { format.tile_bytes(job.gate.cols()) } else { 0 };
+    let [gates, ups] =
+        multiply_pair::<S, C>(s, [format, job.up.format()], tiles, acts, Place { column, next });
     let row = tile * LANES;
     let rows = (job.gate.rows() - row).min(LANES);
     let per_token = job.acts.kind.columns();
@@ -241,6 +256,15 @@ fn glu_columns<S: Simd, const C: usize>(s: S, job: &GluJob, tile: usize, column:
     C
 }
 
+/// Which columns are multiplied with tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// The first of them.
+    pub column: usize,
+    /// How far after each tile lies the one that comes next, which is asked for meanwhile; 0: it has been.
+    pub next: usize,
+}
+
 /// Two tiles of matrices that may differ in format.
 #[inline(always)]
 fn multiply_pair<S: Simd, const C: usize>(
@@ -248,13 +272,13 @@ fn multiply_pair<S: Simd, const C: usize>(
     formats: [Format; 2],
     tiles: [&[u8]; 2],
     acts: &Acts,
-    column: usize,
+    place: Place,
 ) -> [[S::F; C]; 2] {
     if const { S::TILES == 2 } && formats[0] == formats[1] {
-        return multiply::<S, 2, C>(s, formats[0], tiles, acts, column);
+        return multiply::<S, 2, C>(s, formats[0], tiles, acts, place);
     }
-    let [first] = multiply::<S, 1, C>(s, formats[0], [tiles[0]], acts, column);
-    let [second] = multiply::<S, 1, C>(s, formats[1], [tiles[1]], acts, column);
+    let [first] = multiply::<S, 1, C>(s, formats[0], [tiles[0]], acts, place);
+    let [second] = multiply::<S, 1, C>(s, formats[1], [tiles[1]], acts, place);
     [first, second]
 }
 
@@ -265,25 +289,25 @@ pub(crate) fn multiply<S: Simd, const R: usize, const C: usize>(
     format: Format,
     tiles: [&[u8]; R],
     acts: &Acts,
-    column: usize,
+    place: Place,
 ) -> [[S::F; C]; R] {
     match format {
-        Format::F32 => call::<S, Floats<Single>, R, C>(s, tiles, acts, column),
-        Format::F16 => call::<S, Floats<Half<false>>, R, C>(s, tiles, acts, column),
-        Format::BF16 => call::<S, Floats<Half<true>>, R, C>(s, tiles, acts, column),
-        Format::Q8_0 => call::<S, Blocks<Bytes, scales::Half>, R, C>(s, tiles, acts, column),
-        Format::Q4_0 => call::<S, Blocks<Four<8>, scales::Half>, R, C>(s, tiles, acts, column),
-        Format::Q4_1 => call::<S, Blocks<Four<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, column),
-        Format::Q5_0 => call::<S, Blocks<Five<16>, scales::Half>, R, C>(s, tiles, acts, column),
-        Format::Q5_1 => call::<S, Blocks<Five<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, column),
-        Format::IQ4_NL => call::<S, Blocks<Iq4, scales::Half>, R, C>(s, tiles, acts, column),
-        Format::IQ4_XS => call::<S, Blocks<Iq4, scales::SixBitsSigned>, R, C>(s, tiles, acts, column),
-        Format::MXFP4 => call::<S, Blocks<E2m1, scales::E8m0>, R, C>(s, tiles, acts, column),
-        Format::Q4_K => call::<S, Blocks<Four<0>, scales::SixBits>, R, C>(s, tiles, acts, column),
-        Format::Q5_K => call::<S, Blocks<Five<0>, scales::SixBits>, R, C>(s, tiles, acts, column),
-        Format::Q6_K => call::<S, Halves<Six, scales::Bytes>, R, C>(s, tiles, acts, column),
-        Format::Q3_K => call::<S, Halves<Three, scales::SixBitPairs>, R, C>(s, tiles, acts, column),
-        Format::Q2_K => call::<S, Halves<Two, scales::FourBitPairs>, R, C>(s, tiles, acts, column),
+        Format::F32 => call::<S, Floats<Single>, R, C>(s, tiles, acts, place),
+        Format::F16 => call::<S, Floats<Half<false>>, R, C>(s, tiles, acts, place),
+        Format::BF16 => call::<S, Floats<Half<true>>, R, C>(s, tiles, acts, place),
+        Format::Q8_0 => call::<S, Blocks<Bytes, scales::Half>, R, C>(s, tiles, acts, place),
+        Format::Q4_0 => call::<S, Blocks<Four<8>, scales::Half>, R, C>(s, tiles, acts, place),
+        Format::Q4_1 => call::<S, Blocks<Four<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, place),
+        Format::Q5_0 => call::<S, Blocks<Five<16>, scales::Half>, R, C>(s, tiles, acts, place),
+        Format::Q5_1 => call::<S, Blocks<Five<0>, scales::HalfMinimum>, R, C>(s, tiles, acts, place),
+        Format::IQ4_NL => call::<S, Blocks<Iq4, scales::Half>, R, C>(s, tiles, acts, place),
+        Format::IQ4_XS => call::<S, Blocks<Iq4, scales::SixBitsSigned>, R, C>(s, tiles, acts, place),
+        Format::MXFP4 => call::<S, Blocks<E2m1, scales::E8m0>, R, C>(s, tiles, acts, place),
+        Format::Q4_K => call::<S, Blocks<Four<0>, scales::SixBits>, R, C>(s, tiles, acts, place),
+        Format::Q5_K => call::<S, Blocks<Five<0>, scales::SixBits>, R, C>(s, tiles, acts, place),
+        Format::Q6_K => call::<S, Halves<Six, scales::Bytes>, R, C>(s, tiles, acts, place),
+        Format::Q3_K => call::<S, Halves<Three, scales::SixBitPairs>, R, C>(s, tiles, acts, place),
+        Format::Q2_K => call::<S, Halves<Two, scales::FourBitPairs>, R, C>(s, tiles, acts, place),
     }
 }
 
@@ -293,7 +317,7 @@ trait Kernel {
         s: S,
         tiles: [&[u8]; R],
         acts: &Acts,
-        column: usize,
+        place: Place,
     ) -> [[S::F; C]; R];
 }
 
@@ -311,7 +335,7 @@ struct Halves<V, K>(PhantomData<(V, K)>);
 struct Multiply<'a, K, const R: usize, const C: usize> {
     tiles: [&'a [u8]; R],
     acts: &'a Acts<'a>,
-    column: usize,
+    place: Place,
     kernel: PhantomData<K>,
 }
 
@@ -320,7 +344,7 @@ impl<S: Simd, K: Kernel, const R: usize, const C: usize> Work<S> for Multiply<'_
 
     #[inline(always)]
     fn run(self, s: S) -> Self::Output {
-        K::multiply::<S, R, C>(s, self.tiles, self.acts, self.column)
+        K::multiply::<S, R, C>(s, self.tiles, self.acts, self.place)
     }
 }
 
@@ -329,9 +353,9 @@ fn call<S: Simd, K: Kernel, const R: usize, const C: usize>(
     s: S,
     tiles: [&[u8]; R],
     acts: &Acts,
-    column: usize,
+    place: Place,
 ) -> [[S::F; C]; R] {
-    s.call(Multiply { tiles, acts, column, kernel: PhantomData::<K> })
+    s.call(Multiply { tiles, acts, place, kernel: PhantomData::<K> })
 }
 
 #[inline(always)]
@@ -388,15 +412,15 @@ impl<F: Float> Kernel for Floats<F> {
         s: S,
         tiles: [&[u8]; R],
         acts: &Acts,
-        column: usize,
+        place: Place,
     ) -> [[S::F; C]; R] {
-        let x = columns::<C>(acts.floats, acts.k, column);
+        let x = columns::<C>(acts.floats, acts.k, place.column);
         let rows = tiles.map(|tile| &F::rows(tile)[..acts.k]);
         let per_line = const { 64 / size_of::<[F::Bits; LANES]>() };
         let mut sums = [[s.splat(0.0); C]; R];
         for k in 0..acts.k {
-            if C <= STREAMED && k % per_line == 0 {
-                ask(s, at(rows, k));
+            if k % per_line == 0 {
+                ask::<S, _, R, C>(s, at(rows, k), place);
             }
             let mut w = [s.splat(0.0); R];
             for r in 0..R {
@@ -426,11 +450,17 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
 /// Up to so many columns, memory is what limits the speed.
 const STREAMED: usize = 2;
 
-/// Asks for all of each tile's item at once and in order, whatever the order and the time of its use.
+/// Asks for memory that is not in a cache yet. With few columns: for all of each tile's item at once and in order,
+/// whatever the order and the time of its use. With more: for the same item of the next tiles, which has all the time
+/// that these take.
 #[inline(always)]
-fn ask<S: Simd, T: ?Sized, const R: usize>(s: S, items: [&T; R]) {
+fn ask<S: Simd, T: ?Sized, const R: usize, const C: usize>(s: S, items: [&T; R], place: Place) {
     for item in items {
-        s.prefetch(item);
+        if C <= STREAMED {
+            s.prefetch(item);
+        } else if place.next > 0 {
+            s.prefetch_next(item, place.next);
+        }
     }
 }
 
@@ -499,9 +529,9 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         s: S,
         tiles: [&[u8]; R],
         acts: &Acts,
-        column: usize,
+        place: Place,
     ) -> [[S::F; C]; R] {
-        let x = block_columns::<C>(acts, column);
+        let x = block_columns::<C>(acts, place.column);
         let bytes = const { V::LAYOUT.bytes() };
         let mut sums = [[s.splat(0.0); C]; R];
         let mut groups = Groups::new(acts.k / QK, const { [K::RUN, V::LAYOUT.bytes(), K::BYTES] });
@@ -511,11 +541,9 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
                 for i in 0..K::RUN {
                     let block = run * K::RUN + i;
                     let values = range(tiles, group.values + block * bytes, bytes);
-                    if C <= STREAMED {
-                        ask(s, values);
-                        if i == 0 {
-                            ask(s, scales);
-                        }
+                    ask::<S, _, R, C>(s, values, place);
+                    if i == 0 {
+                        ask::<S, _, R, C>(s, scales, place);
                     }
                     let x = at(x, group.first + block);
                     let dots = s.dot::<V, R, C>(values, x);
@@ -565,10 +593,10 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
         s: S,
         tiles: [&[u8]; R],
         acts: &Acts,
-        column: usize,
+        place: Place,
     ) -> [[S::F; C]; R] {
         const RUN: usize = 8;
-        let x = block_columns::<C>(acts, column);
+        let x = block_columns::<C>(acts, place.column);
         let bytes = const { V::LAYOUT.bytes() };
         let mut sums = [[s.splat(0.0); C]; R];
         let mut groups = Groups::new(acts.k / QK, const { [RUN, V::LAYOUT.bytes(), K::BYTES] });
@@ -578,11 +606,9 @@ impl<V: Values, K: HalfScales> Kernel for Halves<V, K> {
                 for i in 0..RUN {
                     let block = run * RUN + i;
                     let values = range(tiles, group.values + block * bytes, bytes);
-                    if C <= STREAMED {
-                        ask(s, values);
-                        if i == 0 {
-                            ask(s, scales);
-                        }
+                    ask::<S, _, R, C>(s, values, place);
+                    if i == 0 {
+                        ask::<S, _, R, C>(s, scales, place);
                     }
                     let x = at(x, group.first + block);
                     add_halves::<S, V, K, R, C>(s, &mut sums, values, scales, i, x);

@@ -161,6 +161,9 @@ pub trait Simd: Words {
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);
+    /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
+    #[inline(always)]
+    fn prefetch_next<T: ?Sized>(self, _: &T, _: usize) {}
     /// Asks for the cache lines of `item`, which will be written.
     #[inline(always)]
     fn prefetch_write<T: ?Sized>(self, _: &T) {}
