@@ -4,7 +4,7 @@ import type { Plan } from '../plan/types.js';
 import type { TensorPlacement } from './types.js';
 
 /** Bytes that are read at a time, unless a tile of rows is larger. */
-const READ_BYTES = 2 << 20;
+const READ_BYTES = 1 << 20;
 /** Reads under way at once: they hide the latency of a network, and bound the memory that the bytes take. */
 const AT_ONCE = 4;
 /** Rows that are packed side by side: pushed bytes are a multiple of so many rows. */

@@ -1,3 +1,4 @@
+import type { FrugalError } from '../errors.js';
 import { releaseBytes } from './release.js';
 import type { ByteSource } from './source.js';
 import { checkRange, sourceError } from './source-error.js';
@@ -20,10 +21,8 @@ export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource 
     async readInto(target, offset, signal) {
       signal?.throwIfAborted();
       checkRange(name, blob.size, offset, target.length);
-      const bytes = await readBlob(blob.slice(offset, offset + target.length), name, offset);
+      await readBlobInto(target, blob.slice(offset, offset + target.length), name, offset);
       signal?.throwIfAborted();
-      target.set(bytes);
-      releaseBytes(bytes);
     },
     async close() {
       // A Blob holds nothing that must be given back.
@@ -39,13 +38,36 @@ async function readBlob(slice: Blob, name: string, offset: number): Promise<Uint
   try {
     return new Uint8Array(await slice.arrayBuffer());
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw sourceError(
-      name,
-      `cannot be read at offset ${offset}: ${reason}`,
-      'Choose the file again: it may have changed since.',
-      { offset },
-      cause,
-    );
+    throw unreadable(name, offset, cause);
   }
+}
+
+/** Piece by piece, each given back at once: whole reads leave their bytes to the collector, in some runtimes twice. */
+async function readBlobInto(target: Uint8Array, slice: Blob, name: string, offset: number): Promise<void> {
+  let filled = 0;
+  try {
+    const reader = slice.stream().getReader();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      target.set(value, filled);
+      filled += value.length;
+      releaseBytes(value);
+    }
+  } catch (cause) {
+    throw unreadable(name, offset, cause);
+  }
+  if (filled !== target.length)
+    throw unreadable(name, offset, new Error(`${filled} bytes came where ${target.length} were asked for`));
+}
+
+function unreadable(name: string, offset: number, cause: unknown): FrugalError {
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  return sourceError(
+    name,
+    `cannot be read at offset ${offset}: ${reason}`,
+    'Choose the file again: it may have changed since.',
+    { offset },
+    cause,
+  );
 }
