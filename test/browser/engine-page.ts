@@ -38,24 +38,36 @@ async function digest(path: string, prompt: readonly number[]): Promise<string> 
 const complete = async (path: string, prompt: string, maxTokens: number) =>
   (await opened(path).complete(prompt, { temperature: 0, maxTokens, ignoreEnd: true })).text;
 
-/** The longest that a task of the page and a timer's delay took while the model writes, in milliseconds. */
+/**
+ * The longest that a task of the page (if 50 ms or more) and a timer's delay took while the model writes, in milliseconds.
+ * @param hold milliseconds that the page is held up meanwhile, to see that this is seen
+ */
 async function watch(
   path: string,
   maxTokens: number,
+  hold = 0,
 ): Promise<{ task: number; delay: number; tokens: number }> {
   let task = 0;
   let delay = 0;
   let last = performance.now();
-  const observer = new PerformanceObserver((list) => {
-    for (const { duration } of list.getEntries()) task = Math.max(task, duration);
-  });
+  const note = (entries: PerformanceEntryList) => {
+    for (const { duration } of entries) task = Math.max(task, duration);
+  };
+  const observer = new PerformanceObserver((list) => note(list.getEntries()));
   observer.observe({ type: 'longtask' });
   const timer = setInterval(() => {
     delay = Math.max(delay, performance.now() - last);
     last = performance.now();
   }, 1);
-  const { usage } = await opened(path).complete('Once upon a time', { maxTokens, ignoreEnd: true, seed: 1 });
+  const writing = opened(path).complete('Once upon a time', { maxTokens, ignoreEnd: true, seed: 1 });
+  setTimeout(() => {
+    for (const until = performance.now() + hold; performance.now() < until; );
+  }, 0);
+  const { usage } = await writing;
   clearInterval(timer);
+  // A task is known a turn after its end; what is known may not have been handed out yet.
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  note(observer.takeRecords());
   observer.disconnect();
   return { task, delay, tokens: usage.completionTokens };
 }
