@@ -1,8 +1,10 @@
 // Makes GGUF files of real models' shapes with random weights: enough to measure speed.
 //
-//   node bench/models.mjs SHAPE TYPE OUT.gguf     after npm run build
+//   node bench/models.mjs SHAPE TYPE OUT.gguf [SLICE]     after npm run build
 //
-// SHAPE: llama-1b, qwen3-0.6b, mistral-7b or qwen3-moe-small. TYPE: any that the kernels take.
+// SHAPE: llama-1b, qwen3-0.6b, mistral-7b or qwen3-moe-small. TYPE: any that the kernels take. SLICE, a whole number that
+// divides the layers: so many times fewer layers and words, so that a token costs so many times less, in the same
+// proportions of layers to logits and of attention to matrices.
 // Norms are 1, block scales are small, and the vocabulary is made up: every byte as a token of its
 // own, then numbered ones; a prompt's bytes are its tokens.
 
@@ -118,7 +120,7 @@ function metadataOf(name, shape) {
     ['general.architecture', text(of)],
     ['general.name', text(`${name} shape, random weights`)],
     [`${of}.block_count`, count(shape.blocks)],
-    [`${of}.context_length`, count(32768)],
+    [`${of}.context_length`, count(131072)],
     [`${of}.embedding_length`, count(shape.width)],
     [`${of}.feed_forward_length`, count(shape.inner)],
     [`${of}.attention.head_count`, count(shape.heads)],
@@ -161,15 +163,23 @@ async function writeTensor(file, tensor, index, patterns) {
   }
 }
 
-const [name, type, out] = process.argv.slice(2);
-const shape = SHAPES[name];
-if (!shape || !BLOCKS[type] || !out) {
+/** A part of a shape that has the same proportions. */
+function sliced(shape, slice) {
+  return { ...shape, blocks: shape.blocks / slice, vocab: Math.round(shape.vocab / slice / 32) * 32 };
+}
+
+const [name, type, out, part = '1'] = process.argv.slice(2);
+const [whole, slice] = [SHAPES[name], Number(part)];
+const divides = whole && Number.isInteger(slice) && slice > 0 && whole.blocks % slice === 0;
+if (!divides || !BLOCKS[type] || !out) {
   console.error(
-    `usage: node bench/models.mjs ${Object.keys(SHAPES).join('|')} ${Object.keys(BLOCKS).join('|')} OUT.gguf`,
+    `usage: node bench/models.mjs ${Object.keys(SHAPES).join('|')} ${Object.keys(BLOCKS).join('|')} OUT.gguf [SLICE]`,
   );
   process.exit(2);
 }
-const layout = layOutGguf(metadataOf(name, shape), tensorsOf(shape, type));
+const shape = slice === 1 ? whole : sliced(whole, slice);
+const title = slice === 1 ? name : `1/${slice} of ${name}`;
+const layout = layOutGguf(metadataOf(title, shape), tensorsOf(shape, type));
 const file = await open(out, 'w');
 await file.write(layout.header, 0, layout.header.length, 0);
 const patterns = {

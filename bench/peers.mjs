@@ -5,14 +5,20 @@
 // settings of each. Packages are installed into .cache/peers when they are first wanted. llama.cpp's own bench is run
 // where --llama-bench (or LLAMA_BENCH) names the binary, transformers.js where --transformers names a folder with a
 // model in its format. Without --model, one of Qwen3-0.6B's shape with random weights is made (Q4_0, 341 MB).
+//
+// Each call has an equal share of the time that is left of --limit for its repetition, and is stopped after it; what the
+// quick ones leave is for those after them, and the slow ones come last.
 
-import { spawn } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { setUp } from '../scripts/lib/setup.mjs';
-import { ROOT, say } from '../scripts/lib/steps.mjs';
+import { checkTools, ensureBrowser, ensureWasm, setUp } from '../scripts/lib/setup.mjs';
+import { ROOT, SetupError, say } from '../scripts/lib/steps.mjs';
+import { lastJson, run as runWithin } from './lib/child.mjs';
+import { findChromium, measureInChromium } from './lib/chromium.mjs';
+import { modelFile } from './lib/files.mjs';
+import { checkLlamaBench, llamaBench } from './lib/llama-bench.mjs';
 
 const { values: flags } = parseArgs({
   options: {
@@ -25,7 +31,7 @@ const { values: flags } = parseArgs({
     json: { type: 'string' },
     'llama-bench': { type: 'string', default: process.env.LLAMA_BENCH },
     transformers: { type: 'string', default: process.env.FRUGAL_TRANSFORMERS },
-    chromium: { type: 'string', default: process.env.CHROMIUM },
+    chromium: { type: 'string' },
     peers: { type: 'string', default: join(ROOT, '.cache', 'peers') },
     limit: { type: 'string', default: '540' },
   },
@@ -37,33 +43,16 @@ const VERSIONS = {
   '@wllama/wllama': '3.8.1',
   '@huggingface/transformers': '4.3.1',
 };
-/** WebAssembly peers are slow: they get a shorter prompt, and say so. */
+/** In a browser, with a shorter prompt, as others are slow there. */
 const SHORT = { prompt: 32, generate: 8 };
 const [prompt, generate, threads, repetitions] = ['prompt', 'generate', 'threads', 'repetitions'].map(
   (name) => Number(flags[name]),
 );
 const deadline = performance.now() + Number(flags.limit) * 1000;
 
-/** Runs a program to its end; gives what it printed. */
-function run(command, args, options = {}) {
-  return new Promise((done, fail) => {
-    const left = Math.max(1000, Math.min(options.limitMs ?? 240_000, deadline - performance.now()));
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
-    const timer = setTimeout(() => child.kill('SIGKILL'), left);
-    let [stdout, stderr] = ['', ''];
-    child.stdout.on('data', (text) => (stdout += text));
-    child.stderr.on('data', (text) => (stderr += text));
-    child.on('error', fail);
-    child.on('close', (code, signal) => {
-      clearTimeout(timer);
-      if (code === 0) return done(stdout);
-      const why = signal ? `stopped after ${(left / 1000).toFixed(0)} s` : stderr.trim().split('\n').at(-1);
-      fail(new Error(why || `exit code ${code}`));
-    });
-  });
-}
-
-const lastJson = (text) => JSON.parse(text.trim().split('\n').at(-1));
+/** What each call may take: set for each from what is left, so that a slow engine does not take it from the next. */
+let shareMs = 0;
+const run = (command, args, options) => runWithin(command, args, { limitMs: shareMs, ...options });
 
 /** Installs a package at the version that this script was written for. */
 async function install(name) {
@@ -94,9 +83,9 @@ const PEER_LIST = [
   {
     name: 'frugal',
     settings: ['default'],
-    prepare: async () => JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')).version,
+    prepare: async () => frugalVersion(),
     async run() {
-      const sizes = ['-p', prompt, '-n', generate, '-t', threads, '-r', 1].map(String);
+      const sizes = ['-p', prompt, '-n', generate, '-t', threads, '-r', 1];
       const main = join(ROOT, 'dist', 'cli', 'main.js');
       const result = lastJson(await run(process.execPath, [main, 'bench', model, ...sizes, '--json']));
       const [row] = result.rows;
@@ -121,7 +110,7 @@ const PEER_LIST = [
       return version;
     },
     async run(setting) {
-      const args = [join(PEERS, 'node-llama-cpp.mjs'), model, prompt, generate, threads, setting].map(String);
+      const args = [join(PEERS, 'node-llama-cpp.mjs'), model, prompt, generate, threads, setting];
       return lastJson(await run(process.execPath, args, { cwd: PEERS }));
     },
   },
@@ -129,27 +118,46 @@ const PEER_LIST = [
     name: 'llama.cpp',
     settings: Object.keys(LLAMA_SETTINGS),
     async prepare() {
-      const binary = flags['llama-bench'];
-      if (!binary) throw new Error('no binary: name llama-bench with --llama-bench or LLAMA_BENCH');
-      if (!existsSync(binary)) throw new Error(`${binary} is not there`);
+      checkLlamaBench(flags['llama-bench']);
       return 'see build';
     },
-    run: (setting) => llamaBench(LLAMA_SETTINGS[setting]),
+    run: (setting) =>
+      llamaBench(
+        resolve(flags['llama-bench']),
+        { model, prompt, generate, threads, limitMs: shareMs },
+        LLAMA_SETTINGS[setting],
+      ),
+  },
+  {
+    name: 'frugal in Chromium',
+    settings: ['default'],
+    short: true,
+    async prepare() {
+      needChromium();
+      await ensureWasm(checkTools());
+      await ensureBrowser();
+      return frugalVersion();
+    },
+    async run() {
+      const call = measureInChromium(chromium, model, { ...SHORT, threads });
+      const { prefill, decode, backend } = await within(call, shareMs);
+      return { prefill: prefill[0], decode: decode[0], setting: backend.isa };
+    },
   },
   {
     name: 'wllama',
     settings: ['default'],
     short: true,
     async prepare() {
-      if (!chromium()) throw new Error('no Chromium: install it, or name it with --chromium');
+      needChromium();
       const version = await install('@wllama/wllama');
       runner('wllama.mjs');
       return version;
     },
     async run() {
       const playwright = join(ROOT, 'node_modules', 'playwright-core');
-      const sizes = [SHORT.prompt, SHORT.generate, threads].map(String);
-      const args = [join(PEERS, 'wllama.mjs'), model, ...sizes, chromium(), playwright];
+      const sizes = [SHORT.prompt, SHORT.generate, threads];
+      const args = [join(PEERS, 'wllama.mjs'), model, ...sizes, chromium, playwright];
       return lastJson(await run(process.execPath, args, { cwd: PEERS }));
     },
   },
@@ -157,34 +165,33 @@ const PEER_LIST = [
     name: 'transformers.js',
     settings: ['default'],
     async prepare() {
-      if (!flags.transformers) throw new Error('no model in its format: name a folder with --transformers');
+      if (!flags.transformers)
+        throw new SetupError('no model in its format: name a folder with --transformers');
       const version = await install('@huggingface/transformers');
       runner('transformers.mjs');
       return version;
     },
     async run() {
-      const sizes = [prompt, generate, threads].map(String);
-      const args = [join(PEERS, 'transformers.mjs'), resolve(flags.transformers), ...sizes];
+      const args = [join(PEERS, 'transformers.mjs'), resolve(flags.transformers), prompt, generate, threads];
       return lastJson(await run(process.execPath, args, { cwd: PEERS }));
     },
   },
 ];
 
-async function llamaBench(extra) {
-  const sizes = ['-p', prompt, '-n', generate, '-t', threads, '-r', 1, '-ngl', 0].map(String);
-  const text = await run(flags['llama-bench'], ['-m', model, ...sizes, '-o', 'json', ...extra]);
-  const tests = JSON.parse(text);
-  const rate = (pick) => tests.find(pick)?.avg_ts;
-  return {
-    prefill: rate(({ n_prompt }) => n_prompt > 0),
-    decode: rate(({ n_gen }) => n_gen > 0),
-    version: `build ${tests[0].build_commit} (${tests[0].build_number})`,
-  };
+const frugalVersion = () => JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')).version;
+const chromium = findChromium(flags.chromium);
+
+function needChromium() {
+  if (!chromium) throw new SetupError('no Chromium: install it, or name it with --chromium');
 }
 
-function chromium() {
-  const places = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
-  return [flags.chromium, ...places].find((path) => path && existsSync(path));
+/** Gives up on something that runs in this process. */
+function within(promise, ms) {
+  let timer;
+  const late = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(new SetupError(`stopped after ${(ms / 1000).toFixed(0)} s`)), ms);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
 await setUp();
@@ -192,43 +199,44 @@ const { machineFacts } = await import('../dist/bench/machine.js');
 const { summarise } = await import('../dist/bench/stats.js');
 const { formatNumber, formatTable } = await import('../dist/bench/table.js');
 
-async function findModel() {
-  if (flags.model) return resolve(flags.model);
-  const path = join(ROOT, '.cache', 'bench', 'qwen3-0.6b-Q4_0.gguf');
-  if (existsSync(path)) return path;
-  mkdirSync(join(ROOT, '.cache', 'bench'), { recursive: true });
-  say('making a model of random weights');
-  await run(process.execPath, [join(ROOT, 'bench', 'models.mjs'), 'qwen3-0.6b', 'Q4_0', path]);
-  return path;
-}
-
-const model = await findModel();
+const model = flags.model ? resolve(flags.model) : await modelFile('qwen3-0.6b', 'Q4_0');
 const machine = await machineFacts();
 const wanted = flags.only?.split(',');
+const unknown = wanted?.find((name) => !PEER_LIST.some((peer) => peer.name === name));
+if (unknown !== undefined) {
+  console.error(
+    `no engine is called "${unknown}": there are ${PEER_LIST.map(({ name }) => name).join(', ')}`,
+  );
+  process.exit(2);
+}
 const [entries, missing] = [[], []];
 for (const peer of PEER_LIST) {
   if (wanted && !wanted.includes(peer.name)) continue;
+  shareMs = Math.max(1000, deadline - performance.now());
   try {
     const version = await peer.prepare();
-    for (const setting of peer.settings) entries.push({ peer, setting, version, runs: [] });
+    for (const setting of peer.settings) entries.push({ peer, setting, version, runs: [], took: 0 });
   } catch (error) {
     missing.push(`${peer.name} was not run: ${error.message}`);
   }
 }
 for (let i = 0; i < repetitions; i++) {
-  for (const entry of entries) {
-    const { peer, setting, runs } = entry;
-    // Slow ones once.
-    if (entry.failed || (peer.short && i > 0)) continue;
-    if (performance.now() > deadline) {
-      entry.failed = 'no time was left';
-      continue;
-    }
-    say(`repetition ${i + 1} of ${repetitions}: ${peer.name}, ${setting}`);
+  // Slow ones once.
+  const turn = entries.filter(({ failed, peer }) => !failed && (i === 0 || !peer.short));
+  for (const [at, entry] of turn.entries()) {
+    const { peer, setting, runs, took } = entry;
+    const began = performance.now();
+    shareMs = (deadline - began) / (turn.length - at);
+    // What would not end in time is not begun again.
+    if (i > 0 && took * 1.2 > shareMs) continue;
+    say(
+      `repetition ${i + 1} of ${repetitions}: ${peer.name}, ${setting}, at most ${(shareMs / 1000).toFixed(0)} s`,
+    );
     try {
       runs.push(await peer.run(setting));
+      entry.took = performance.now() - began;
     } catch (error) {
-      entry.failed = error.message;
+      entry.failed = true;
       missing.push(`${peer.name} (${setting}) failed: ${error.message}`);
     }
   }
@@ -238,7 +246,7 @@ const results = entries
   .filter(({ runs }) => runs.length > 0)
   .map(({ peer, setting, version, runs }) => ({
     name: peer.name,
-    setting,
+    setting: runs[0].setting ?? setting,
     version: runs[0].version ?? version,
     prompt: peer.short ? SHORT.prompt : prompt,
     generate: peer.short ? SHORT.generate : generate,

@@ -1,64 +1,62 @@
 // npm run bench:report [-- FILE.json ...] [--out report.html] [--results bench/RESULTS.md]
 //
-// One page with plots, and tables in Markdown, from what `frugal bench --json`, `npm run bench -- --json` and
-// `npm run bench:peers -- --json` wrote: the files given, else all in .cache/bench. Where there are none, the embedded
-// model and a few kernels are measured first.
+// One page with plots, and tables in Markdown, from what `frugal bench --json`, `npm run bench -- --json`,
+// `npm run bench:peers -- --json` and `npm run bench:scenarios -- --json` wrote: the files given, else all in .cache/bench.
+// Where there are none, the embedded model and a few kernels are measured first.
 
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { setUp } from '../scripts/lib/setup.mjs';
-import { ROOT, SetupError, say, step } from '../scripts/lib/steps.mjs';
+import { ROOT, say } from '../scripts/lib/steps.mjs';
+import { run } from './lib/child.mjs';
+import { CACHE } from './lib/files.mjs';
 import { againstPeers, energy, overBatch, overContext, overThreads, roofline } from './lib/plots.mjs';
 import { stateOf, TARGETS } from './lib/targets.mjs';
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    out: { type: 'string', default: join(ROOT, '.cache', 'bench', 'report.html') },
+    out: { type: 'string', default: join(CACHE, 'report.html') },
     results: { type: 'string' },
   },
 });
-const FOLDER = join(ROOT, '.cache', 'bench');
 
 await setUp();
 const { formatNumber, formatShare, markdownTable } = await import('../dist/bench/table.js');
-mkdirSync(FOLDER, { recursive: true });
+mkdirSync(CACHE, { recursive: true });
 
 function findFiles() {
   if (positionals.length > 0) return positionals.map((path) => resolve(path));
-  return readdirSync(FOLDER)
+  return readdirSync(CACHE)
     .filter((name) => name.endsWith('.json'))
     .sort()
-    .map((name) => join(FOLDER, name));
+    .map((name) => join(CACHE, name));
 }
 
 async function measure() {
   const model = join(ROOT, 'models', 'stories-moe-q8_0.gguf');
   const main = join(ROOT, 'dist', 'cli', 'main.js');
-  const bench = [process.execPath, main, 'bench', model, '-p', '128', '-n', '64', '-t', '1,2', '--json'];
-  const first = await step('measuring the embedded model', bench);
-  if (first.code !== 0) throw new SetupError('frugal bench failed');
-  writeFileSync(join(FOLDER, 'stories-moe-q8_0.json'), first.stdout);
-  const kernels = [
-    join(ROOT, 'bench', 'micro.mjs'),
-    '--filter',
-    'Q4_0',
-    '--json',
-    join(FOLDER, 'kernels.json'),
-  ];
-  await step('measuring kernels', [process.execPath, ...kernels]);
+  say('measuring the embedded model');
+  const sizes = ['-p', 128, '-n', 64, '-t', '1,2'];
+  const text = await run(process.execPath, [main, 'bench', model, ...sizes, '--json']);
+  writeFileSync(join(CACHE, 'stories-moe-q8_0.json'), text);
+  say('measuring kernels');
+  const kernels = ['--filter', 'Q4_0', '--json', join(CACHE, 'kernels.json')];
+  await run(process.execPath, [join(ROOT, 'bench', 'micro.mjs'), ...kernels]);
 }
 
 let files = findFiles();
 if (files.length === 0) {
-  say(`nothing in ${FOLDER}: measuring a little first`);
+  say(`nothing in ${CACHE}: measuring a little first`);
   await measure();
   files = findFiles();
 }
 const documents = files.map((path) => ({ path, ...JSON.parse(readFileSync(path, 'utf8')) }));
 const models = documents.filter(({ rows }) => rows);
 const peers = documents.filter(({ missing }) => missing);
+// Of a scenario that was run more than once, the latest.
+const scenarios = new Map(documents.flatMap((each) => each.scenarios ?? []).map((each) => [each.name, each]));
 const kernels = documents.find(({ results, peaks }) => results && peaks);
 const nameOf = (path) => basename(path).replace(/\.(json|gguf)$/, '');
 const data = {
@@ -68,7 +66,7 @@ const data = {
         nameOf(each.model.file) === name && each.settings.depth === 0 && each.backend.kind === 'native',
     ),
   peers: (name) => peers.find((each) => nameOf(each.model) === name),
-  kernels,
+  scenario: (name) => scenarios.get(name)?.values,
 };
 const machine = documents[0].machine;
 const states = TARGETS.map((each) => {
@@ -165,6 +163,8 @@ function kernelTable() {
   return [head, ...rows];
 }
 
+const describe = ({ text, note }) => `${text[0].toUpperCase()}${text.slice(1)}.${note ? ` ${note}` : ''}`;
+
 const targetTable = () => [
   ['state', 'measured', 'target', 'of'],
   ...states.map(({ topic, target, got, state }) => [state, got, target, topic]),
@@ -197,6 +197,14 @@ function markdown() {
     const said = new Set(peers.flatMap(({ missing, notes }) => [...missing, ...notes]));
     if (said.size > 0) parts.push([...said].map((text) => `- ${text}`).join('\n'));
   }
+  if (scenarios.size > 0)
+    parts.push(
+      '## Scenarios\n\n`npm run bench:scenarios -- --json FILE`; tokens per second, medians of runs that took turns. Models are slices: so many times fewer layers and words than the real shape, in its proportions.',
+      ...[...scenarios.values()].flatMap(({ name, table, ...of }) => [
+        `### ${name}\n\n${describe(of)}`,
+        markdownTable(table),
+      ]),
+    );
   if (kernels)
     parts.push(
       '## Kernels\n\n`npm run bench -- --json FILE`; what stays in caches may exceed the limit of memory.',
@@ -278,6 +286,9 @@ function page() {
     peers.length > 0
       ? section('Other engines', 'Default and best settings of each.', htmlTable(peerTable()))
       : '',
+    ...[...scenarios.values()].map(({ name, table, ...of }) =>
+      section(`Scenario: ${name}`, describe(of), htmlTable(table)),
+    ),
     kernels
       ? `<section><h2>Kernels</h2><details><summary>All ${kernels.results.length} figures</summary>${htmlTable(kernelTable())}</details></section>`
       : '',

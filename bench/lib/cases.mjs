@@ -131,8 +131,8 @@ function expertsCase(type, batch, [width, inner, experts, topK], label) {
 }
 
 /** Queries, keys and values are embeddings: no matrix is in the way. */
-function attentionPlan(heads, kvHeads, headDim, window) {
-  const of = createPlan(heads * headDim);
+export function attentionPlan(heads, kvHeads, headDim, window, vocab = VOCAB) {
+  const of = createPlan(heads * headDim, vocab);
   of.embed('k', kvHeads * headDim);
   of.embed('v', kvHeads * headDim);
   of.plan.kvLayers.push({ kvHeads, headDim });

@@ -1,0 +1,42 @@
+// Other programs: run to their end within a limit, and asked for JSON.
+
+import { spawn } from 'node:child_process';
+import { SetupError } from '../../scripts/lib/steps.mjs';
+
+/**
+ * Runs a program to its end.
+ * @param {{ limitMs?: number, cwd?: string, env?: object, onMessage?: (message: object) => void }} [options] after
+ *   `limitMs` it is ended; `onMessage` opens a channel to a program of Node and takes what it sends
+ * @returns what it printed
+ * @throws SetupError with its last word, or that it was stopped
+ */
+export function run(command, args, { limitMs = 240_000, onMessage, ...options } = {}) {
+  return new Promise((done, fail) => {
+    const stdio = ['ignore', 'pipe', 'pipe', ...(onMessage ? ['ipc'] : [])];
+    const child = spawn(command, args.map(String), { stdio, ...options });
+    let stopped = false;
+    const timer = setTimeout(() => {
+      stopped = true;
+      child.kill('SIGKILL');
+    }, limitMs);
+    let [stdout, stderr] = ['', ''];
+    child.stdout.on('data', (text) => {
+      stdout += text;
+    });
+    child.stderr.on('data', (text) => {
+      stderr += text;
+    });
+    if (onMessage) child.on('message', onMessage);
+    child.on('error', (error) => fail(new SetupError(error.message)));
+    child.on('close', (code, signal) => {
+      clearTimeout(timer);
+      if (code === 0) return done(stdout);
+      if (stopped) return fail(new SetupError(`stopped after ${(limitMs / 1000).toFixed(0)} s`));
+      const last = stderr.trim().split('\n').at(-1);
+      fail(new SetupError(last || (signal ? `ended by ${signal}` : `exit code ${code}`)));
+    });
+  });
+}
+
+/** The object in the last line that a program printed. */
+export const lastJson = (text) => JSON.parse(text.trim().split('\n').at(-1));
