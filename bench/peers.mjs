@@ -19,6 +19,7 @@ import { lastJson, run as runWithin } from './lib/child.mjs';
 import { findChromium, measureInChromium } from './lib/chromium.mjs';
 import { modelFile } from './lib/files.mjs';
 import { checkLlamaBench, llamaBench } from './lib/llama-bench.mjs';
+import { ownOf } from './lib/targets.mjs';
 
 const { values: flags } = parseArgs({
   options: {
@@ -268,16 +269,18 @@ const report = {
   missing,
   notes: PEER_LIST.flatMap(({ name, note }) => (note ? [`${name}: ${note}`] : [])),
 };
-const own = results.find(({ name }) => name === 'frugal');
-const ratio = (mine, theirs) => (mine ? `${(mine.median / theirs.median).toFixed(2)}x` : '-');
-const rows = results.map(({ name, setting, version, prefill, decode, prompt: p, generate: n }) => [
-  `${name} ${version}`,
-  setting,
-  `${p}/${n}`,
-  formatNumber(prefill.median),
-  ratio(own?.prefill, prefill),
-  formatNumber(decode.median),
-  ratio(own?.decode, decode),
+const ratio = (of, what) => {
+  const mine = ownOf(results, of)?.[what].median;
+  return mine ? `${(mine / of[what].median).toFixed(2)}x` : '-';
+};
+const rows = results.map((of) => [
+  `${of.name} ${of.version}`,
+  of.setting,
+  `${of.prompt}/${of.generate}`,
+  formatNumber(of.prefill.median),
+  ratio(of, 'prefill'),
+  formatNumber(of.decode.median),
+  ratio(of, 'decode'),
 ]);
 console.log(
   `${machine.cpu}, ${threads} threads; ${report.model}; medians of ${repetitions} runs that took turns; load ${machine.load.toFixed(1)}`,

@@ -12,7 +12,7 @@ import { ROOT, say } from '../scripts/lib/steps.mjs';
 import { run } from './lib/child.mjs';
 import { CACHE } from './lib/files.mjs';
 import { againstPeers, energy, overBatch, overContext, overThreads, roofline } from './lib/plots.mjs';
-import { stateOf, TARGETS } from './lib/targets.mjs';
+import { ownOf, stateOf, TARGETS } from './lib/targets.mjs';
 
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -133,17 +133,19 @@ function peerTable() {
     'frugal is',
   ];
   const rows = peers.flatMap(({ model, results }) => {
-    const own = results.find(({ name }) => name === 'frugal');
-    const ratio = (mine, theirs) => (mine ? `${(mine.median / theirs.median).toFixed(2)}x` : '-');
+    const ratio = (of, what) => {
+      const mine = ownOf(results, of)?.[what].median;
+      return mine ? `${(mine / of[what].median).toFixed(2)}x` : '-';
+    };
     return results.map((each) => [
       nameOf(model),
       `${each.name} ${each.version}`,
       each.setting,
       `${each.prompt}/${each.generate}`,
       withSpread(each.prefill),
-      ratio(own?.prefill, each.prefill),
+      ratio(each, 'prefill'),
       withSpread(each.decode),
-      ratio(own?.decode, each.decode),
+      ratio(each, 'decode'),
     ]);
   });
   return [head, ...rows];

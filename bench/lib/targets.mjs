@@ -7,6 +7,15 @@ const ratio = (value) => ({ value, text: `${value.toFixed(2)}x` });
 const share = (value) => ({ value, text: `${(value * 100).toFixed(0)}%` });
 const seconds = (ms) => ({ value: -ms / 1000, text: `${(ms / 1000).toFixed(2)} s` });
 
+/** Ours that a result is compared with: what runs in a browser with ours in a browser, the rest with the native one. */
+export function ownOf(results, { name }) {
+  const own = ['wllama', IN_BROWSER].includes(name) ? IN_BROWSER : 'frugal';
+  return results.find((each) => each.name === own);
+}
+
+/** Our own WebAssembly build among the peers. */
+const IN_BROWSER = 'frugal in Chromium';
+
 /** Peers that compute natively. */
 const NATIVE_PEERS = ['node-llama-cpp', 'llama.cpp'];
 
@@ -209,9 +218,9 @@ export const TARGETS = [
 ];
 
 function againstWllama(report, what) {
-  const of = (name) => report?.results.find((each) => each.name === name)?.[what].median;
-  const [own, theirs] = [of('frugal in Chromium'), of('wllama')];
-  return own && theirs && ratio(own / theirs);
+  const theirs = report?.results.find(({ name }) => name === 'wllama');
+  const own = theirs && ownOf(report.results, theirs);
+  return own && ratio(own[what].median / theirs[what].median);
 }
 
 /** The state of a target: `met`, `missed` or `not measured here`. */

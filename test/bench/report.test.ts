@@ -23,14 +23,24 @@ const peers = {
     { name: 'frugal', setting: 'default', prefill: samples(300), decode: samples(20), steps: samples(30) },
     { name: 'llama.cpp', setting: 'default', prefill: samples(100), decode: samples(40) },
     { name: 'llama.cpp', setting: 'no repacking', prefill: samples(200), decode: samples(25) },
-    { name: 'wllama', setting: 'default', prefill: samples(900), decode: samples(900) },
+    { name: 'frugal in Chromium', setting: 'default', prefill: samples(60), decode: samples(900) },
+    { name: 'wllama', setting: 'default', prefill: samples(10), decode: samples(300) },
   ],
+};
+
+/** Values as `npm run bench:scenarios` gives them. */
+const SCENARIOS: Readonly<Record<string, Readonly<Record<string, number | undefined>>>> = {
+  long: { prefill8192: 1.31, prefill16384: 1.29, decode16384: undefined },
+  idle: { idleCpu: 0.0001, cpuOverThreads: 1.11 },
+  attention: { fixedAttention: -0.02, chosenAttention: 0.12 },
+  stopwatch: { stopwatch: 0.012 },
 };
 
 describe('targets', () => {
   const data = (share: number) => ({
     model: (name: string) => (name === 'llama-1b-Q4_0' ? model(name, share) : undefined),
-    peers: (name: string) => (name === 'llama-1b-Q4_0' ? peers : undefined),
+    peers: (name: string) => (['llama-1b-Q4_0', 'qwen3-0.6b-Q4_0'].includes(name) ? peers : undefined),
+    scenario: (name: string) => SCENARIOS[name],
   });
   const state = (text: string, share: number) => {
     const target = TARGETS.find((each: { text: string }) => each.text.startsWith(text));
@@ -49,11 +59,34 @@ describe('targets', () => {
     expect(state('decode, llama-1b-Q4_0', 1)).toEqual({ state: 'missed', text: '0.75x' });
   });
 
+  it('compare what runs in a browser with our own build in a browser', () => {
+    expect(state('prefill, 0.6B shape, against wllama', 1)).toEqual({ state: 'met', text: '6.00x' });
+    expect(state('decode, 0.6B shape, against wllama', 1)).toEqual({ state: 'missed', text: '3.00x' });
+  });
+
+  it('are read from scenarios, also where less is better', () => {
+    expect(state('prefill of 8,192', 1)).toEqual({ state: 'met', text: '1.31x' });
+    expect(state('prefill of 16,384 tokens', 1)).toEqual({ state: 'missed', text: '1.29x' });
+    expect(state('decode at depth 16,384', 1).state).toBe('not measured here');
+    expect(state('CPU time after', 1)).toEqual({ state: 'met', text: '0.0001' });
+    expect(state('CPU time while', 1)).toEqual({ state: 'missed', text: '111%' });
+    expect(state('attention at 16,384, fixed', 1)).toEqual({ state: 'met', text: 'plus -2.0%' });
+    expect(state('attention at 16,384, chosen', 1)).toEqual({ state: 'missed', text: 'plus 12.0%' });
+    expect(state('what the engine says of itself', 1)).toEqual({ state: 'met', text: '1.2%' });
+  });
+
   it('are never met by what was not measured', () => {
-    for (const target of TARGETS)
-      expect(stateOf(target, { model: () => undefined, peers: () => undefined }).state).toBe(
-        'not measured here',
-      );
+    const nothing = { model: () => undefined, peers: () => undefined, scenario: () => undefined };
+    for (const target of TARGETS) expect(stateOf(target, nothing).state).toBe('not measured here');
+  });
+
+  it('can all be measured', () => {
+    for (const { text, least, read } of TARGETS)
+      expect({ text, read: typeof read, least: typeof least }).toEqual({
+        text,
+        read: 'function',
+        least: 'number',
+      });
   });
 });
 
