@@ -8,7 +8,8 @@ import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { Bench } from 'tinybench';
-import { setUp } from '../scripts/lib/setup.mjs';
+import { checkTools, ensureWasm, setUp } from '../scripts/lib/setup.mjs';
+import { SetupError } from '../scripts/lib/steps.mjs';
 import { allCases, placementsOf } from './lib/cases.mjs';
 
 const { values: flags } = parseArgs({
@@ -36,6 +37,12 @@ const CHECKED = 3;
 const threads = flags.threads === undefined ? undefined : Number(flags.threads);
 
 const notes = [];
+try {
+  await ensureWasm(checkTools());
+} catch (error) {
+  if (!(error instanceof SetupError)) throw error;
+  notes.push(`WebAssembly could not be built: ${error.message}`);
+}
 
 /** What computes here: { name, kind, compile }, the scalar reference last. */
 async function targets() {
@@ -155,9 +162,16 @@ const used = threads ?? machine.cores;
 const limits = new Map(all.map(({ isa }) => [isa, []]));
 const results = [];
 const began = performance.now();
+let said = began;
+/** What is going on: always on a terminal, every ten seconds elsewhere. */
 const say = (text) => {
-  const elapsed = ((performance.now() - began) / 1000).toFixed(0);
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${elapsed} s: ${text}`);
+  const now = performance.now();
+  const line = `${((now - began) / 1000).toFixed(0)} s: ${text}`;
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
+  else if (now - said > 10_000) {
+    process.stderr.write(`${line}\n`);
+    said = now;
+  }
 };
 
 /** What the scalar reference is asked to do at most for one figure; more is scaled up from that. */
@@ -204,7 +218,7 @@ for (const [index, group] of [...groups.values()].entries()) {
   await runGroup(group, index);
 }
 if (flags.filter === undefined || 'pack'.includes(flags.filter)) await runPacking();
-say('');
+if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
 
 async function runPacking() {
   for (const type of ['F16', 'Q8_0', 'Q4_0', 'Q4_K', 'Q6_K']) {

@@ -8,7 +8,7 @@ const EMBEDDED = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.ggu
 const STORIES = resolve(SHARED, 'models/stories260K.gguf');
 const PROMPT = 'Once upon a time';
 const SUMMARY =
-  /^\d+ tokens \([a-z-]+\), first token after \d+ ms, prefill [\d.]+ tokens\/s, decode [\d.]+ tokens\/s, \d+ threads?, peak memory [\d.]+ MiB, (CPU|measured|about) [^\n]*, seed \d+\n$/;
+  /^\d+ tokens \([a-z-]+\), first token after \d+ ms, prefill [\d.]+ tokens\/s, decode [\d.]+ tokens\/s, \d+ threads?(?: \([^)]+\))?, peak memory [\d.]+ MiB, (CPU|measured|about) [^\n]*, seed \d+\n$/;
 
 let folder = '';
 beforeAll(async () => {

@@ -7,7 +7,16 @@ import { sumEnergies } from '../../ts/energy/sum.js';
 import type { Energy } from '../../ts/energy/types.js';
 import { load } from '../../ts/engine/index.js';
 import { frugal } from '../cli/program.js';
-import { AMD, EMPTY, PORTABLE, type Recorded, type Tree, TWO_PACKAGES, writeTree } from './trees.js';
+import {
+  AMD,
+  EMPTY,
+  PORTABLE,
+  type Recorded,
+  type Tree,
+  TWO_DIES,
+  TWO_PACKAGES,
+  writeTree,
+} from './trees.js';
 
 const MODEL = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
 let recorded: Recorded | undefined;
@@ -50,6 +59,15 @@ describe('counters of the hardware', () => {
       joules: 2,
       domains: { package: 2, core: 1.5, uncore: 0, psys: 9 },
     });
+  });
+
+  it('of dies are those of their package', async () => {
+    const energy = await measure(TWO_DIES, {
+      'intel-rapl:0': 1_500_000,
+      'intel-rapl:0:0': 2_250_000,
+      'intel-rapl:1': 4_000_000,
+    });
+    expect(energy).toMatchObject({ kind: 'measured', joules: 1.75, domains: { package: 1.5, dram: 0.25 } });
   });
 
   it('start again from the very end of their range', async () => {
@@ -139,6 +157,18 @@ describe('measured and modelled', () => {
     });
     expect(sumEnergies([])).toBeUndefined();
   });
+
+  it('are of no use once a part is not known', () => {
+    const counted: Energy = { kind: 'counted', ...cost, why: 'a counter is gone' };
+    for (const parts of [
+      [measured, counted],
+      [counted, modelled],
+      [counted, counted],
+    ]) {
+      const sum = sumEnergies(parts);
+      expect(sum).toEqual({ kind: 'counted', seconds: 2, cpuSeconds: 4, why: 'a counter is gone' });
+    }
+  });
 });
 
 describe('usage.energy', () => {
@@ -153,6 +183,14 @@ describe('usage.energy', () => {
     expect(usage.energy?.cpuSeconds).toBeGreaterThan(0);
     // Two steps for the prompt, three for the tokens after the first; 1 + 2 + ... + 13 positions looked at.
     expect(usage.energy?.bytesMoved).toBe(5 * bytesPerToken + 91 * kvBytesPerToken);
+  });
+
+  it('stands beside the number of threads, and why it is that, unless somebody asked for it', async () => {
+    const args = ['run', MODEL, '-p', 'Once', '-n', '40'];
+    expect((await frugal(args)).stderr).toMatch(
+      /\d threads? \((fewest within 3% of the fastest of|the machine)/,
+    );
+    expect((await frugal([...args, '--threads', '1'])).stderr).toMatch(/, 1 thread, /);
   });
 
   it('is in the last line of frugal run', async () => {

@@ -28,6 +28,13 @@ export const AMD: Tree = {
   'intel-rapl:0:0': ['core', '1000000', '65532610987'],
 };
 
+/** A processor of two dies, counted one by one; Linux names them so. */
+export const TWO_DIES: Tree = {
+  'intel-rapl:0': ['package-0-die-0', '1000000', '262143328850'],
+  'intel-rapl:0:0': ['dram', '2000000', '65712999613'],
+  'intel-rapl:1': ['package-0-die-1', '3000000', '262143328850'],
+};
+
 /** A machine with the driver loaded and nothing to count. */
 export const EMPTY: Tree = {};
 

@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { formatEnergy } from '../energy/format.js';
 import type { Completion, Generation } from '../engine/index.js';
 import { MAX_TOKENS_RANGE } from '../engine/options.js';
+import type { ThreadChoice } from '../engine/threads.js';
 import { FrugalError } from '../errors.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
 import {
@@ -66,7 +67,7 @@ async function run(path: string, flags: RunFlags): Promise<void> {
       const completion = await follow(generation, flags.json === true);
       if (flags.provenance !== undefined) await writeRecord(flags.provenance, completion);
       if (flags.json) await print(`${toJson(completion)}\n`);
-      note(summary(completion));
+      note(summary(completion, model.info.threads));
     }),
   );
 }
@@ -99,14 +100,18 @@ async function follow(generation: Generation, quiet: boolean): Promise<Completio
   return generation.result;
 }
 
-/** The one line that closes a run. */
-export function summary({ finishReason, seed, usage }: Completion): string {
+/**
+ * The one line that closes a run.
+ * @param choice says why so many threads decoded, where nobody had asked for a number
+ */
+export function summary({ finishReason, seed, usage }: Completion, choice?: ThreadChoice): string {
+  const why = choice === undefined || choice.reason === 'given' ? '' : ` (${choice.reason})`;
   const parts = [
     `${usage.completionTokens} tokens (${finishReason})`,
     `first token after ${usage.timeToFirstTokenMs.toFixed(0)} ms`,
     `prefill ${usage.prefillTokensPerSecond.toFixed(1)} tokens/s`,
     `decode ${usage.decodeTokensPerSecond.toFixed(1)} tokens/s`,
-    `${usage.threads} thread${usage.threads === 1 ? '' : 's'}`,
+    `${usage.threads} thread${usage.threads === 1 ? '' : 's'}${why}`,
     `peak memory ${peakMemory()}`,
     ...(usage.energy ? [formatEnergy(usage.energy, usage.completionTokens)] : []),
     `seed ${seed}`,

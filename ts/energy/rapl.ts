@@ -31,7 +31,7 @@ export function findRapl(root: string, read: ReadText = readFile): Rapl {
     try {
       const name = read(join(path, 'name')).trim();
       const range = readCount(join(path, 'max_energy_range_uj'), read);
-      const counter = { domain: name.replace(/-\d+$/, ''), path: join(path, 'energy_uj'), range };
+      const counter = { domain: domainOf(name), path: join(path, 'energy_uj'), range };
       readCount(counter.path, read);
       // A package may be shown twice, by its registers and by memory (intel-rapl-mmio), with the same counts.
       const key = `${zone.replace('-mmio', '')} ${name}`;
@@ -46,6 +46,11 @@ export function findRapl(root: string, read: ReadText = readFile): Rapl {
   const found = [...counters.values()];
   if (found.some(({ domain }) => domain === 'package')) return { counters: found };
   return { counters: [], refused: missing(root) };
+}
+
+/** Without the numbers of packages, and of the dies where Linux counts each of a package by itself. */
+function domainOf(name: string): string {
+  return name.replace(/^(package)-\d+-die-\d+$/, '$1').replace(/-\d+$/, '');
 }
 
 /** Packages and their parts, those of registers before those of memory. */

@@ -1,6 +1,10 @@
 import type { Energy } from './types.js';
 
-/** The whole of several stretches that one meter measured; undefined of none. */
+/**
+ * The whole of several stretches that one meter measured; undefined of none. Where the energy of one is not known, that of
+ * the whole is not.
+ * @throws RangeError of measured and modelled ones
+ */
 export function sumEnergies(energies: readonly Energy[]): Energy | undefined {
   return energies.reduce<Energy | undefined>((sum, each) => (sum ? add(sum, each) : each), undefined);
 }
@@ -14,6 +18,7 @@ function add(a: Energy, b: Energy): Energy {
     return { ...a, ...cost, joules: a.joules + b.joules, domains };
   }
   if (a.kind === 'modelled' && b.kind === 'modelled') return { ...a, ...cost, joules: a.joules + b.joules };
-  if (a.kind === 'counted' && b.kind === 'counted') return { ...a, ...cost };
+  if (a.kind === 'counted') return { ...a, ...cost };
+  if (b.kind === 'counted') return { ...b, ...cost };
   throw new RangeError('measured and modelled energy are not added');
 }
