@@ -54,10 +54,27 @@ if (files.length === 0) {
 }
 const documents = files.map((path) => ({ path, ...JSON.parse(readFileSync(path, 'utf8')) }));
 const models = documents.filter(({ rows }) => rows);
-const peers = documents.filter(({ missing }) => missing);
+const peers = mergePeers(documents.filter(({ missing }) => missing));
 // Of a scenario that was run more than once, the latest.
 const scenarios = new Map(documents.flatMap((each) => each.scenarios ?? []).map((each) => [each.name, each]));
 const kernels = documents.find(({ results, peaks }) => results && peaks);
+/** Runs on the same file as one: engines may have been measured apart, the latest counts. */
+function mergePeers(reports) {
+  const merged = new Map();
+  for (const report of reports) {
+    const { results = [], missing = [], ...known } = merged.get(report.model) ?? {};
+    const again = ({ name, setting }) =>
+      report.results.some((each) => each.name === name && each.setting === setting);
+    merged.set(report.model, {
+      ...known,
+      ...report,
+      results: [...results.filter((each) => !again(each)), ...report.results],
+      missing: [...missing, ...report.missing],
+    });
+  }
+  return [...merged.values()];
+}
+
 const nameOf = (path) => basename(path).replace(/\.(json|gguf)$/, '');
 const data = {
   model: (name) =>
@@ -193,7 +210,7 @@ function markdown() {
   ];
   if (peers.length > 0) {
     parts.push(
-      '## Other engines\n\n`npm run bench:peers -- --model MODEL --json FILE`: the same file, threads and length of prompt.',
+      '## Other engines\n\n`npm run bench:peers -- --model MODEL --json FILE`: the same file, threads and length of prompt; in browsers, where others are slow, a shorter one.',
     );
     parts.push(markdownTable(peerTable()));
     const said = new Set(peers.flatMap(({ missing, notes }) => [...missing, ...notes]));
@@ -217,8 +234,14 @@ function markdown() {
 
 const escapeHtml = (text) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
 
+/** Words are on the left, as the first column is; figures on the right. */
 function htmlTable([head, ...rows], classOf = () => '') {
-  const line = (cells, tag) => cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join('');
+  const isFigure = (cell) => /^(-$|[-+]?\d)/.test(cell);
+  const words = head.map((_, i) => i === 0 || !rows.every((row) => isFigure(row[i])));
+  const line = (cells, tag) =>
+    cells
+      .map((cell, i) => `<${tag}${words[i] ? ' class="words"' : ''}>${escapeHtml(cell)}</${tag}>`)
+      .join('');
   const body = rows.map((row) => `<tr class="${classOf(row)}">${line(row, 'td')}</tr>`).join('\n');
   return `<div class="scroll"><table><thead><tr>${line(head, 'th')}</tr></thead><tbody>${body}</tbody></table></div>`;
 }
@@ -227,12 +250,19 @@ const STYLE = `
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { margin: 0.5rem 0; } h2 { margin-top: 2.5rem; } p { max-width: 46rem; }
-figure { margin: 1rem 0; overflow-x: auto; } svg { max-width: 100%; min-width: 34rem; height: auto; } svg[width='15'] { min-width: 0; }
+h3 { margin: 1rem 0 0; font-size: 1rem; }
+figure { margin: 1rem 0; } figure figure { margin: 0; } svg { width: 100%; max-width: 36rem; height: auto; } svg[width='15'] { width: 15px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; white-space: nowrap; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child, .targets :is(th, td):nth-child(n + 3) { text-align: left; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: right; } .words { text-align: left; }
+:is(th, td):first-child { position: sticky; left: 0; background: Canvas; padding-left: 0; }
 .targets td:nth-child(3) { white-space: normal; min-width: 12rem; }
 tr.met td:first-child { color: #2a9d4a; } tr.missed td:first-child { color: #d6402b; font-weight: 600; }
+@media (max-width: 40rem) {
+  td:first-child { white-space: normal; min-width: 6.5rem; }
+  .targets :is(table, tbody) { display: block; } .targets thead { display: none; }
+  .targets tr { display: grid; grid-template-columns: 1fr auto; border-bottom: 1px solid var(--line); padding: 0.3rem 0; }
+  .targets td { border: 0; padding: 0.1rem 0; } .targets td:nth-child(3) { grid-column: 1 / -1; } .targets td:nth-child(4) { display: none; }
+}
 summary { cursor: pointer; }`;
 
 function section(title, text, content) {
@@ -254,7 +284,7 @@ function page() {
     ),
     section(
       'Against other engines: prefill',
-      'The same file, threads and length of prompt.',
+      'The same file, threads and length of prompt; in browsers, where others are slow, a shorter one.',
       peers.length > 0 && againstPeers(peers, 'prefill'),
     ),
     section(

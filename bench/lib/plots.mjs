@@ -4,15 +4,16 @@ import * as Plot from '@observablehq/plot';
 import { parseHTML } from 'linkedom';
 
 const { document } = parseHTML('<!doctype html><html><body></body></html>');
-const WIDTH = 720;
+/** Narrow, so that letters can be read where a phone shrinks it. */
+const WIDTH = 480;
 const COLORS = { type: 'categorical', scheme: 'observable10', legend: true };
 
 function svg(options) {
   const node = Plot.plot({
     document,
     width: WIDTH,
-    marginLeft: 56,
-    marginRight: 24,
+    marginLeft: 48,
+    marginRight: 16,
     marginBottom: 44,
     style: { fontSize: '13px', background: 'transparent', color: 'currentColor' },
     grid: true,
@@ -64,29 +65,33 @@ export function roofline({ results, peaks }) {
   });
 }
 
-/** Bars of engines for each file; `what` is prefill or decode. */
+/** Bars of engines, a plot under the name of each file; `what` is prefill or decode. */
 export function againstPeers(reports, what) {
-  const bars = reports.flatMap(({ model, results }) =>
-    results.map((each) => ({
-      model,
-      engine: each.setting === 'default' ? each.name : `${each.name}, ${each.setting}`,
-      speed: each[what].median,
-    })),
-  );
-  const engines = [...new Set(bars.map(({ engine }) => engine))];
+  return reports
+    .map(({ model, results }) => `<h3>${nameOf(model)}</h3>${engineBars(results, what)}`)
+    .join('\n');
+}
+
+function engineBars(results, what) {
+  const bars = results.map((each) => ({
+    engine:
+      results.filter(({ name }) => name === each.name).length > 1
+        ? `${each.name}, ${each.setting}`
+        : each.name,
+    ours: each.name.startsWith('frugal'),
+    speed: each[what].median,
+  }));
   return svg({
-    height: 80 + bars.length * 24,
+    height: 60 + bars.length * 24,
     marginLeft: 190,
-    marginRight: 130,
-    marginTop: 30,
-    x: { label: `${what}, tokens/s` },
-    y: { label: null, domain: engines },
-    fy: { label: null },
-    color: { ...COLORS, legend: false },
+    marginRight: 40,
+    marginTop: 8,
+    x: { label: `${what}, tokens/s`, ticks: 4 },
+    y: { label: null, domain: bars.map(({ engine }) => engine) },
     marks: [
-      Plot.barX(bars, { x: 'speed', y: 'engine', fy: 'model', fill: 'engine' }),
+      Plot.barX(bars, { x: 'speed', y: 'engine', fill: ({ ours }) => (ours ? '#4269d0' : '#9c9c9c') }),
       Plot.text(bars, {
-        ...{ x: 'speed', y: 'engine', fy: 'model', dx: 4, textAnchor: 'start' },
+        ...{ x: 'speed', y: 'engine', dx: 4, textAnchor: 'start' },
         text: ({ speed }) => (speed < 10 ? speed.toFixed(1) : speed.toFixed(0)),
       }),
       Plot.ruleX([0]),
@@ -94,11 +99,18 @@ export function againstPeers(reports, what) {
   });
 }
 
+const nameOf = (path) =>
+  path
+    .split('/')
+    .at(-1)
+    .replace(/\.gguf$/, '');
+
 /** Lines: { x, y, series } of each. */
 function lines(points, { x, y, log = false }) {
+  const xs = [...new Set(points.map((point) => point.x))];
   return svg({
     height: 300,
-    x: { label: x, ...(log && { type: 'log', base: 2 }) },
+    x: { label: x, ticks: xs.length <= 6 ? xs : 5, tickFormat: ',d', ...(log && { type: 'log', base: 2 }) },
     y: { label: y, zero: true },
     color: COLORS,
     marks: [
@@ -110,7 +122,7 @@ function lines(points, { x, y, log = false }) {
 }
 
 const label = ({ model, settings }) =>
-  `${model.file.split('/').at(-1)}${settings.attention ? `, ${settings.attention}` : ''}`;
+  `${nameOf(model.file)}${settings.attention ? `, ${settings.attention}` : ''}`;
 
 export function overContext(models) {
   const points = models.flatMap((each) => {
@@ -161,8 +173,8 @@ export function energy(models, kind) {
   };
   return svg({
     height: 60 + bars.length * 26,
-    marginLeft: 220,
-    x: { label: units[kind] },
+    marginLeft: 190,
+    x: { label: units[kind], ticks: 4 },
     y: { label: null },
     marks: [Plot.barX(bars, { x: 'y', y: 'what', fill: '#4269d0' }), Plot.ruleX([0])],
   });

@@ -96,7 +96,7 @@ describe('plots', () => {
     const results = [{ name: 'matmul Q4_0', kind: 'native', ms: 1, ops: 1e9, bytes: 1e7 }];
     expect(roofline({ results, peaks: { avx512: peaks } })).toContain('<svg');
     expect(againstPeers([peers], 'decode')).toContain('no repacking');
-    expect(overThreads([model('a', 1)])).toContain('a.gguf');
+    expect(overThreads([model('tiny', 1)])).toContain('tiny');
     expect(energy([model('a', 1)], 'measured')).toBeUndefined();
     expect(energy([model('a', 1)], 'counted')).toContain('CPU milliseconds');
   });
