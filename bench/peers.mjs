@@ -140,8 +140,8 @@ const PEER_LIST = [
       return frugalVersion();
     },
     async run() {
-      const call = measureInChromium(chromium, model, { ...SHORT, threads });
-      const { prefill, decode, backend } = await within(call, shareMs);
+      const sizes = { ...SHORT, threads, limitMs: shareMs };
+      const { prefill, decode, backend } = await measureInChromium(chromium, model, sizes);
       return { prefill: prefill[0], decode: decode[0], setting: backend.isa };
     },
   },
@@ -184,15 +184,6 @@ const chromium = findChromium(flags.chromium);
 
 function needChromium() {
   if (!chromium) throw new SetupError('no Chromium: install it, or name it with --chromium');
-}
-
-/** Gives up on something that runs in this process. */
-function within(promise, ms) {
-  let timer;
-  const late = new Promise((_, fail) => {
-    timer = setTimeout(() => fail(new SetupError(`stopped after ${(ms / 1000).toFixed(0)} s`)), ms);
-  });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
 await setUp();

@@ -1,11 +1,12 @@
-// npm run bench:scenarios [-- --only NAME,...] [-t 2] [-r 2] [--json FILE] [--llama-bench PATH] [--chromium PATH]
-//   [--limit SECONDS] [--list]
+// npm run bench:scenarios [-- --only NAME,...] [-t 2] [-r 2] [--json FILE] [--llama-bench PATH] [--llama-bench-avx2 PATH]
+//   [--chromium PATH] [--limit SECONDS] [--list]
 //
 // Situations that a benchmark of one model does not show: long prompts against llama.cpp, sparse attention, a busy core,
 // sequences that decode together, experts on demand, WebAssembly against native, and a stopwatch outside. Models of real
 // shapes with random weights are made when they are first wanted (0.9 GB in all): slices that have the proportions of the
 // whole, so that each scenario takes a minute or two. llama.cpp takes part where --llama-bench (or LLAMA_BENCH) names its
-// bench, and Chromium where there is one.
+// bench, a build for AVX2 alone where --llama-bench-avx2 (or LLAMA_BENCH_AVX2) does, and Chromium where there is one. --json adds to
+// what an earlier run left in the file.
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -24,6 +25,7 @@ const { values: flags } = parseArgs({
     repetitions: { type: 'string', short: 'r', default: '2' },
     json: { type: 'string' },
     'llama-bench': { type: 'string', default: process.env.LLAMA_BENCH },
+    'llama-bench-avx2': { type: 'string', default: process.env.LLAMA_BENCH_AVX2 },
     chromium: { type: 'string' },
     limit: { type: 'string', default: '540' },
     list: { type: 'boolean', default: false },
@@ -52,10 +54,11 @@ const { machineFacts } = await import('../dist/bench/machine.js');
 const { formatTable } = await import('../dist/bench/table.js');
 const notes = [];
 
-function findLlamaBench() {
+/** @param flag the option that names the binary */
+function findLlamaBench(flag) {
   try {
-    checkLlamaBench(flags['llama-bench']);
-    return resolve(flags['llama-bench']);
+    checkLlamaBench(flags[flag], flag);
+    return resolve(flags[flag]);
   } catch (error) {
     notes.push(`llama.cpp was not run: ${error.message}`);
     return undefined;
@@ -68,7 +71,8 @@ const leftMs = () => Math.max(1000, deadline - performance.now());
 const context = {
   threads: Number(flags.threads),
   repetitions: Number(flags.repetitions),
-  llamaBinary: findLlamaBench(),
+  llamaBinary: findLlamaBench('llama-bench'),
+  ...(wanted.includes('avx2') && { avx2Binary: findLlamaBench('llama-bench-avx2') }),
   chromium: findChromium(flags.chromium),
   model: modelFile,
   leftMs,

@@ -14,9 +14,9 @@ export function run(command, args, { limitMs = 240_000, onMessage, ...options } 
   return new Promise((done, fail) => {
     const stdio = ['ignore', 'pipe', 'pipe', ...(onMessage ? ['ipc'] : [])];
     const child = spawn(command, args.map(String), { stdio, ...options });
-    let stopped = false;
+    let late = false;
     const timer = setTimeout(() => {
-      stopped = true;
+      late = true;
       child.kill('SIGKILL');
     }, limitMs);
     let [stdout, stderr] = ['', ''];
@@ -31,12 +31,23 @@ export function run(command, args, { limitMs = 240_000, onMessage, ...options } 
     child.on('close', (code, signal) => {
       clearTimeout(timer);
       if (code === 0) return done(stdout);
-      if (stopped) return fail(new SetupError(`stopped after ${(limitMs / 1000).toFixed(0)} s`));
+      if (late) return fail(stopped(limitMs));
       const last = stderr.trim().split('\n').at(-1);
       fail(new SetupError(last || (signal ? `ended by ${signal}` : `exit code ${code}`)));
     });
   });
 }
+
+/** Waits for something no longer than so; what it was must be ended by the caller. */
+export function within(promise, limitMs) {
+  let timer;
+  const late = new Promise((_, fail) => {
+    timer = setTimeout(() => fail(stopped(limitMs)), limitMs);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+const stopped = (limitMs) => new SetupError(`stopped after ${(limitMs / 1000).toFixed(0)} s`);
 
 /** The object in the last line that a program printed. */
 export const lastJson = (text) => JSON.parse(text.trim().split('\n').at(-1));

@@ -4,6 +4,7 @@ import { createReadStream, existsSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { extname, join } from 'node:path';
 import { ROOT } from '../../scripts/lib/steps.mjs';
+import { within } from './child.mjs';
 
 const PLACES = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 
@@ -49,16 +50,18 @@ async function inPage({ sizes, threads }) {
 
 /**
  * Measures a model in a browser of its own.
- * @param sizes as `measureModel` takes them
+ * @param sizes as `measureModel` takes them; it is stopped after `limitMs`
+ * @throws SetupError where that was not enough
  */
-export async function measureInChromium(executablePath, model, { threads, ...sizes }) {
+export async function measureInChromium(executablePath, model, { threads, limitMs, ...sizes }) {
   const { chromium } = await import('playwright-core');
   const server = await serve(model);
   const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] });
   try {
     const page = await browser.newPage();
     await page.goto(`http://127.0.0.1:${server.address().port}/`);
-    return { ...(await page.evaluate(inPage, { sizes, threads })), browser: browser.version() };
+    const result = await within(page.evaluate(inPage, { sizes, threads }), limitMs);
+    return { ...result, browser: browser.version() };
   } finally {
     await browser.close();
     server.close();

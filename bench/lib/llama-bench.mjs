@@ -4,9 +4,13 @@ import { existsSync } from 'node:fs';
 import { SetupError } from '../../scripts/lib/steps.mjs';
 import { run } from './child.mjs';
 
-/** @throws SetupError where there is none */
-export function checkLlamaBench(binary) {
-  if (!binary) throw new SetupError('no binary: name llama-bench with --llama-bench or LLAMA_BENCH');
+/**
+ * @param flag the option that names it, as the variable of that name does
+ * @throws SetupError where there is none
+ */
+export function checkLlamaBench(binary, flag = 'llama-bench') {
+  const variable = flag.toUpperCase().replaceAll('-', '_');
+  if (!binary) throw new SetupError(`no binary: name llama-bench with --${flag} or ${variable}`);
   if (!existsSync(binary)) throw new SetupError(`${binary} is not there`);
 }
 

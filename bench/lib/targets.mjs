@@ -93,6 +93,15 @@ export const TARGETS = [
     least: -0.6,
     read: ({ model }) => when(model('llama-1b-Q4_0')?.loadToFirstTokenMs.median, seconds),
   },
+  ...[
+    ['', 'formats', 'prefillFormats'],
+    [' with AVX2 alone on both sides', 'avx2', 'prefillAvx2'],
+  ].map(([way, name, value]) => ({
+    topic: 'Native speed',
+    text: `prefill of 512, 1B shape, Q8_0, Q4_0, Q4_K and Q6_K${way}: at least 1.3x llama.cpp's better setting (the worst of all)`,
+    least: 1.3,
+    read: ({ scenario }) => when(scenario(name)?.[value], ratio),
+  })),
   ...[8192, 16384].map((length) => ({
     topic: 'Native speed',
     text: `prefill of ${length.toLocaleString('en')} tokens against llama.cpp with flash attention: at least 1.3x`,

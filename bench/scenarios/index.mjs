@@ -5,9 +5,23 @@ import { attention } from './attention.mjs';
 import { busy, idle, sequences } from './beside.mjs';
 import { deep } from './deep.mjs';
 import { experts } from './experts.mjs';
+import { avx2, formats } from './formats.mjs';
 import { long, longer } from './long.mjs';
 import { stopwatch } from './stopwatch.mjs';
 import { wasm } from './wasm.mjs';
 
 /** The quick ones first: what the time is not enough for is said, and can be run by itself. */
-export const SCENARIOS = [idle, busy, sequences, stopwatch, experts, deep, wasm, attention, long, longer];
+export const SCENARIOS = [
+  idle,
+  busy,
+  sequences,
+  stopwatch,
+  experts,
+  formats,
+  avx2,
+  deep,
+  wasm,
+  attention,
+  long,
+  longer,
+];

@@ -22,7 +22,9 @@ function runtimes({ chromium, leftMs }, file) {
     native: child(process.execPath, [], 'index.js'),
     'Node (WebAssembly)': child(process.execPath, [], 'wasm.js'),
     ...(deno && { Deno: child(deno, DENO_FLAGS, 'deno.js') }),
-    ...(chromium && { Chromium: (threads) => measureInChromium(chromium, file, { ...SIZES, threads }) }),
+    ...(chromium && {
+      Chromium: (threads) => measureInChromium(chromium, file, { ...SIZES, threads, limitMs: leftMs() }),
+    }),
   };
 }
 
