@@ -32,7 +32,9 @@ async function measureFormats(context, way) {
   const [rows, ratios] = [[], []];
   for (const type of TYPES) {
     const file = await context.model('llama-1b', type, 8);
-    const turns = await eachInTurn(context, engines(file, type, context, way));
+    // Each takes a fraction of a second, so that a single one says little.
+    const often = { ...context, repetitions: Math.max(3, context.repetitions) };
+    const turns = await eachInTurn(often, engines(file, type, context, way));
     const [own, ...peers] = turns.results.map(({ prefill }) => prefill.median);
     rows.push(...compared(turns, ['prefill']).table.slice(1));
     if (peers.length > 0) ratios.push(own / Math.max(...peers));
