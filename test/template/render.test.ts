@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { type ChatMessage, chatTemplateOf, renderChat } from '../../ts/template/index.js';
-import { CHATML, LLAMA2, LLAMA3, MISTRAL, QWEN3 } from './templates.js';
+import { CHATML, GPT_OSS, LLAMA2, LLAMA3, MISTRAL, QWEN3 } from './templates.js';
 
 const context = {
   bosToken: '<s>',
@@ -50,6 +50,64 @@ describe('common chat templates', () => {
     );
   });
 
+  it('renders the gpt-oss style, with channels', () => {
+    const system =
+      '<|start|>system<|message|>You are a large language model.\nKnowledge cutoff: 2024-06\n' +
+      'Current date: 2026-01-05\n\nReasoning: medium\n\n' +
+      '# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>';
+    const said = (answer: string, end: string) =>
+      `<|start|>user<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>${answer}<|${end}|>`;
+    const messages = talk.map((message) =>
+      message.role === 'assistant' ? { ...message, content: 'Hello!' } : message,
+    );
+    const developer = '<|start|>developer<|message|># Instructions\n\nBe brief.<|end|>';
+    const why = '<|start|>user<|message|>Why?<|end|>';
+    expect(renderChat(GPT_OSS, messages, context)).toBe(
+      `${system}${developer}${said('Hello!', 'end')}${why}<|start|>assistant`,
+    );
+    const closed = renderChat(GPT_OSS, messages.slice(1, 3), { ...context, addGenerationPrompt: false });
+    expect(closed).toBe(system + said('Hello!', 'return'));
+  });
+
+  it('renders the gpt-oss style with tools, which its macros write as types', () => {
+    const unit = { type: 'string', enum: ['C', 'F'], default: 'C' };
+    const days = {
+      type: 'array',
+      items: { type: 'object', properties: { day: { type: ['string', 'null'] } } },
+    };
+    const properties = { place: { type: 'string', description: 'A town' }, unit, days };
+    const weather = {
+      name: 'weather',
+      description: 'Looks outside',
+      parameters: { properties, required: ['place'] },
+    };
+    const tools = `{%- set tools = ${JSON.stringify([{ function: weather }])} %}`;
+    const text = renderChat(tools + GPT_OSS, talk.slice(1, 2), context);
+    expect(text).toContain(
+      '<|start|>developer<|message|>\n\n# Tools\n\n## functions\n\nnamespace functions {\n\n// Looks outside\n' +
+        'type weather = (_: {\n// A town\nplace: string,\nunit?: "C" | "F", // default: C,\n' +
+        'days?: {\nday?: string | null}[],\n}) => any;\n\n} // namespace functions<|end|>',
+    );
+  });
+
+  it.each([
+    ['an answer with its channels', 'assistant', '<|channel|>analysis<|message|>Well.<|end|>', '<|channel|>'],
+    ['the result of a tool that was not called', 'tool', '4', 'tool role'],
+  ])('the gpt-oss style refuses %s', (_, role, content, reason) => {
+    const refused = () =>
+      renderChat(
+        GPT_OSS,
+        [
+          { role: 'user', content: 'Hi' },
+          { role, content },
+        ],
+        context,
+      );
+    expect(refused).toThrow(
+      expect.objectContaining({ code: 'TEMPLATE_FAILED', message: expect.stringContaining(reason) }),
+    );
+  });
+
   it('takes content as it is, not as template code', () => {
     const content = '{{ 7 * 7 }}{% for %} <|im_end|>';
     expect(renderChat(CHATML, [{ role: 'user', content }], context)).toContain(`user\n${content}<|im_end|>`);
@@ -66,7 +124,7 @@ describe('common chat templates', () => {
   });
 
   it('holds the thread for less than 10 ms', () => {
-    for (const template of [CHATML, LLAMA2, LLAMA3, MISTRAL, QWEN3]) {
+    for (const template of [CHATML, LLAMA2, LLAMA3, MISTRAL, QWEN3, GPT_OSS]) {
       const times = Array.from({ length: 5 }, () => {
         const started = performance.now();
         renderChat(template, talk, context);
