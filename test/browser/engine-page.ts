@@ -16,6 +16,13 @@ async function open(path: string, options: LoadOptions = {}): Promise<Model['inf
   return model.info.backend;
 }
 
+/** The same from its URL. */
+async function openUrl(path: string, options: LoadOptions = {}): Promise<Model['info']['backend']> {
+  const model = await load(new URL(path, location.href), options);
+  models.set(path, model);
+  return model.info.backend;
+}
+
 const opened = (path: string): Model => {
   const model = models.get(path);
   if (model === undefined) throw new Error(`${path} is not open`);
@@ -110,6 +117,6 @@ async function outcome(path: string): Promise<string> {
   }
 }
 
-export const calls = { open, close, digest, complete, watch, abort, outcome };
+export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });

@@ -143,6 +143,31 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
     });
   });
 
+  it.each(['isolated', 'plain'] as const)(
+    '%s: experts are read from the URL, and from its copy in the browser when the server is gone',
+    async (kind) => {
+      const site = sites[kind];
+      await using here = await load(STORIES);
+      const options = { contextLength: 512, expertMemory: here.info.expertBytes / 3 };
+      const prompt = GOLDEN_MODELS.find(({ name }) => name === 'stories-moe')?.prompts.short ?? [];
+      await withPage(kind, async (run) => {
+        const digest = async (cache: boolean) => {
+          await run('openUrl', '/stories.gguf', { ...options, cache });
+          const loaded = site?.requests.length ?? 0;
+          const found = await run('digest', '/stories.gguf', prompt);
+          await run('close', '/stories.gguf');
+          expect(found).toBe(golden['stories-moe']?.short);
+          return (site?.requests.length ?? 0) - loaded;
+        };
+        expect(await digest(false)).toBeGreaterThan(0);
+        expect(await digest(true)).toBe(0);
+        site?.answers.set('/stories.gguf', ({ socket }) => socket.destroy());
+        expect(await digest(true)).toBe(0);
+        site?.answers.clear();
+      });
+    },
+  );
+
   it('hostile files end as they do natively', async () => {
     const site = sites.plain;
     if (site === undefined) throw new Error('no site');

@@ -1,11 +1,27 @@
 import { existsSync, readFileSync } from 'node:fs';
 import type { LoadOptions } from '../../ts/portable.js';
 import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
+import { type MixtureOptions, mixtureSpec } from '../contract/mixture-model.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
+import { writeGguf } from '../gguf/writer.js';
 import type { Fixtures, PinnedModel } from './suite.js';
 
 const TEMPLATE =
   '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}';
+
+const MIXTURE: MixtureOptions = {
+  seed: 60,
+  blocks: 2,
+  width: 64,
+  heads: 2,
+  kvHeads: 2,
+  headDim: 32,
+  feedForward: 128,
+  contextLength: 256,
+  types: ['Q8_0', 'Q4_0'],
+  experts: 6,
+  topK: 2,
+};
 
 /** The pinned models that are there; `large` adds those that take seconds. */
 export function fixtures(options: LoadOptions, large: boolean): Fixtures {
@@ -14,6 +30,7 @@ export function fixtures(options: LoadOptions, large: boolean): Fixtures {
   });
   return {
     model: new Blob([bytes]),
+    mixture: new Blob([writeGguf(mixtureSpec(MIXTURE)).bytes]),
     pinned: GOLDEN_MODELS.filter((model) => isThere(model) && (large || model.large !== true)).map(pinned),
     options,
   };

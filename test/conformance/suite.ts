@@ -18,6 +18,8 @@ export interface PinnedModel {
 export interface Fixtures {
   /** A small model with a chat template. */
   readonly model: Blob;
+  /** A small mixture of experts. */
+  readonly mixture: Blob;
   /** Models whose logits are pinned. */
   readonly pinned: readonly PinnedModel[];
   /** For every load. */
@@ -139,6 +141,24 @@ export const CASES: Readonly<Record<string, Case>> = {
     check(String(first.tokens) === String(second.tokens), 'the same tokens in both');
     check(String(first.tokens) === String(third.tokens), 'the same tokens when the other is gone');
     return [...first.tokens];
+  },
+  'experts that stay in the file change nothing': async ({ load }, { mixture, options }) => {
+    const whole = await load(mixture, options);
+    const { expertBytes, packedBytes } = whole.info;
+    const wanted = await digestOf(whole, PROMPT);
+    await whole.dispose();
+    const some = await load(mixture, { ...options, expertMemory: expertBytes / 2 });
+    check(some.info.packedBytes === packedBytes - expertBytes / 2, 'half of the experts in memory');
+    check((await digestOf(some, PROMPT)) === wanted, 'the same digest with half of the experts');
+    const stop = new AbortController();
+    const aborted = some.complete(PROMPT, { maxTokens: 100, ignoreEnd: true, signal: stop.signal });
+    stop.abort(new Error('enough'));
+    const end = await aborted.catch((error: Error) => error.message);
+    const { usage } = await some.complete(PROMPT, { maxTokens: 1, ignoreEnd: true, expertUsage: true });
+    check((await digestOf(some, PROMPT)) === wanted, 'the same digest after an abort');
+    await some.dispose();
+    check((usage.experts?.reads ?? 0) > 0, 'experts that were read');
+    return [end, wanted];
   },
   'logits are the pinned ones, bit by bit': async ({ load }, { pinned, options }) => {
     const digests: Record<string, Record<string, string>> = {};

@@ -11,7 +11,9 @@ import { loadWasm } from '../../ts/backend/wasm.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { blobSource } from '../../ts/index.js';
 import { buildPlan } from '../../ts/models/index.js';
+import { mixtureSpec } from '../contract/mixture-model.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
+import { writeGguf } from '../gguf/writer.js';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 const FOLDER = resolve(ROOT, 'dist/wasm');
@@ -100,6 +102,33 @@ it('weights that 32 bits cannot address are refused with what they need and what
     code: 'OUT_OF_MEMORY',
     message: expect.stringMatching(/need 171\d{8} bytes, and WebAssembly has at most 4294967296/),
   });
+});
+
+it('experts that 32 bits cannot address are kept where they are, where a limit is given', async () => {
+  const backend = await loadWasm(nodeHost, { variant: 'simd128' });
+  const shape = { blocks: 1, width: 64, heads: 2, kvHeads: 2, headDim: 32, feedForward: 1 << 15 };
+  const spec = mixtureSpec({ seed: 1, contextLength: 64, types: ['Q4_0'], experts: 2, topK: 2, ...shape });
+  const gguf = await openGguf(blobSource(new Blob([writeGguf(spec).bytes])));
+  const { plan } = buildPlan(gguf, { tensorTypes: backend.tensorTypes });
+  const count = 2000;
+  const many = {
+    ...plan,
+    tensors: plan.tensors.map((tensor) => {
+      if (tensor.experts !== undefined) return { ...tensor, experts: count };
+      return tensor.name.includes('ffn_gate_inp') ? { ...tensor, rows: count } : tensor;
+    }),
+    buffers: plan.buffers.map((buffer) => (buffer.width === 2 ? { ...buffer, width: count } : buffer)),
+  };
+  const compiling = backend.compile(many, { maxStepTokens: 16 });
+  await expect(compiling).rejects.toMatchObject({
+    code: 'OUT_OF_MEMORY',
+    cure: expect.stringContaining('expertMemory'),
+  });
+  const expertMemory = 32 << 20;
+  const model = await backend.compile(many, { maxStepTokens: 16, expertMemory });
+  expect(model.weightBytes).toBeLessThan(expertMemory + (8 << 20));
+  expect(model.weightBytes).toBeGreaterThan(0.7 * expertMemory);
+  await model.dispose();
 });
 
 it('an instance that crashed takes no more calls', () => {

@@ -2,9 +2,12 @@ import { copyFile, truncate, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { loadNative } from '../../ts/backend/native.js';
+import { lacking, type WasmVariant } from '../../ts/backend/wasm/variant.js';
 import { blobSource } from '../../ts/gguf/blob-source.js';
 import type { ByteSource } from '../../ts/gguf/source.js';
-import { type ExpertUsage, load, type Model } from '../../ts/index.js';
+import { type ExpertUsage, type LoadOptions, load, type Model, type ModelSource } from '../../ts/index.js';
+import { load as loadInWorker } from '../../ts/worker/node.js';
+import { answerRange, withServer } from '../gguf/server.js';
 import { withFolder } from '../gguf/sources.js';
 import { writeGguf } from '../gguf/writer.js';
 import { digestOf, GOLDEN_MODELS, readGolden, tokens } from './golden.js';
@@ -12,6 +15,24 @@ import { type MixtureOptions, mixtureSpec } from './mixture-model.js';
 import { randomModelSpec, VOCABULARY } from './random-model.js';
 
 const { isas } = await loadNative();
+
+type Load = (source: ModelSource, options?: LoadOptions) => Promise<Model>;
+
+const onWasm =
+  (variant: WasmVariant, inner: Load): Load =>
+  (source, options) =>
+    inner(source, { backend: 'wasm', variant, ...options });
+
+/** What runs models here, each with whatever reads experts for it. */
+const relaxed: WasmVariant[] = lacking(undefined).relaxed === undefined ? ['relaxed-simd-threads'] : [];
+const ENGINES: ReadonlyArray<readonly [string, Load]> = [
+  ['native code', load],
+  ...(['simd128', 'simd128-threads', ...relaxed] as const).map(
+    (variant) => [variant, onWasm(variant, load)] as const,
+  ),
+  ['native code in a worker', loadInWorker],
+  ['simd128-threads in a worker', onWasm('simd128-threads', loadInWorker)],
+];
 
 const STORIES = GOLDEN_MODELS.find(({ name }) => name === 'stories-moe');
 const PATH = STORIES?.path ?? '';
@@ -84,7 +105,31 @@ describe.each(isas)('on %s experts that are read on demand', (isa) => {
   });
 });
 
-describe('the memory for experts', () => {
+describe.each(ENGINES)('by %s, the memory for experts', (_, load) => {
+  it('changes no digest, whatever fits into it', async () => {
+    for (const [count, threads, chunk] of [
+      [1, 2, 64],
+      [5, 3, 7],
+    ] as const) {
+      const options = { threads, chunk, contextLength: 512, expertMemory: slots(count) };
+      await using model = await load(PATH, options);
+      expect(model.info.packedBytes).toBe(INFO.packedBytes - slots(EXPERTS - count));
+      expect({ count, ...(await digests(model)) }).toEqual({ count, ...GOLDEN });
+    }
+  });
+
+  it('is filled from a URL, with ranges', async () => {
+    const { bytes } = writeGguf(mixtureSpec(MIXTURE));
+    await using whole = await load(new Blob([bytes]));
+    const wanted = await digestOf(whole, PROMPT);
+    await withServer(new Map([['mixture.gguf', bytes]]), answerRange, async (url, requests) => {
+      await using model = await load(`${url}/mixture.gguf`, { chunk: 13, expertMemory: share(2) });
+      const before = requests.length;
+      expect(await digestOf(model, PROMPT)).toBe(wanted);
+      expect(requests.length).toBeGreaterThan(before);
+    });
+  });
+
   it('counts hits: none at first, then the experts that fit', async () => {
     for (const count of [2, 3, 6]) {
       const source = mixture();
@@ -129,7 +174,7 @@ function share(count: number): number {
   return (count * stacks.reduce((sum, { data }) => sum + (data?.length ?? 0), 0)) / MIXTURE.experts;
 }
 
-describe('a file that changes while experts are in it', () => {
+describe.each(ENGINES)('by %s, a file that changes while experts are in it', (_, load) => {
   const few = { expertMemory: slots(2), contextLength: 512, chunk: 8 };
 
   it('may be deleted', async () => {
@@ -197,7 +242,7 @@ function watched(): Watched {
   return state;
 }
 
-describe('a source that JavaScript reads', () => {
+describe.each(ENGINES)('by %s, a source that JavaScript reads', (_, load) => {
   const few = { expertMemory: share(2), chunk: 16 };
 
   it('stays open until the model is disposed of, and only where experts are read later', async () => {
@@ -243,21 +288,36 @@ describe('a source that JavaScript reads', () => {
     expect(await other).toBe(wanted);
   });
 
-  it('does not hold up disposal', async () => {
+  it('may never answer: an abort frees what its call took, and later calls are as ever', async () => {
+    const state = watched();
+    await using model = await load(state.source, few);
+    const wanted = await digestOf(model, PROMPT);
+    const kvBytes = async () => (await model.complete([1, 2], { maxTokens: 1 })).usage.kvBytes;
+    const before = await kvBytes();
+    for (let i = 0; i < 3; i += 1) {
+      state.wait = new Promise(() => {});
+      const stop = new AbortController();
+      const aborted = model.complete(PROMPT, { signal: stop.signal });
+      const reads = state.reads;
+      await expect.poll(() => state.reads).toBeGreaterThan(reads);
+      stop.abort();
+      await expect(aborted).rejects.toMatchObject({ name: 'AbortError' });
+      state.wait = undefined;
+      expect(await kvBytes()).toBe(before);
+    }
+    expect(await digestOf(model, PROMPT)).toBe(wanted);
+  });
+
+  it('may never answer: it does not hold up disposal', async () => {
     const state = watched();
     const model = await load(state.source, few);
     const before = state.reads;
-    let release = () => {};
-    state.wait = new Promise((resolve) => {
-      release = resolve;
-    });
+    state.wait = new Promise(() => {});
     const running = model.complete(PROMPT);
     const ended = expect(running).rejects.toMatchObject({ code: 'DISPOSED' });
     await expect.poll(() => state.reads).toBeGreaterThan(before);
-    const disposal = model.dispose();
+    await model.dispose();
     await ended;
-    release();
-    await disposal;
     expect(state.closed).toBeGreaterThan(0);
   });
 });

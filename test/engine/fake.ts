@@ -50,6 +50,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     kvBytes: () => [...sequences.values()].reduce((sum, { tokens }) => sum + tokens.length * 10, 0),
     setThreads() {},
     async loadTensors() {},
+    keepsSources: () => false,
     createSequence(sampler) {
       created += 1;
       sequences.set(created, { tokens: [], sampler });

@@ -1,6 +1,8 @@
+import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FrugalError, type LoadEvent, load as loadHere, type Model } from '../../ts/index.js';
 import { load } from '../../ts/worker/node.js';
@@ -250,6 +252,22 @@ describe('disposing', () => {
     expect(() => model.chat()).toThrow('disposed');
     await chat.dispose();
   });
+});
+
+it('a source of one’s own that experts are read from keeps the process alive no longer than calls do', async () => {
+  const program = `
+    import { openAsBlob } from 'node:fs';
+    import { blobSource } from 'frugal';
+    import { load } from 'frugal/worker';
+    const blob = blobSource(await openAsBlob(process.argv[1]));
+    const source = { name: 'own', size: blob.size, read: (...range) => blob.read(...range), close: async () => {} };
+    const model = await load(source, { expertMemory: 2e6 });
+    const { tokens } = await model.complete('Once', { maxTokens: 5, ignoreEnd: true });
+    console.log(tokens.length);`;
+  const flags = ['--input-type=module', '--eval', program, STORIES];
+  const cwd = resolve(import.meta.dirname, '../..');
+  const { stdout } = await promisify(execFile)(process.execPath, flags, { cwd, timeout: 60_000 });
+  expect(stdout).toBe('5\n');
 });
 
 it('the calling thread is free while the worker generates', async () => {

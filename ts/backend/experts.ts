@@ -1,5 +1,6 @@
+import { settled } from '../gguf/settled.js';
 import type { Plan } from '../plan/types.js';
-import { readPart } from './read-ahead.js';
+import { type Part, readPart } from './read-ahead.js';
 import type { TensorPlacement } from './types.js';
 
 /** How far a step came: it is done, or needs matrix i: expert `experts[i]` of tensor `tensors[i]`. */
@@ -9,48 +10,85 @@ export interface StepProgress<T> {
   readonly experts: Uint32Array;
 }
 
-/** Matrices that are read at once. */
+/** Reads the matrices that a step needs and supplies them; ends early, without an error, once `signal` is aborted. */
+export type BringExperts = (needs: StepProgress<unknown>, signal: AbortSignal) => Promise<void>;
+
+/** Matrices that are read at once, where they do not take more than so many bytes together. */
 const AT_ONCE = 4;
+const MOST_BYTES = 8 << 20;
 
 /**
- * Runs a step to its end. Whenever it stops for want of experts that only JavaScript can read, they are read and
- * supplied, and it goes on from there.
- * @param sources of the tensors whose experts stay there, by tensor
+ * Runs a step to its end. Whenever it stops for want of experts that only JavaScript can read, they are brought, and it
+ * goes on from there.
+ * @param signal aborted when a sequence of the step is freed: it is then called again to say so
  * @throws FrugalError `SOURCE_READ`, or what the step throws
  */
 export async function stepWithExperts<T>(
-  plan: Plan,
-  sources: ReadonlyMap<number, TensorPlacement>,
   step: () => Promise<T[] | StepProgress<T[]>>,
-  supply: (tensor: number, expert: number, bytes: Uint8Array) => Promise<void>,
+  bring: BringExperts,
+  signal: AbortSignal,
 ): Promise<T[]> {
   for (;;) {
     const progress = await step();
     if (Array.isArray(progress)) return progress;
-    const { outputs, tensors, experts } = progress;
-    if (outputs != null) return outputs;
-    let next = 0;
-    const work = async (): Promise<void> => {
-      for (let i = next++; i < tensors.length; i = next++) {
-        const [tensor = 0, expert = 0] = [tensors[i], experts[i]];
-        await supply(tensor, expert, await readExpert(plan, sources, tensor, expert));
-      }
-    };
-    await Promise.all(Array.from({ length: AT_ONCE }, work));
+    if (progress.outputs != null) return progress.outputs;
+    await bring(progress, signal);
   }
 }
 
-async function readExpert(
+/**
+ * @param sources of the tensors whose experts stay there, by tensor
+ * @param supply packs bytes, which may be used for others afterwards
+ */
+export function expertReader(
+  plan: Plan,
+  sources: ReadonlyMap<number, TensorPlacement>,
+  supply: (tensor: number, expert: number, bytes: Uint8Array) => Promise<void>,
+): BringExperts {
+  const idle: ArrayBuffer[] = [];
+  const partOf = (tensor: number, expert: number) => matrixOf(plan, sources, tensor, expert);
+
+  async function bringOne(tensor: number, expert: number, signal: AbortSignal): Promise<void> {
+    const part = partOf(tensor, expert);
+    // A source that does not know signals may go on: what it gives then is nobody's.
+    const bytes = await settled(readPart(part, idle, signal), signal);
+    await supply(tensor, expert, bytes);
+    if (part.source.readInto !== undefined) idle.push(bytes.buffer);
+  }
+
+  return async ({ tensors, experts }, signal) => {
+    const stop = new AbortController();
+    const abort = () => stop.abort(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    if (signal.aborted) abort();
+    const failures: unknown[] = [];
+    const largest = tensors.reduce((most, tensor) => Math.max(most, partOf(tensor, 0).length), 1);
+    const atOnce = Math.min(AT_ONCE, Math.max(1, Math.floor(MOST_BYTES / largest)));
+    let next = 0;
+    const work = async (): Promise<void> => {
+      try {
+        for (let i = next++; i < tensors.length && !stop.signal.aborted; i = next++)
+          await bringOne(tensors[i] ?? 0, experts[i] ?? 0, stop.signal);
+      } catch (error) {
+        failures.push(error);
+        stop.abort(error);
+      }
+    };
+    await Promise.all(Array.from({ length: atOnce }, work));
+    signal.removeEventListener('abort', abort);
+    if (failures.length > 0 && !signal.aborted) throw failures[0];
+  };
+}
+
+function matrixOf(
   plan: Plan,
   sources: ReadonlyMap<number, TensorPlacement>,
   tensor: number,
   expert: number,
-): Promise<Uint8Array> {
+): Part {
   const placement = sources.get(tensor);
   if (placement === undefined) throw new Error(`tensor ${tensor} has no source`);
-  const length = placement.bytes / (plan.tensors[tensor]?.experts ?? 1);
-  return readPart(
-    { tensor, source: placement.source, offset: placement.offset + expert * length, length },
-    [],
-  );
+  const { source, offset, bytes } = placement;
+  const length = bytes / (plan.tensors[tensor]?.experts ?? 1);
+  return { tensor, source, offset: offset + expert * length, length };
 }

@@ -1,6 +1,6 @@
 import { type ErrorCode, FrugalError } from '../errors.js';
 import type { Plan } from '../plan/types.js';
-import { type StepProgress, stepWithExperts } from './experts.js';
+import { expertReader, type StepProgress, stepWithExperts } from './experts.js';
 import { readTiles } from './read-ahead.js';
 import type {
   BackendInfo,
@@ -62,6 +62,11 @@ const PROGRESS_MS = 100;
 /** A model of the runtime behind the interface of all backends. */
 export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo): BackendModel {
   const onDemand = new Map<number, TensorPlacement>();
+  const bring = expertReader(plan, onDemand, (tensor, expert, bytes) =>
+    translateAsync(async () => model.supply?.(tensor, expert, bytes)),
+  );
+  /** The step in progress, and what tells it that a sequence of it was freed. */
+  let current: { readonly sequences: ReadonlySet<number>; readonly stop: AbortController } | undefined;
   return {
     info,
     weightBytes: model.weightBytes,
@@ -73,11 +78,19 @@ export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo)
     countExperts: (sequence) => translate(() => model.countExperts(sequence)),
     expertCounts: (sequence) => model.expertCounts(sequence) ?? undefined,
     keptKeys: (sequence) => model.keptKeys(sequence),
-    freeSequence: (sequence) => void model.freeSequence(sequence),
-    step(batch) {
-      const supply = (tensor: number, expert: number, bytes: Uint8Array) =>
-        translateAsync(async () => model.supply?.(tensor, expert, bytes));
-      return stepWithExperts(plan, onDemand, () => step(model, batch), supply);
+    keepsSources: () => onDemand.size > 0,
+    freeSequence(sequence) {
+      void model.freeSequence(sequence);
+      if (current?.sequences.has(sequence)) current.stop.abort();
+    },
+    async step(batch) {
+      const stop = new AbortController();
+      current = { sequences: new Set(batch.map(({ sequence }) => sequence)), stop };
+      try {
+        return await stepWithExperts(() => step(model, batch), bring, stop.signal);
+      } finally {
+        current = undefined;
+      }
     },
     dispose: () => model.dispose(),
   };

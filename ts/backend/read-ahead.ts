@@ -11,7 +11,7 @@ const AT_ONCE = 4;
 const TILE_ROWS = 16;
 
 /** A stretch of a tensor's bytes. */
-interface Part {
+export interface Part {
   readonly tensor: number;
   readonly source: ByteSource;
   readonly offset: number;

@@ -12,7 +12,7 @@ export interface BackendOptions {
   readonly maxStepTokens: number;
   /**
    * The most bytes of experts in memory. The others are read from the sources that `loadTensors` got when tokens are
-   * routed to them; a source without a path must stay open until the model is disposed of. @default all of them
+   * routed to them: see `keepsSources`. @default all of them
    */
   readonly expertMemory?: number;
 }
@@ -98,6 +98,8 @@ export interface BackendModel {
   /** Lets so many of the threads, at least one, take part in steps from now on. It changes no result. */
   setThreads(threads: number): void;
   loadTensors(placements: readonly TensorPlacement[], progress: LoadProgress): Promise<void>;
+  /** Whether steps read experts from the sources that `loadTensors` got, which must stay open until `dispose`. */
+  keepsSources(): boolean;
   /** A new empty sequence; `sampler` is needed for the output `sample`. */
   createSequence(sampler?: SamplerSettings): number;
   /** Starts to count, from zero, which experts the sequence's tokens are routed to; it costs nothing otherwise. */

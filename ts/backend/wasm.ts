@@ -84,18 +84,13 @@ async function compile(
   plan: Plan,
   options: BackendOptions,
 ): Promise<BackendModel> {
-  if (options.expertMemory !== undefined && plan.ops.some(({ op }) => op === 'experts')) {
-    throw new FrugalError('UNSUPPORTED_FEATURE', 'The backend wasm keeps all experts in memory', {
-      cure: 'Leave out expertMemory, or use the backend native.',
-      data: { expertMemory: options.expertMemory },
-    });
-  }
   const isa = chooseIsa(isas, options.isa ?? host.isa);
   const threads = choice.threads ? (options.threads ?? host.cores) : 1;
   const glue = createGlue();
   const { memory } = glue.initSync({ module });
   const watch = watched(memory);
-  translate(() => watch(() => glue.compile(planBytes(plan), threads, isa, options.maxStepTokens)));
+  const { maxStepTokens, expertMemory } = options;
+  translate(() => watch(() => glue.compile(planBytes(plan), threads, isa, maxStepTokens, expertMemory)));
   const local = localModel(glue, watch);
   const model: RuntimeModel = choice.threads
     ? await threadedModel(host, { module, memory, threads }, local)

@@ -50,8 +50,8 @@ export interface LoadOptions {
   /** The most prompt tokens of one sequence in one step; it changes speed and memory, never a result. @default 256 */
   readonly chunk?: number;
   /**
-   * The most bytes of experts in memory. The others stay in the file, which must not change, and are read when tokens
-   * are routed to them: a model larger than memory runs, slower, with the same results. Of use below
+   * The most bytes of experts in memory. The others stay in the file, Blob or URL, which must not change, and are read
+   * when tokens are routed to them: a model larger than memory runs, slower, with the same results. Of use below
    * `info.expertBytes`; one expert of each layer is the least. @default all experts
    */
   readonly expertMemory?: number;
@@ -186,8 +186,6 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
     settings.report({ phase: 'header', loaded: 1, total: 1 });
     checkChecksums(gguf, settings.sha256);
     const model = await assemble(opened, gguf, settings, meter, digests);
-    if (settings.expertMemory === undefined || gguf.parts.every(({ path }) => path !== undefined))
-      await gguf.close();
     return model;
   } catch (error) {
     await gguf.close();
@@ -262,6 +260,7 @@ async function assemble(
     owned.push(tokenizer);
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
+    if (!compiled.keepsSources()) await gguf.close();
     const limits = { maxStepTokens, chunk: settings.chunk, ...(attention ? { block: BLOCK } : {}) };
     const engine = {
       scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),

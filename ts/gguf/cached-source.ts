@@ -9,6 +9,7 @@ import {
   storageError,
 } from './cache.js';
 import { createRemote, type Remote, type RemoteFile } from './remote.js';
+import { settled } from './settled.js';
 import type { ByteSource } from './source.js';
 import { checkRange } from './source-error.js';
 import { askRemote, download, siblingUrl, type UrlOptions } from './url-source.js';
@@ -145,15 +146,4 @@ async function fetchSegment(
     if (options.signal?.aborted) throw options.signal.reason;
     throw storageError(remote.name, cause);
   }
-}
-
-/** The result, unless the signal is aborted before. */
-function settled<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
-  if (signal === undefined) return promise;
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    if (signal.aborted) abort();
-    signal.addEventListener('abort', abort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
-  });
 }

@@ -1,3 +1,4 @@
+import type { Stats } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import type { ByteSource } from './source.js';
@@ -5,6 +6,7 @@ import { checkRange, sourceError } from './source-error.js';
 
 /** The system reads at most 2 GiB in one call. */
 const MAX_READ = 1024 * 1024 * 1024;
+const UNCHANGED = 'Leave the file as it is while it is in use.';
 
 /**
  * Opens a local file. Its size is taken once, here.
@@ -16,7 +18,7 @@ export async function openFile(path: string): Promise<ByteSource> {
   try {
     handle = await open(absolute, 'r');
     const stat = await handle.stat();
-    if (stat.isFile()) return fileSource(handle, absolute, stat.size);
+    if (stat.isFile()) return fileSource(handle, absolute, stat);
   } catch (cause) {
     await handle?.close();
     const reason = cause instanceof Error ? cause.message : String(cause);
@@ -32,17 +34,26 @@ export async function openFile(path: string): Promise<ByteSource> {
   throw sourceError(path, 'is not a regular file', 'Give the path of a model file.', { path: absolute });
 }
 
-function fileSource(handle: FileHandle, path: string, size: number): ByteSource {
+function fileSource(handle: FileHandle, path: string, opened: Stats): ByteSource {
+  const { size } = opened;
   let closing: Promise<void> | undefined;
+  async function readInto(target: Uint8Array, offset: number, signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted();
+    checkRange(path, size, offset, target.length);
+    await fill(handle, path, target, offset, signal);
+    const { size: now, mtimeMs } = await handle.stat();
+    if (now === size && mtimeMs === opened.mtimeMs) return;
+    throw sourceError(path, 'was changed while it was open', UNCHANGED, { offset, size, newSize: now });
+  }
   return {
     name: path,
     path,
     size,
+    readInto,
     async read(offset, length, signal) {
-      signal?.throwIfAborted();
       checkRange(path, size, offset, length);
       const bytes = new Uint8Array(length);
-      await fill(handle, path, bytes, offset, signal);
+      await readInto(bytes, offset, signal);
       return bytes;
     },
     sibling: (name) => openFile(join(dirname(path), name)),
@@ -69,7 +80,7 @@ async function fill(
       throw sourceError(
         path,
         `ended at offset ${offset + filled}: the file became shorter while it was open`,
-        'Leave the file as it is while it is in use.',
+        UNCHANGED,
         { offset: offset + filled },
       );
     }

@@ -26,6 +26,8 @@ export function sendSource(source: string | Blob | ByteSource): SentSource {
     close: () => replyTo(() => source.close()),
   };
   expose(offered, port1);
+  // In Node an open port would keep the process alive; while the thread reads, its calls do.
+  (port1 as { unref?(): void }).unref?.();
   return transfer({ type: 'port', name: source.name, size: source.size, port: port2 }, [port2]);
 }
 

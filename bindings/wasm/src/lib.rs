@@ -7,16 +7,20 @@ use kernels::sampling::SamplerSettings;
 use kernels::simd::LANES;
 use kernels::table::available;
 use runtime::choose::Tally;
+use runtime::demand::Wanted;
 use runtime::error::{Error, Result};
-use runtime::model::{Entry, Model, Output, Want};
-use runtime::plan::Plan;
+use runtime::model::{Entry, Limits, Model, Output, Progress, Want};
+use runtime::plan::{Op, Plan};
 use runtime::routing::Routing;
 use runtime::threads::{Lender, LentPool};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasm_bindgen::prelude::*;
 
 static MODEL: Mutex<Option<Arc<Model>>> = Mutex::new(None);
 static LENDER: Mutex<Option<Lender>> = Mutex::new(None);
+/// Bytes of experts that wait to be packed.
+static STAGED: Mutex<VecDeque<(Wanted, Vec<u8>)>> = Mutex::new(VecDeque::new());
 
 fn held() -> MutexGuard<'static, Option<Arc<Model>>> {
     MODEL.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,13 +50,22 @@ pub fn tensor_types() -> Vec<String> {
     Format::ALL.iter().map(|format| format.name().to_string()).collect()
 }
 
-/// Compiles a plan (JSON as UTF-8) and reserves its memory. `isa`: one of `isas()`.
+/// Compiles a plan (JSON as UTF-8) and reserves its memory. `isa`: one of `isas()`. `expert_memory`: the most
+/// bytes of experts in memory; without it all of them.
 #[wasm_bindgen]
-pub fn compile(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> Answer<()> {
-    new_model(plan, threads, isa, max_step_tokens).map_err(refuse)
+pub fn compile(
+    plan: &[u8],
+    threads: usize,
+    isa: &str,
+    max_step_tokens: usize,
+    expert_memory: Option<f64>,
+) -> Answer<()> {
+    let limits =
+        Limits { max_tokens: max_step_tokens, expert_memory: expert_memory.map(|bytes| bytes as usize) };
+    new_model(plan, threads, isa, limits).map_err(refuse)
 }
 
-fn new_model(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> Result<()> {
+fn new_model(plan: &[u8], threads: usize, isa: &str, limits: Limits) -> Result<()> {
     let table = available().into_iter().find(|table| table.isa == isa).ok_or_else(|| {
         Error::argument(
             format!("this module does not have the instruction set {isa}"),
@@ -60,10 +73,10 @@ fn new_model(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> 
         )
     })?;
     let plan = Plan::parse(plan)?;
-    check_size(&plan)?;
+    check_size(&plan, limits)?;
     let pool = LentPool::new(threads);
     let lender = pool.lender();
-    let model = Model::new(plan, table, Box::new(pool), max_step_tokens)?;
+    let model = Model::new(plan, table, Box::new(pool), limits)?;
     *LENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
     *held() = Some(Arc::new(model));
     Ok(())
@@ -73,21 +86,36 @@ fn new_model(plan: &[u8], threads: usize, isa: &str, max_step_tokens: usize) -> 
 const MOST_BYTES: u64 = 1 << 32;
 
 /// Refuses weights that cannot fit, before sizes of theirs are computed in 32 bits.
-fn check_size(plan: &Plan) -> Result<()> {
-    let bytes = plan.tensors.iter().fold(0u64, |sum, tensor| {
+fn check_size(plan: &Plan, limits: Limits) -> Result<()> {
+    let (mut bytes, mut experts) = (0u64, 0u64);
+    for tensor in &plan.tensors {
         let format = Format::ALL.iter().find(|format| format.name() == tensor.kind);
         let row = format
             .map_or(0, |format| tensor.cols.div_ceil(format.block()) as u64 * format.block_bytes() as u64);
         let rows = tensor.rows.div_ceil(LANES) as u64 * LANES as u64 * tensor.experts.unwrap_or(1) as u64;
-        sum.saturating_add(row.saturating_mul(rows))
-    });
+        let sum = if in_mixture(plan, &tensor.name) { &mut experts } else { &mut bytes };
+        *sum = sum.saturating_add(row.saturating_mul(rows));
+    }
+    let limit = limits.expert_memory.map_or(u64::MAX, |limit| limit as u64);
+    let bytes = bytes.saturating_add(experts.min(limit));
     if bytes < MOST_BYTES {
         return Ok(());
     }
     Err(Error {
         code: "OUT_OF_MEMORY",
         message: format!("the weights need {bytes} bytes, and WebAssembly has at most {MOST_BYTES}"),
-        cure: "Use a smaller or more strongly quantised model, or the native backend in Node.",
+        cure: match experts {
+            0 => "Use a smaller or more strongly quantised model, or the native backend in Node.",
+            _ => "Keep fewer experts in memory (expertMemory), or use a smaller model or the native backend.",
+        },
+    })
+}
+
+/// Whether a tensor holds experts.
+fn in_mixture(plan: &Plan, name: &String) -> bool {
+    plan.ops.iter().any(|op| match op {
+        Op::Experts { gate, up, down, .. } => [gate, up, down].contains(&name),
+        _ => false,
     })
 }
 
@@ -137,6 +165,33 @@ pub fn kv_bytes() -> f64 {
 #[wasm_bindgen(js_name = pushRows)]
 pub fn push_rows(id: usize, rows: &[u8]) -> Answer<()> {
     model().and_then(|model| model.push_rows(id, rows)).map_err(refuse)
+}
+
+/// Whether the experts of tensor `id` are read when they are needed.
+#[wasm_bindgen(js_name = isOnDemand)]
+pub fn is_on_demand(id: usize) -> Answer<bool> {
+    model().and_then(|model| model.is_on_demand(id)).map_err(refuse)
+}
+
+/// The experts of tensor `id`, which is read on demand, come from the caller: see `step`.
+#[wasm_bindgen(js_name = attachTensor)]
+pub fn attach_tensor(id: usize) -> Answer<()> {
+    model().and_then(|model| model.attach_tensor(id, None)).map_err(refuse)
+}
+
+/// Takes the bytes of a matrix of an expert that a step needs, for `packStaged`.
+#[wasm_bindgen]
+pub fn stage(tensor: usize, expert: usize, bytes: Vec<u8>) {
+    let mut staged = STAGED.lock().unwrap_or_else(PoisonError::into_inner);
+    staged.push_back((Wanted { tensor, expert }, bytes));
+}
+
+/// Packs, on all threads, the matrix that was staged first.
+#[wasm_bindgen(js_name = packStaged)]
+pub fn pack_staged() -> Answer<()> {
+    let staged = STAGED.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let pack = |(wanted, bytes): (Wanted, Vec<u8>)| model().and_then(|model| model.supply(wanted, &bytes));
+    staged.map_or(Ok(()), pack).map_err(refuse)
 }
 
 #[wasm_bindgen]
@@ -229,19 +284,27 @@ pub fn free_sequence(sequence: u32) {
 
 /// Entry i appends `counts[i]` of the tokens to `sequences[i]` and wants `wants[i]`: 0 nothing,
 /// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states. Gives for each entry
-/// undefined, a token's number, or a `Float32Array`.
+/// undefined, a token's number, or a `Float32Array`. Where it needs experts of the caller it gives a `Uint32Array`
+/// of tensor and expert of each matrix, and goes on in the same call made again once they are supplied.
 #[wasm_bindgen]
-pub fn step(sequences: &[u32], counts: &[u32], tokens: &[u32], wants: &[u8]) -> Answer<Array> {
-    let outputs = model().and_then(|model| model.step(&entries(sequences, counts, tokens, wants)?));
-    let outputs = outputs.map_err(refuse)?;
-    Ok(outputs
-        .into_iter()
-        .map(|output| match output {
-            Output::Nothing => JsValue::UNDEFINED,
-            Output::Token(token) => token.into(),
-            Output::Values(values) => Float32Array::from(values.as_slice()).into(),
-        })
-        .collect())
+pub fn step(sequences: &[u32], counts: &[u32], tokens: &[u32], wants: &[u8]) -> Answer<JsValue> {
+    let progress = model().and_then(|model| model.advance(&entries(sequences, counts, tokens, wants)?));
+    Ok(match progress.map_err(refuse)? {
+        Progress::Done(outputs) => outputs.into_iter().map(value_of).collect::<Array>().into(),
+        Progress::Needs(wanted) => {
+            let pair = |wanted: &Wanted| [wanted.tensor as u32, wanted.expert as u32];
+            let pairs: Vec<u32> = wanted.iter().flat_map(pair).collect();
+            Uint32Array::from(pairs.as_slice()).into()
+        }
+    })
+}
+
+fn value_of(output: Output) -> JsValue {
+    match output {
+        Output::Nothing => JsValue::UNDEFINED,
+        Output::Token(token) => token.into(),
+        Output::Values(values) => Float32Array::from(values.as_slice()).into(),
+    }
 }
 
 fn entries<'a>(

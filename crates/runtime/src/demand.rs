@@ -149,7 +149,7 @@ impl Demand {
             for ((matrix, _), stack) in parts.filter(|((_, filled), _)| !**filled) {
                 match &self.origins[stack.tensor] {
                     Origin::Reader(reader, offset) => {
-                        let offset = offset + (expert as usize * stack.file_bytes()) as u64;
+                        let offset = offset + u64::from(expert) * stack.file_bytes() as u64;
                         fillings.push(Filling::new(matrix, reader.as_ref(), offset));
                     }
                     _ => wanted.push(Wanted { tensor: stack.tensor, expert: expert as usize }),
@@ -207,13 +207,14 @@ fn share(stacks: &[[Stack; 3]], mixtures: &[Mixture], limit: usize) -> Result<Op
             .ok_or_else(too_large)
     };
     let units = stacks.iter().map(unit).collect::<Result<Vec<_>>>()?;
+    // More than can be addressed is more than any limit.
     let whole = units.iter().zip(mixtures).try_fold(0usize, |sum, (unit, mixture)| {
         unit.checked_mul(mixture.count).and_then(|bytes| bytes.checked_add(sum))
     });
-    let least: usize = units.iter().sum();
-    if whole.ok_or_else(too_large)? <= limit {
+    if whole.is_some_and(|bytes| bytes <= limit) {
         return Ok(None);
     }
+    let least = units.iter().try_fold(0usize, |sum, unit| sum.checked_add(*unit)).ok_or_else(too_large)?;
     if limit < least {
         return Err(Error::argument(
             format!("expertMemory is {limit} bytes, but one expert of each layer takes {least}"),

@@ -6,7 +6,7 @@ export interface Glue {
   initSync(start: GlueStart): { readonly memory: WebAssembly.Memory };
   isas(): Isa[];
   tensorTypes(): string[];
-  compile(plan: Uint8Array, threads: number, isa: string, maxStepTokens: number): void;
+  compile(plan: Uint8Array, threads: number, isa: string, maxStepTokens: number, expertMemory?: number): void;
   /** Lends the calling thread to the model until that is disposed of. */
   work(thread: number): void;
   threads(): number;
@@ -15,13 +15,19 @@ export interface Glue {
   kvBytes(): number;
   setStepThreads(threads: number): void;
   pushRows(id: number, rows: Uint8Array): void;
+  isOnDemand(id: number): boolean;
+  attachTensor(id: number): void;
+  /** Copies the bytes of a matrix of an expert that a step needs, for `packStaged`. */
+  stage(tensor: number, expert: number, bytes: Uint8Array): void;
+  /** Packs the matrix that was staged first, on all threads. */
+  packStaged(): void;
   createSequence(settings?: RuntimeSettings): number;
   countExperts(sequence: number): void;
   /** Tokens of each expert, reads and misses of each mixture. */
   expertCounts(sequence: number): [Uint32Array, Uint32Array, Uint32Array] | undefined;
   keptKeys(sequence: number): Float64Array;
   freeSequence(sequence: number): void;
-  step(sequences: Uint32Array, counts: Uint32Array, tokens: Uint32Array, wants: Uint8Array): StepValue[];
+  step(sequences: Uint32Array, counts: Uint32Array, tokens: Uint32Array, wants: Uint8Array): StepAnswer;
   dispose(): void;
 }
 
@@ -32,6 +38,9 @@ export interface GlueStart {
   /** Bytes, a multiple of 65536. */
   readonly thread_stack_size?: number;
 }
+
+/** What the entries of a step give; or, until it is done, the matrices it needs: tensor and expert of each. */
+export type StepAnswer = StepValue[] | Uint32Array;
 
 /** What an entry of a step gives: nothing, a sampled token, or logits or hidden states. */
 export type StepValue = undefined | number | Float32Array;

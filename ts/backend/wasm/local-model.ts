@@ -1,7 +1,8 @@
 import { FrugalError } from '../../errors.js';
+import type { StepProgress } from '../experts.js';
 import type { RuntimeModel } from '../model.js';
 import type { StepResult } from '../types.js';
-import type { Glue, StepValue } from './glue.js';
+import type { Glue, StepAnswer } from './glue.js';
 import { nextTurn } from './turn.js';
 
 /** Runs calls into an instance; after one that crashed, none runs any more. */
@@ -50,8 +51,15 @@ export function crashed(memoryBytes: number, cause: unknown): FrugalError {
   });
 }
 
+export interface LocalModel extends RuntimeModel {
+  /** Copies an expert's bytes into the model's memory, where they wait to be packed. */
+  stage(tensor: number, expert: number, bytes: Uint8Array): void;
+}
+
 /** A model that computes on the calling thread: a step holds it, and other tasks get their turn between steps. */
-export function localModel(glue: Glue, watch: Watch): RuntimeModel {
+export function localModel(glue: Glue, watch: Watch): LocalModel {
+  const stage = (tensor: number, expert: number, bytes: Uint8Array) =>
+    watch(() => glue.stage(tensor, expert, bytes));
   return {
     threads: watch(() => glue.threads()),
     weightBytes: watch(() => glue.weightBytes()),
@@ -59,6 +67,14 @@ export function localModel(glue: Glue, watch: Watch): RuntimeModel {
     kvBytes: () => watch(() => glue.kvBytes()),
     setStepThreads: (threads) => watch(() => glue.setStepThreads(threads)),
     pushRows: async (id, rows) => watch(() => glue.pushRows(id, rows)),
+    isOnDemand: (id) => watch(() => glue.isOnDemand(id)),
+    attachTensor: (id) => watch(() => glue.attachTensor(id)),
+    stage,
+    async supply(tensor, expert, bytes) {
+      await nextTurn();
+      stage(tensor, expert, bytes);
+      watch(() => glue.packStaged());
+    },
     createSequence: (settings) => watch(() => glue.createSequence(settings)),
     countExperts: (sequence) => watch(() => glue.countExperts(sequence)),
     expertCounts(sequence) {
@@ -71,14 +87,16 @@ export function localModel(glue: Glue, watch: Watch): RuntimeModel {
     freeSequence: async (sequence) => watch(() => glue.freeSequence(sequence)),
     async step(sequences, counts, tokens, wants) {
       await nextTurn();
-      return stepResults(watch(() => glue.step(sequences, counts, tokens, wants)));
+      return progressOf(watch(() => glue.step(sequences, counts, tokens, wants)));
     },
     dispose: async () => watch(() => glue.dispose()),
   };
 }
 
-export function stepResults(values: readonly StepValue[]): StepResult[] {
-  return values.map((value) => {
+export function progressOf(answer: StepAnswer): StepResult[] | StepProgress<StepResult[]> {
+  if (!Array.isArray(answer))
+    return { tensors: answer.filter((_, i) => i % 2 === 0), experts: answer.filter((_, i) => i % 2 === 1) };
+  return answer.map((value) => {
     if (value === undefined) return {};
     return typeof value === 'number' ? { token: value } : { values: value };
   });

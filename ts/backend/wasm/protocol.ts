@@ -1,6 +1,6 @@
-import type { StepValue } from './glue.js';
+import type { StepAnswer } from './glue.js';
 
-/** The first message makes a thread of a model; thread 0 then takes steps, the others work on them. */
+/** The first message makes a thread of a model; thread 0 then takes steps and packs, the others help with both. */
 export type ToThread =
   | {
       readonly type: 'start';
@@ -8,7 +8,10 @@ export type ToThread =
       readonly module: WebAssembly.Module;
       readonly memory: WebAssembly.Memory;
     }
-  | ({ readonly type: 'step' } & StepRequest);
+  | ToFirstThread;
+
+/** What thread 0 does, in the order of the messages: a step, or the packing of what was staged first. */
+export type ToFirstThread = ({ readonly type: 'step' } & StepRequest) | { readonly type: 'pack' };
 
 export interface StepRequest {
   readonly sequences: Uint32Array;
@@ -19,5 +22,6 @@ export interface StepRequest {
 
 export type FromThread =
   | { readonly type: 'ready' }
-  | { readonly type: 'stepped'; readonly values: readonly StepValue[] }
+  | { readonly type: 'stepped'; readonly answer: StepAnswer }
+  | { readonly type: 'packed' }
   | { readonly type: 'failed'; readonly message: string };

@@ -20,9 +20,14 @@ export function createServer(
         // From here on this thread sleeps in the module and gets no more messages.
         if (thread > 0) glue.work(thread);
       } else if (glue !== undefined) {
+        if (message.type === 'pack') {
+          glue.packStaged();
+          post({ type: 'packed' }, []);
+          return;
+        }
         const { sequences, counts, tokens, wants } = message;
-        const values = glue.step(sequences, counts, tokens, wants);
-        post({ type: 'stepped', values }, values.flatMap(bufferOf));
+        const answer = glue.step(sequences, counts, tokens, wants);
+        post({ type: 'stepped', answer }, Array.isArray(answer) ? answer.flatMap(bufferOf) : []);
       }
     } catch (error) {
       post({ type: 'failed', message: error instanceof Error ? error.message : String(error) }, []);

@@ -1,9 +1,9 @@
 import { FrugalError } from '../../errors.js';
 import type { RuntimeModel } from '../model.js';
-import type { StepValue } from './glue.js';
+import type { StepAnswer } from './glue.js';
 import type { Thread, WasmHost } from './host.js';
-import { crashed, isRefusal, stepResults } from './local-model.js';
-import type { FromThread, StepRequest } from './protocol.js';
+import { crashed, isRefusal, type LocalModel, progressOf } from './local-model.js';
+import type { FromThread, ToFirstThread } from './protocol.js';
 
 export interface SharedModule {
   readonly module: WebAssembly.Module;
@@ -20,7 +20,7 @@ export interface SharedModule {
 export async function threadedModel(
   host: WasmHost,
   shared: SharedModule,
-  local: RuntimeModel,
+  local: LocalModel,
 ): Promise<RuntimeModel> {
   const crew = startCrew(host, shared);
   try {
@@ -37,7 +37,11 @@ export async function threadedModel(
   return {
     ...local,
     step: async (sequences, counts, tokens, wants) =>
-      stepResults(await crew.step({ sequences, counts, tokens, wants })),
+      progressOf((await crew.ask({ type: 'step', sequences, counts, tokens, wants })) ?? []),
+    async supply(tensor, expert, bytes) {
+      local.stage(tensor, expert, bytes);
+      await crew.ask({ type: 'pack' });
+    },
     dispose() {
       ending ??= end(local, crew);
       return ending;
@@ -55,31 +59,31 @@ async function end(local: RuntimeModel, crew: Crew): Promise<void> {
 interface Crew {
   /** When all threads are there. */
   readonly ready: Promise<unknown>;
-  step(request: StepRequest): Promise<readonly StepValue[]>;
+  /** Has thread 0 do something, after what it was asked before; of a step it gives the answer. */
+  ask(request: ToFirstThread): Promise<StepAnswer | undefined>;
   idle(): Promise<void>;
   end(): Promise<void>;
 }
 
 interface Pending {
-  resolve(values: readonly StepValue[]): void;
+  resolve(answer: StepAnswer | undefined): void;
   reject(reason: unknown): void;
 }
 
 function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): Crew {
-  let pending: Pending | undefined;
+  const pending: Pending[] = [];
   let running: Promise<unknown> = Promise.resolve();
   let broken: FrugalError | undefined;
   const crew: Thread[] = [];
   const settle = (): Pending | undefined => {
-    const call = pending;
-    pending = undefined;
-    crew[0]?.hold(false);
+    const call = pending.shift();
+    if (pending.length === 0) crew[0]?.hold(false);
     return call;
   };
   /** A thread that crashed may hold locks that the others wait for: none goes on. */
   const fail = (reason: string): void => {
     broken ??= crashed(memory.buffer.byteLength, reason);
-    settle()?.reject(broken);
+    while (pending.length > 0) settle()?.reject(broken);
     for (const thread of crew) void thread.end();
   };
   const start = (thread: number) =>
@@ -93,7 +97,8 @@ function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): C
         onMessage(message) {
           const from = message as FromThread;
           if (from.type === 'ready') resolve();
-          else if (from.type === 'stepped') settle()?.resolve(from.values);
+          else if (from.type === 'stepped') settle()?.resolve(from.answer);
+          else if (from.type === 'packed') settle()?.resolve(undefined);
           else if (isRefusal(from.message)) settle()?.reject(new Error(from.message));
           else onFailure(from.message);
         },
@@ -107,15 +112,15 @@ function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): C
   });
   return {
     ready,
-    step(request) {
+    ask(request) {
       if (broken !== undefined) return Promise.reject(broken);
-      const values = new Promise<readonly StepValue[]>((resolve, reject) => {
-        pending = { resolve, reject };
+      const answer = new Promise<StepAnswer | undefined>((resolve, reject) => {
+        pending.push({ resolve, reject });
         crew[0]?.hold(true);
-        crew[0]?.post({ type: 'step', ...request });
+        crew[0]?.post(request);
       });
-      running = values.catch(() => undefined);
-      return values;
+      running = answer.catch(() => undefined);
+      return answer;
     },
     idle: async () => void (await running),
     end: async () => void (await Promise.all(crew.map((thread) => thread.end()))),
