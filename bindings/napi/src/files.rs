@@ -65,6 +65,14 @@ impl TensorReader for FileReader {
         });
         result.map_err(|error| format!("cannot read {bytes} bytes at {offset} of {}: {error}", self.path))
     }
+
+    #[cfg(target_os = "linux")]
+    fn announce(&self, offset: u64, bytes: usize) {
+        use std::os::fd::AsRawFd;
+        let (start, length) = (offset as libc::off64_t, bytes as libc::off64_t);
+        // SAFETY: the file is open, and the advice touches no memory. Where it is not taken, reads are slower.
+        unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, length, libc::POSIX_FADV_WILLNEED) };
+    }
 }
 
 #[cfg(unix)]

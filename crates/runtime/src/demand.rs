@@ -138,7 +138,7 @@ impl Demand {
     }
 
     /// Reads what admitted experts lack from their readers, on all threads. What is left, the caller
-    /// must supply.
+    /// must supply. All of it is announced first: a disk is fastest with many reads under way.
     pub fn fill(&mut self, mixture: usize, pool: &dyn Pool, threads: usize) -> Result<Vec<Wanted>> {
         let cache = &mut self.caches[mixture];
         let mut fillings = Vec::new();
@@ -149,7 +149,9 @@ impl Demand {
             for ((matrix, _), stack) in parts.filter(|((_, filled), _)| !**filled) {
                 match &self.origins[stack.tensor] {
                     Origin::Reader(reader, offset) => {
-                        let offset = offset + u64::from(expert) * stack.file_bytes() as u64;
+                        let bytes = stack.file_bytes();
+                        let offset = offset + u64::from(expert) * bytes as u64;
+                        reader.announce(offset, bytes);
                         fillings.push(Filling::new(matrix, reader.as_ref(), offset));
                     }
                     _ => wanted.push(Wanted { tensor: stack.tensor, expert: expert as usize }),

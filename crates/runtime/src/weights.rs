@@ -15,6 +15,10 @@ use std::sync::{Arc, Mutex};
 pub trait TensorReader: Sync {
     /// Fills `to` from `offset`; an error says what went wrong, and where.
     fn read(&self, offset: u64, to: &mut [u8]) -> std::result::Result<(), String>;
+    /// Says, before many reads, which bytes they will be of; returns without waiting for them.
+    fn announce(&self, offset: u64, bytes: usize) {
+        let _ = (offset, bytes);
+    }
 }
 
 pub enum Weight {

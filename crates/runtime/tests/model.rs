@@ -11,7 +11,7 @@ use runtime::sparse::{BlockSource, Pattern};
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const VOCAB: usize = 50;
 const WIDTH: usize = 32;
@@ -366,6 +366,27 @@ impl TensorReader for Mixed {
             _ => Noise { seed: self.1 as u64, norm: 1.0 }.read(offset, to)?,
         }
         Ok(())
+    }
+}
+
+/// Experts, each of which must be announced before it is read.
+struct Announced {
+    inner: Mixed,
+    stretches: Mutex<Vec<std::ops::Range<u64>>>,
+}
+
+impl TensorReader for Announced {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        let end = offset + to.len() as u64;
+        let within = |stretch: &std::ops::Range<u64>| stretch.start <= offset && end <= stretch.end;
+        if !self.stretches.lock().unwrap().iter().any(within) {
+            return Err(format!("{offset} to {end} was not announced"));
+        }
+        self.inner.read(offset, to)
+    }
+
+    fn announce(&self, offset: u64, bytes: usize) {
+        self.stretches.lock().unwrap().push(offset..offset + bytes as u64);
     }
 }
 
@@ -783,6 +804,7 @@ fn on_demand(isa: usize, threads: usize, expert_memory: usize, readers: bool) ->
     for id in 0..types.len() {
         let reader = Mixed(types.clone(), id);
         if model.is_on_demand(id).unwrap() {
+            let reader = Announced { inner: reader, stretches: Mutex::default() };
             let origin: (Arc<dyn TensorReader + Send>, u64) = (Arc::new(reader), 0);
             model.attach_tensor(id, readers.then_some(origin)).unwrap();
         } else {
