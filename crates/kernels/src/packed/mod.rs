@@ -221,7 +221,7 @@ impl Format {
 /// How many blocks make scales of `bytes` each whole cache lines.
 pub(crate) const fn group_of(bytes: usize) -> usize {
     let mut count = 1;
-    while count * bytes % 64 != 0 {
+    while !(count * bytes).is_multiple_of(64) {
         count *= 2;
     }
     count
