@@ -161,7 +161,8 @@ pub trait Simd: Words {
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);
-    /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
+    /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache; where arithmetic is
+    /// so much slower than memory that this costs more than it gains, does nothing.
     #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, _: &T, _: usize) {}
     /// Asks for the cache lines of `item`, which will be written.
