@@ -2,12 +2,23 @@ import { describe, expect, it } from 'vitest';
 import type { AttentionOptions, AttentionPolicy } from '../../ts/attention/index.js';
 import { checkAttention, POLICIES, sparsePlan } from '../../ts/attention/index.js';
 import { loadNative } from '../../ts/backend/native.js';
+import { lacking, WASM_VARIANTS } from '../../ts/backend/wasm/variant.js';
 import { load, type Model } from '../../ts/engine/index.js';
 import { digestOf, tokens } from '../contract/golden.js';
 import { randomModelSpec, VOCABULARY } from '../contract/random-model.js';
 import { writeGguf } from '../gguf/writer.js';
 
 const { isas } = await loadNative();
+const lacks = lacking(undefined);
+const variants = WASM_VARIANTS.filter((variant) => {
+  const [instructions, threads] = variant.split('-threads');
+  const lack =
+    lacks.simd ??
+    (instructions === 'relaxed-simd' ? lacks.relaxed : undefined) ??
+    (threads === '' ? lacks.threads : undefined);
+  if (lack !== undefined) console.log(`not run: sparse attention under ${variant}: ${lack}`);
+  return lack === undefined;
+});
 
 /** Two layers of random weights, and a prompt that reaches over eleven blocks and ends within one. */
 const MODEL = new Blob([
@@ -76,6 +87,22 @@ describe('each policy', () => {
     await using other = await open(attention, { chunk: 33, threads: 1 });
     const both = await Promise.all([continued(other), continued(other)]);
     for (const { tokens } of both) expect(tokens).toEqual(want);
+  });
+});
+
+const BY_CONTENT = ['antidiagonal', 'vertical-slash', 'lsh', 'quest', 'auto'] as const;
+
+describe.each(variants)('under WebAssembly, %s', (variant) => {
+  it.each(BY_CONTENT)('%s: the digest of the scalar reference, and its text', async (name) => {
+    const attention = { prefill: EACH[name], decode: EACH[name] };
+    const threads = variant.endsWith('-threads') ? 2 : 1;
+    await using scalar = await open(attention, { isa: 'scalar', chunk: 64 });
+    await using model = await open(attention, { backend: 'wasm', variant, threads, chunk: 100 });
+    expect(model.info.backend).toMatchObject({ kind: 'wasm', variant });
+    expect(await digestOf(model, PROMPT)).toBe(await digestOf(scalar, PROMPT));
+    const [wanted, got] = [await continued(scalar), await continued(model)];
+    expect(got.tokens).toEqual(wanted.tokens);
+    expect(got.usage.attention).toEqual(wanted.usage.attention);
   });
 });
 

@@ -160,6 +160,17 @@ export const CASES: Readonly<Record<string, Case>> = {
     check((usage.experts?.reads ?? 0) > 0, 'experts that were read');
     return [end, wanted];
   },
+  'sparse attention by content keeps the same everywhere': async ({ load }, { model, options }) => {
+    const prompt = Array.from({ length: 230 }, (_, i) => (i * 37) % 200);
+    const of: Record<string, string> = {};
+    for (const policy of ['antidiagonal', 'vertical-slash', 'lsh', 'quest'] as const) {
+      const attention = { prefill: { policy, keep: 0.3, minTokens: 64 } };
+      const loaded = await load(model, { ...options, attention });
+      of[policy] = await digestOf(loaded, prompt);
+      await loaded.dispose();
+    }
+    return of;
+  },
   'logits are the pinned ones, bit by bit': async ({ load }, { pinned, options }) => {
     const digests: Record<string, Record<string, string>> = {};
     for (const { name, source, contextLength, prompts } of pinned) {

@@ -59,6 +59,8 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     countExperts() {},
     expertCounts: () => undefined,
     keptKeys: () => new Float64Array(0),
+    recordKeys() {},
+    recordedKeys: () => new Uint32Array(0),
     freeSequence(sequence) {
       if (!sequences.delete(sequence)) throw new Error(`sequence ${sequence} is freed twice`);
     },

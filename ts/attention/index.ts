@@ -4,8 +4,10 @@ import type {
   AttentionOptions,
   AttentionPolicy,
   AttentionUsage,
+  HeadBlocks,
   KeepOptions,
   LayerPolicies,
+  QueryBlocks,
 } from './types.js';
 
 export type * from './types.js';
@@ -172,4 +174,28 @@ export function attentionUsage(options: AttentionOptions, numbers: Float64Array)
   });
   const total = rows.reduce((sum, row) => sum.map((x, i) => x + (row[i] ?? 0)), [0, 0, 0, 0]);
   return { options, layers: rows.map(share), ...share(total) };
+}
+
+/** What `BackendModel.recordedKeys` gives, by head. */
+export function headBlocks(words: Uint32Array): HeadBlocks[] {
+  const heads: HeadBlocks[] = [];
+  for (let at = 0; at < words.length; ) {
+    const [layer = 0, length = 0] = words.subarray(at, at + 2);
+    const before = heads.at(-1);
+    const head = before?.layer === layer ? before.head + 1 : 0;
+    heads.push({ layer, head, rows: queryBlocks(words.subarray(at + 2, at + 2 + length)) });
+    at += 2 + length;
+  }
+  return heads;
+}
+
+function queryBlocks(list: Uint32Array): QueryBlocks[] {
+  const rows: QueryBlocks[] = [];
+  for (let at = 0; at < list.length; ) {
+    const [block = 0, count = 0] = list.subarray(at, at + 2);
+    const some = list.slice(at + 2, at + 2 + count);
+    rows.push({ block, keys: count > 0 ? some : Uint32Array.from({ length: block + 1 }, (_, key) => key) });
+    at += 2 + count;
+  }
+  return rows;
 }

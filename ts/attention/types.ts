@@ -134,3 +134,19 @@ export interface AttentionUsage {
   readonly kept: number;
   readonly mass?: number;
 }
+
+/** Which blocks of keys one KV head of a layer kept. */
+export interface HeadBlocks {
+  /** Among the layers that have keys. */
+  readonly layer: number;
+  readonly head: number;
+  /** One for each block of queries, ascending. */
+  readonly rows: readonly QueryBlocks[];
+}
+
+export interface QueryBlocks {
+  /** The queries' positions / 64. */
+  readonly block: number;
+  /** Blocks of keys, ascending, up to the queries' own. */
+  readonly keys: Uint32Array;
+}

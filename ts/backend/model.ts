@@ -29,6 +29,8 @@ export interface RuntimeModel {
   countExperts(sequence: number): void;
   expertCounts(sequence: number): ExpertCounts | null | undefined;
   keptKeys(sequence: number): Float64Array;
+  recordKeys(sequence: number): void;
+  recordedKeys(sequence: number): Uint32Array;
   freeSequence(sequence: number): Promise<void>;
   step(
     sequences: Uint32Array,
@@ -78,6 +80,8 @@ export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo)
     countExperts: (sequence) => translate(() => model.countExperts(sequence)),
     expertCounts: (sequence) => model.expertCounts(sequence) ?? undefined,
     keptKeys: (sequence) => model.keptKeys(sequence),
+    recordKeys: (sequence) => translate(() => model.recordKeys(sequence)),
+    recordedKeys: (sequence) => model.recordedKeys(sequence),
     keepsSources: () => onDemand.size > 0,
     freeSequence(sequence) {
       void model.freeSequence(sequence);

@@ -111,6 +111,13 @@ export interface BackendModel {
    * measured shares of the attention mass, and how many were measured. Empty where all keys are kept.
    */
   keptKeys(sequence: number): Float64Array;
+  /** Records which blocks of keys the sequence's layers keep, from now on; it costs nothing otherwise. */
+  recordKeys(sequence: number): void;
+  /**
+   * Ends recording. For each KV head of one layer after another: the layer, the length of its list, and the list. That
+   * has for each choice the queries' block, how many blocks of keys are kept, and these; 0 and none where that is all.
+   */
+  recordedKeys(sequence: number): Uint32Array;
   /** Frees the sequence's cache. A step in progress that holds it is cut short. */
   freeSequence(sequence: number): void;
   /** Runs the plan for all entries at once. Rejects as a whole; the sequences are then unchanged. */

@@ -1,17 +1,22 @@
 import type { Command } from 'commander';
+import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import { CONTEXT_RANGE } from '../engine/load.js';
 import { runtime } from '../engine/runtime.js';
 import { openSource } from '../engine/source.js';
 import { isFrugalError } from '../errors.js';
 import { GGML_TYPES, type GgufMetadata, type GgufModel, openGguf, StringArray } from '../gguf/index.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
-import { formatBytes, numberParser, toJson } from './numbers.js';
+import { drawAttention, formatDrawn } from './attention.js';
+import { formatBytes, numberParser, parseAttention, toJson } from './numbers.js';
 import { formatRouting, readRouting } from './routing.js';
-import { interruptible, print } from './terminal.js';
+import { addPromptFlags, type PromptFlags } from './shared.js';
+import { interruptible, print, usageError } from './terminal.js';
 
-interface InspectFlags {
+interface InspectFlags extends PromptFlags {
   readonly ctx?: number;
   readonly routing?: string;
+  readonly attention?: string;
+  readonly policy?: AttentionOptions;
   readonly json?: boolean;
 }
 
@@ -50,22 +55,35 @@ const SHOWN_ELEMENTS = 8;
 const SHOWN_CHARACTERS = 200;
 
 export function addInspect(program: Command): void {
-  program
+  const command = program
     .command('inspect')
     .description('Show the metadata and tensors of any GGUF file, and the memory that the model needs.')
     .argument('<model>', 'a GGUF file or its http(s) address')
     .option('--ctx <tokens>', 'context length to give the memory for', numberParser(CONTEXT_RANGE))
     .option('--routing <text>', 'run the text and show which experts its tokens are routed to')
-    .option('--json', 'print one JSON object')
-    .action(inspect);
+    .option('--attention <file>', 'run a text and draw, as SVG, which keys each layer and head keeps')
+    .option(
+      '--policy <policy>',
+      `with --attention: ${POLICIES.join(', ')}, or the option as JSON (default: auto)`,
+      parseAttention,
+    );
+  addPromptFlags(command).option('--json', 'print one JSON object').action(inspect);
 }
 
 async function inspect(path: string, flags: InspectFlags): Promise<void> {
+  const { attention, policy, prompt, file } = flags;
+  if (attention === undefined && (policy ?? prompt ?? file) !== undefined)
+    throw usageError('--policy, -p and -f go with --attention');
+  if (attention !== undefined && flags.routing !== undefined)
+    throw usageError('give either --attention or --routing, not both');
   await interruptible(async (signal) => {
     const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
     try {
       const report = createReport(path, gguf, flags.ctx);
-      if (flags.routing === undefined) {
+      if (attention !== undefined) {
+        const drawn = await drawAttention(path, { ...flags, attention }, signal);
+        await print(flags.json ? `${toJson({ ...report, attention: drawn })}\n` : formatDrawn(drawn));
+      } else if (flags.routing === undefined) {
         await print(flags.json ? `${toJson(report)}\n` : formatReport(report));
       } else {
         const routing = await readRouting(path, flags.routing, flags.ctx, signal);

@@ -59,6 +59,10 @@ export interface Scheduler {
   expertCounts(sequence: number): ExpertCounts | undefined;
   /** See `BackendModel.keptKeys`. */
   keptKeys(sequence: number): Float64Array;
+  /** See `BackendModel.recordKeys`. */
+  recordKeys(sequence: number): void;
+  /** See `BackendModel.recordedKeys`. */
+  recordedKeys(sequence: number): Uint32Array;
   kvBytes(): number;
   /** See `BackendModel.setThreads`. */
   setThreads(threads: number): void;
@@ -139,6 +143,8 @@ export function createScheduler(
     countExperts: (sequence) => model.countExperts(sequence),
     expertCounts: (sequence) => (live.has(sequence) ? model.expertCounts(sequence) : undefined),
     keptKeys: (sequence) => (live.has(sequence) ? model.keptKeys(sequence) : new Float64Array(0)),
+    recordKeys: (sequence) => model.recordKeys(sequence),
+    recordedKeys: (sequence) => (live.has(sequence) ? model.recordedKeys(sequence) : new Uint32Array(0)),
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
     setThreads(threads) {
       assertLive();

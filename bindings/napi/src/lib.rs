@@ -226,6 +226,20 @@ impl NativeModel {
         tallies.iter().flat_map(Tally::numbers).collect::<Vec<f64>>().into()
     }
 
+    /// Records which blocks of keys the sequence's layers keep, from now on.
+    #[napi]
+    pub fn record_keys(&self, sequence: u32) -> napi::Result<()> {
+        self.get()?.record_keys(sequence);
+        Ok(())
+    }
+
+    /// Ends recording, and gives for each KV head of one layer after another the layer, the length of its list and the
+    /// list: for each choice the queries' block, how many blocks of keys are kept, and these; 0 and none where that is all.
+    #[napi]
+    pub fn recorded_keys(&self, sequence: u32) -> Uint32Array {
+        self.held().as_ref().map_or(Vec::new(), |model| model.recorded_keys(sequence)).into()
+    }
+
     /// Ends the sequence at once; its memory is given back on another thread.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn free_sequence(&self, sequence: u32) -> AsyncTask<Free> {

@@ -274,6 +274,19 @@ pub fn kept_keys(sequence: u32) -> Vec<f64> {
     tallies.iter().flat_map(Tally::numbers).collect()
 }
 
+/// Records which blocks of keys the sequence's layers keep, from now on.
+#[wasm_bindgen(js_name = recordKeys)]
+pub fn record_keys(sequence: u32) -> Answer<()> {
+    model().map(|model| model.record_keys(sequence)).map_err(refuse)
+}
+
+/// Ends recording, and gives for each KV head of one layer after another the layer, the length of its list and the
+/// list: for each choice the queries' block, how many blocks of keys are kept, and these; 0 and none where that is all.
+#[wasm_bindgen(js_name = recordedKeys)]
+pub fn recorded_keys(sequence: u32) -> Vec<u32> {
+    held().as_ref().map_or(Vec::new(), |model| model.recorded_keys(sequence))
+}
+
 /// Ends the sequence at once; a step that holds it is cut short.
 #[wasm_bindgen(js_name = freeSequence)]
 pub fn free_sequence(sequence: u32) {

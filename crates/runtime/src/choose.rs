@@ -104,6 +104,9 @@ pub struct HeadState {
     /// The automatic policy's last measurement of single queries was good.
     trusted: bool,
     pub kept: Tally,
+    /// Every choice, where somebody wants them: the queries' block, how many blocks of keys are kept, and
+    /// these; 0 and none where that is all of them.
+    pub recorded: Option<Vec<u32>>,
 }
 
 /// What was kept of the blocks that queries could see.
@@ -213,10 +216,14 @@ impl HeadState {
         self.kept.measured += 1;
     }
 
-    /// Counts what a choice keeps of the `own` + 1 blocks that its queries see.
+    /// Counts, and records, what a choice keeps of the `own` + 1 blocks that its queries see.
     pub fn count(&mut self, choice: Option<&Choice>, own: usize) {
         self.kept.seen += own as u64 + 1;
         self.kept.kept += choice.map_or(own + 1, Choice::len) as u64;
+        if let Some(lists) = &mut self.recorded {
+            lists.extend([own as u32, choice.map_or(0, Choice::len) as u32]);
+            lists.extend(choice.into_iter().flat_map(|choice| choice.kept().blocks).map(|block| block.index));
+        }
     }
 
     /// Now and then, by position: the mass that chosen blocks keep of all earlier ones.

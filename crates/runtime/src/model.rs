@@ -332,6 +332,31 @@ impl Model {
         (0..self.plan.kv_layers.len()).map(of_layer).collect()
     }
 
+    /// Records which blocks of keys a sequence's layers keep, from now on; nothing where all are kept, or the
+    /// sequence is unknown.
+    pub fn record_keys(&self, id: u32) {
+        let held = lock(&self.sequences).held.get(&id).cloned();
+        let Some(held) = held else { return };
+        for head in &lock(&held.inner).heads {
+            lock(head).recorded = Some(Vec::new());
+        }
+    }
+
+    /// Ends recording, and gives for each KV head of one layer after another the layer, the length of its list
+    /// and the list, see [`HeadState::recorded`]; empty where nothing was recorded.
+    pub fn recorded_keys(&self, id: u32) -> Vec<u32> {
+        let held = lock(&self.sequences).held.get(&id).cloned();
+        let Some(held) = held else { return Vec::new() };
+        let sequence = lock(&held.inner);
+        let layers = 0..self.plan.kv_layers.len();
+        let layers = layers.flat_map(|layer| std::iter::repeat_n(layer, self.layout.layer(layer).kv_heads));
+        let lists = layers.zip(&sequence.heads).filter_map(|(layer, head)| {
+            let list = lock(head).recorded.take()?;
+            Some([layer as u32, list.len() as u32].into_iter().chain(list))
+        });
+        lists.flatten().collect()
+    }
+
     /// Ends a sequence; unknown ones are ignored. Its memory goes with the result or, where a step
     /// holds the sequence, with that step.
     pub fn free_sequence(&self, id: u32) -> Freed {

@@ -26,6 +26,8 @@ export interface Glue {
   /** Tokens of each expert, reads and misses of each mixture. */
   expertCounts(sequence: number): [Uint32Array, Uint32Array, Uint32Array] | undefined;
   keptKeys(sequence: number): Float64Array;
+  recordKeys(sequence: number): void;
+  recordedKeys(sequence: number): Uint32Array;
   freeSequence(sequence: number): void;
   step(sequences: Uint32Array, counts: Uint32Array, tokens: Uint32Array, wants: Uint8Array): StepAnswer;
   dispose(): void;

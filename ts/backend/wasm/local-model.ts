@@ -84,6 +84,8 @@ export function localModel(glue: Glue, watch: Watch): LocalModel {
       return { tokens, reads, misses };
     },
     keptKeys: (sequence) => watch(() => glue.keptKeys(sequence)),
+    recordKeys: (sequence) => watch(() => glue.recordKeys(sequence)),
+    recordedKeys: (sequence) => watch(() => glue.recordedKeys(sequence)),
     freeSequence: async (sequence) => watch(() => glue.freeSequence(sequence)),
     async step(sequences, counts, tokens, wants) {
       await nextTurn();
