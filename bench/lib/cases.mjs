@@ -131,7 +131,7 @@ function expertsCase(type, batch, [width, inner, experts, topK], label) {
 }
 
 /** Queries, keys and values are embeddings: no matrix is in the way. */
-export function attentionPlan(heads, kvHeads, headDim, window, vocab = VOCAB) {
+export function attentionPlan(heads, kvHeads, headDim, { window, vocab } = {}) {
   const of = createPlan(heads * headDim, vocab);
   of.embed('k', kvHeads * headDim);
   of.embed('v', kvHeads * headDim);
@@ -153,7 +153,7 @@ function attention(heads, kvHeads, headDim, tokens, depth, window) {
   return {
     name: `attention ${shape}, ${what}${window ? `, window ${window}` : ''}`,
     group: `attention ${heads} ${kvHeads} ${headDim} ${window ?? ''}`,
-    plan: () => attentionPlan(heads, kvHeads, headDim, window),
+    plan: () => attentionPlan(heads, kvHeads, headDim, { window }),
     tokens,
     depth,
     bytes: 2 * 2 * kvHeads * headDim * pairs,

@@ -27,7 +27,7 @@ const POLICIES = [
 ];
 
 async function prefill(backend, threads, policy) {
-  const plan = attentionPlan(...HEADS, undefined, VOCAB);
+  const plan = attentionPlan(...HEADS, { vocab: VOCAB });
   plan.sparse = sparsePlan({ prefill: policy }, 1);
   const model = await backend.compile(plan, { maxStepTokens: STEP, threads });
   try {

@@ -150,7 +150,8 @@ async function loadModel(
   options: LoadOptions,
   progress: BenchProgress,
 ): Promise<{ model: Model; loads: number[]; firsts: number[] }> {
-  const contextLength = Math.max(depth + 1 + (prompt + generate) * repetitions, FIRST_PROMPT + 1);
+  // Each repetition of generating begins with a token of its own.
+  const contextLength = Math.max(depth + (1 + prompt + generate) * repetitions, FIRST_PROMPT + 1);
   const most = Math.max(...threads);
   const [loads, firsts]: [number[], number[]] = [[], []];
   for (let i = 0; ; i++) {

@@ -9,7 +9,7 @@ use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, Query, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
-use crate::select::{RowScores, SUB, SampledScores};
+use crate::select::{Hashing, RowScores, SampledScores, Sums};
 use crate::simd::{ActBlock, LANES, QK, minus_halves};
 use crate::view::Shared;
 use std::ops::Range;
@@ -272,37 +272,85 @@ fn key_dot(keys: &[[u16; LANES]], lane: usize, q: impl Iterator<Item = f32>) -> 
     keys.iter().zip(q).fold(0.0, |sum, (key, q)| f16_to_f32(key[lane]) * q + sum)
 }
 
-pub fn row_scores(job: &RowScores, out: &mut [f32]) {
-    let dim = job.keys.head_dim;
-    for (query, out) in job.queries.chunks_exact(dim).zip(out.chunks_exact_mut(BLOCK)) {
-        for (slot, out) in out.iter_mut().enumerate() {
-            let sub = &job.keys.block(job.block)[slot / LANES * dim..][..dim];
-            *out = key_dot(sub, slot % LANES, query.iter().copied()) * job.scale;
+pub fn row_scores(job: &RowScores, out: &mut [[f32; LANES]]) {
+    let subs = job.keys.len() / job.dim;
+    for (query, out) in job.queries.chunks_exact(job.dim).zip(out.chunks_exact_mut(subs.max(1))) {
+        for (sub, out) in job.keys.chunks_exact(job.dim).zip(out) {
+            *out = std::array::from_fn(|lane| key_dot(sub, lane, query.iter().copied()) * job.scale);
         }
     }
 }
 
-pub fn sampled_scores(job: &SampledScores, out: &mut [[f32; LANES]]) {
-    let dim = job.keys.head_dim;
-    let subs: Vec<_> = job.keys.block(job.block).chunks_exact(dim).collect();
-    for (i, out) in out.iter_mut().enumerate() {
-        let group = &job.lanes[i / SUB * dim..][..dim];
-        for (lane, out) in out.iter_mut().enumerate() {
-            *out = key_dot(subs[i % SUB], lane, group.iter().map(|q| q[lane])) * job.scale;
+fn highest(values: impl Iterator<Item = f32>) -> f32 {
+    values.fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+}
+
+pub fn row_sums(scores: &[[f32; LANES]], out: &mut [[f32; 2]]) {
+    for (scores, out) in scores.as_flattened().chunks_exact(BLOCK).zip(out) {
+        let most = highest(scores.iter().copied());
+        *out = [most, lane_sum(scores.iter().map(|x| exp(x - most)))];
+    }
+}
+
+pub fn softmax(row: &mut [[f32; LANES]]) {
+    let row = row.as_flattened_mut();
+    let most = highest(row.iter().copied());
+    row.iter_mut().for_each(|x| *x = exp(*x - most));
+    let by = 1.0 / lane_sum(row.iter().copied());
+    row.iter_mut().for_each(|x| *x *= by);
+}
+
+pub fn sampled_sums(job: &SampledScores, out: &mut [Sums]) {
+    for (group, out) in job.lanes.chunks_exact(job.dim).zip(out) {
+        for lane in 0..LANES {
+            let subs = job.keys.chunks_exact(job.dim);
+            let score = |sub: &[[u16; LANES]]| key_dot(sub, lane, group.iter().map(|q| q[lane])) * job.scale;
+            let scores: Vec<f32> = subs.map(score).collect();
+            let most = highest(scores.iter().copied());
+            out.most[lane] = most;
+            out.sum[lane] = scores.iter().map(|x| exp(x - most)).reduce(|a, b| a + b).unwrap_or(0.0);
         }
     }
 }
 
-pub fn page_bounds(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (lowest, highest) = page.split_at(query.len());
-    for ((q, low), high) in query.iter().zip(lowest).zip(highest) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            let (a, b) = (q[lane] * f16_to_f32(low[lane]), q[lane] * f16_to_f32(high[lane]));
-            *sum += if a > b { a } else { b };
+pub fn add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) {
+    let groups = real.len();
+    for (group, real) in real.iter().enumerate() {
+        for lane in 0..LANES {
+            let of_group = || sums[group..].iter().step_by(groups);
+            let most = highest(of_group().map(|of| of.most[lane]));
+            let weight = |of: &Sums| of.sum[lane] * exp(of.most[lane] - most);
+            let by = real[lane] / of_group().map(weight).fold(0.0, |a, b| a + b);
+            for (of, mass) in of_group().zip(mass.iter_mut()) {
+                mass[lane] += weight(of) * by;
+            }
         }
     }
-    crate::kernels::tree_sum(lanes)
+}
+
+pub fn buckets(job: &Hashing, out: &mut [u16]) {
+    let rounds = job.rotations.len() / job.dim;
+    for (row, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(rounds)) {
+        for (directions, out) in job.rotations.chunks_exact(job.dim).zip(out) {
+            let along: [f32; LANES] = std::array::from_fn(|lane| {
+                directions.iter().zip(row).fold(0.0, |sum, (of_dim, x)| sum + of_dim[lane] * x)
+            });
+            let (first, last) = along.split_at(LANES / 2);
+            *out = (nearest(first) * LANES + nearest(last)) as u16;
+        }
+    }
+}
+
+/// Which of the directions or, after them, of their opposites is the nearest; ties go to the lowest.
+fn nearest(along: &[f32]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    let both = along.iter().copied().chain(along.iter().map(|x| -x));
+    for (i, x) in both.enumerate() {
+        if x > best.1 {
+            best = (i, x);
+        }
+    }
+    best.0
 }
 
 fn merge(a: Partial, b: Partial) -> Partial {

@@ -6,7 +6,7 @@ use crate::kernels::attention::{AttendJob, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
-use crate::select::{RowScores, SampledScores};
+use crate::select::{Hashing, RowScores, SampledScores, Sums};
 use crate::simd::LANES;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
@@ -29,13 +29,17 @@ pub struct KernelTable {
     /// The states over some chunks; see [`crate::kernels::attend::attend_part`].
     pub attend_part: fn(&AttendJob, Range<usize>, Shared<f32>, &mut AttendScratch),
     pub merge_parts: fn(&AttendJob, &[f32], &mut AttendScratch),
-    pub row_scores: fn(&RowScores, &mut [f32]),
-    pub sampled_scores: fn(&SampledScores, &mut [[f32; LANES]]),
-    pub page_bounds: PageBounds,
+    /// What chooses blocks of keys; see [`crate::select`].
+    pub row_scores: fn(&RowScores, &mut [[f32; LANES]]),
+    pub row_sums: fn(scores: &[[f32; LANES]], &mut [[f32; 2]]),
+    pub softmax: fn(&mut [[f32; LANES]]),
+    pub sampled_sums: fn(&SampledScores, &mut [Sums]),
+    pub add_shares: AddShares,
+    pub buckets: fn(&Hashing, &mut [u16]),
 }
 
-/// See [`crate::select::page_bounds`].
-pub type PageBounds = fn(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32;
+/// See [`crate::select::add_shares`].
+pub type AddShares = fn(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]);
 
 static SCALAR: KernelTable = KernelTable {
     isa: "scalar",
@@ -49,8 +53,11 @@ static SCALAR: KernelTable = KernelTable {
     attend_part: reference::attend_part,
     merge_parts: reference::merge_parts,
     row_scores: reference::row_scores,
-    sampled_scores: reference::sampled_scores,
-    page_bounds: reference::page_bounds,
+    row_sums: reference::row_sums,
+    softmax: reference::softmax,
+    sampled_sums: reference::sampled_sums,
+    add_shares: reference::add_shares,
+    buckets: reference::buckets,
 };
 
 /// One `#[target_feature]` entry per kernel: everything generic inlines into it.
@@ -69,8 +76,11 @@ macro_rules! isa_table {
             attend_part: $module::attend_part,
             merge_parts: $module::merge_parts,
             row_scores: $module::row_scores,
-            sampled_scores: $module::sampled_scores,
-            page_bounds: $module::page_bounds,
+            row_sums: $module::row_sums,
+            softmax: $module::softmax,
+            sampled_sums: $module::sampled_sums,
+            add_shares: $module::add_shares,
+            buckets: $module::buckets,
         };
 
         mod $module {
@@ -98,11 +108,17 @@ macro_rules! isa_table {
             isa_table!(@entry $features,
                 merge_parts(job: &AttendJob, states: &[f32], scratch: &mut AttendScratch) -> (),
                 attend::merge_parts);
-            isa_table!(@entry $features, row_scores(job: &RowScores, out: &mut [f32]) -> (), select::row_scores);
             isa_table!(@entry $features,
-                sampled_scores(job: &SampledScores, out: &mut [[f32; LANES]]) -> (), select::sampled_scores);
+                row_scores(job: &RowScores, out: &mut [[f32; LANES]]) -> (), select::row_scores);
             isa_table!(@entry $features,
-                page_bounds(query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32, select::page_bounds);
+                row_sums(scores: &[[f32; LANES]], out: &mut [[f32; 2]]) -> (), select::row_sums);
+            isa_table!(@entry $features, softmax(row: &mut [[f32; LANES]]) -> (), select::softmax);
+            isa_table!(@entry $features,
+                sampled_sums(job: &SampledScores, out: &mut [Sums]) -> (), select::sampled_sums);
+            isa_table!(@entry $features,
+                add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) -> (),
+                select::add_shares);
+            isa_table!(@entry $features, buckets(job: &Hashing, out: &mut [u16]) -> (), select::buckets);
         }
     };
     (@entry $features:literal, $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $body:path) => {

@@ -4,8 +4,8 @@
 use kernels::float16::{f16_to_f32, f32_to_f16};
 use kernels::kernels::attention::{BLOCK, key_len};
 use kernels::select::{
-    Bounds, Budget, Hashes, Keys, LAST_QUERIES, Queries, Rotations, antidiagonal, bounds, choose, kept_mass,
-    lsh, vertical_slash,
+    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, Queries, Rotations, RowScores, SUB, SampledScores,
+    Sums, antidiagonal, bounds, choose, kept_mass, lsh, vertical_slash,
 };
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
@@ -110,11 +110,11 @@ fn by_bounds(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, 
     bounds(table, &of, queries, blocks, budget)
 }
 
-fn by_hashes(_: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
+fn by_hashes(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let rotations = Rotations::new(7, 8, keys.head_dim);
     let mut hashes = Hashes::default();
-    hashes.update(&rotations, keys, blocks);
-    lsh(&rotations, &hashes, queries, blocks, budget)
+    hashes.update(table, &rotations, keys, blocks);
+    lsh(table, &rotations, &hashes, queries, blocks, budget)
 }
 
 /// A method, its queries' heads and tokens, which of the tokens looks for the needle, and how many keys it has.
@@ -156,7 +156,7 @@ fn every_isa_chooses_the_same() {
             let mut hay = Haystack::new(&mut random, 24, dim);
             let queries = queries(&mut random, &case, dim);
             for (blocks, mass) in [(24, 1.0), (23, 0.5), (2, 1.0), (1, 1.0), (0, 1.0)] {
-                let budget = Budget { blocks: 6, mass };
+                let budget = Budget { blocks: 6, mass, least: 0 };
                 let chosen: Vec<_> = tables
                     .iter()
                     .map(|table| hay.with(|keys| (case.method)(table, keys, &queries, blocks, budget)))
@@ -166,6 +166,67 @@ fn every_isa_chooses_the_same() {
                 }
             }
         }
+    }
+}
+
+/// The kernels of all methods, bit for bit, at sizes that leave every kind of rest.
+#[test]
+fn every_isa_gives_the_bits_of_the_reference() {
+    let tables = available();
+    let (reference, others) = tables.split_last().expect("the reference");
+    let mut random = Random(6);
+    for (dim, rows, subs) in [(32, 1, 4), (80, 3, 5), (64, 7, 8), (20, 16, 3)] {
+        let keys: Vec<[u16; LANES]> =
+            (0..subs * dim).map(|_| std::array::from_fn(|_| f32_to_f16(random.normal()))).collect();
+        let half = |random: &mut Random| f16_to_f32(f32_to_f16(3.0 * random.normal()));
+        let queries: Vec<f32> = (0..rows * dim).map(|_| half(&mut random)).collect();
+        let lanes: Vec<[f32; LANES]> =
+            (0..rows * dim).map(|_| std::array::from_fn(|_| half(&mut random))).collect();
+        let rotations: Vec<[f32; LANES]> =
+            (0..rows * dim).map(|_| std::array::from_fn(|_| random.normal())).collect();
+        let real: Vec<[f32; LANES]> =
+            (0..rows).map(|_| std::array::from_fn(|lane| (lane % 3).min(1) as f32)).collect();
+        let run = |table: &KernelTable| {
+            let scale = scale(dim);
+            let mut scores = vec![[0.0; LANES]; rows * subs];
+            (table.row_scores)(&RowScores { keys: &keys, dim, queries: &queries, scale }, &mut scores);
+            let whole = &scores[..scores.len() / SUB * SUB];
+            let mut sums = vec![[0.0; 2]; whole.len() / SUB];
+            (table.row_sums)(whole, &mut sums);
+            let mut shares = whole.to_vec();
+            (table.softmax)(&mut shares);
+            let mut sampled = vec![Sums::NONE; 3 * rows];
+            for (block, sampled) in sampled.chunks_exact_mut(rows).enumerate() {
+                let keys: Vec<_> = (0..SUB * dim).map(|i| keys[(i + block) % keys.len()]).collect();
+                let job = SampledScores { keys: &keys, dim, lanes: &lanes, scale };
+                (table.sampled_sums)(&job, sampled);
+            }
+            let before: Vec<f32> = sampled.iter().flat_map(|of| [of.most, of.sum]).flatten().collect();
+            let mut mass = vec![[0.5; LANES]; 3];
+            (table.add_shares)(&mut sampled, &real, &mut mass);
+            let mut hashes = vec![0; rows * rows];
+            (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &queries }, &mut hashes);
+            let floats = [scores.as_flattened(), sums.as_flattened(), shares.as_flattened(), &before];
+            let floats = floats.into_iter().chain([mass.as_flattened()]).flatten();
+            (floats.map(|x| x.to_bits()).collect::<Vec<u32>>(), hashes)
+        };
+        let want = run(reference);
+        for table in others {
+            assert!(run(table) == want, "heads of {dim}, {rows} rows, {subs} sub-blocks on {}", table.isa);
+        }
+    }
+}
+
+/// Ties, zeros and opposites: the lowest place.
+#[test]
+fn buckets_go_to_the_lowest_of_equal_places() {
+    let directions = [3.0, -3.0, 3.0, 1.0, 0.0, -0.0, 2.0, -2.0, 1.0, -5.0, 5.0, 0.0, 1.0, 2.0, 3.0, 4.0];
+    for table in available() {
+        let mut out = [9; 3];
+        let job = Hashing { rotations: &[directions], dim: 1, rows: &[1.0, 0.0, -1.0] };
+        (table.buckets)(&job, &mut out);
+        // 3 at 0, 5 at 2; all zero: 0 and 0; turned round: 3 at 1, 5 at 1.
+        assert_eq!(out, [2, 0, LANES as u16 + 1], "{}", table.isa);
     }
 }
 
@@ -193,7 +254,7 @@ fn needles_are_found() {
                 .collect();
             let mut total = 0.0;
             for (queries, depth) in planted {
-                let budget = Budget { blocks: BLOCKS / 10, mass: 1.0 };
+                let budget = Budget { blocks: BLOCKS / 10, mass: 1.0, least: 0 };
                 let (kept, mass) = hay.with(|keys| {
                     let kept = (case.method)(table, keys, &queries, BLOCKS, budget);
                     let seeker = queries.row(case.heads - 1, case.seeker);
@@ -218,13 +279,13 @@ fn what_later_changes_is_forgotten() {
     let dim = 32;
     let case = &CASES[2];
     let queries = queries(&mut random, case, dim);
-    let budget = Budget { blocks: 3, mass: 1.0 };
+    let budget = Budget { blocks: 3, mass: 1.0, least: 0 };
     let table = available()[0];
     let rotations = Rotations::new(9, 4, dim);
     let (mut hashes, mut limits) = (Hashes::default(), Bounds::default());
     let mut first = Haystack::new(&mut random, 20, dim);
     first.with(|keys| {
-        hashes.update(&rotations, keys, 20);
+        hashes.update(table, &rotations, keys, 20);
         limits.update(keys, 20);
     });
     // The first 12 blocks stay, the others are written anew.
@@ -233,14 +294,14 @@ fn what_later_changes_is_forgotten() {
     second.with(|keys| {
         let (mut fresh_hashes, mut fresh_limits) = (Hashes::default(), Bounds::default());
         for blocks in [12, 20] {
-            hashes.update(&rotations, keys, blocks);
+            hashes.update(table, &rotations, keys, blocks);
             limits.update(keys, blocks);
-            fresh_hashes.update(&rotations, keys, blocks);
+            fresh_hashes.update(table, &rotations, keys, blocks);
             fresh_limits.update(keys, blocks);
         }
         assert_eq!(
-            lsh(&rotations, &hashes, &queries, 20, budget),
-            lsh(&rotations, &fresh_hashes, &queries, 20, budget)
+            lsh(table, &rotations, &hashes, &queries, 20, budget),
+            lsh(table, &rotations, &fresh_hashes, &queries, 20, budget)
         );
         assert_eq!(
             bounds(table, &limits, &queries, 20, budget),
@@ -258,7 +319,8 @@ fn bounds_are_bounds() {
         let one = Queries::new(1, 1, dim, std::iter::once(query.as_slice()));
         // With a budget of one block beside the first and the last, only the block of the best key may be it.
         plant(&mut hay, BLOCK + 5, 1, &query, 60.0);
-        let kept = hay.with(|keys| by_bounds(available()[0], keys, &one, 3, Budget { blocks: 3, mass: 1.0 }));
+        let kept = hay
+            .with(|keys| by_bounds(available()[0], keys, &one, 3, Budget { blocks: 3, mass: 1.0, least: 0 }));
         assert_eq!(kept, [0, 1, 2]);
         let best = hay.key(BLOCK + 5);
         let dot: f32 = best.iter().zip(&query).map(|(k, q)| k * q).sum();
@@ -290,10 +352,12 @@ fn kept_mass_is_the_softmax_share() {
 
 #[test]
 fn budgets_hold_and_ties_go_to_the_lower_block() {
-    let all = Budget { blocks: 4, mass: 1.0 };
+    let all = Budget { blocks: 4, mass: 1.0, least: 0 };
     assert_eq!(choose(&[1.0; 8], all), [0, 1, 2, 7]);
     assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], all), [0, 1, 3, 5]);
-    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], Budget { blocks: 4, mass: 0.5 }), [0, 3, 5]);
+    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], Budget { blocks: 4, mass: 0.5, least: 0 }), [0, 3, 5]);
+    let few = Budget { blocks: 4, mass: 0.5, least: 4 };
+    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], few), [0, 1, 3, 5]);
     assert_eq!(choose(&[1.0], all), [0]);
     assert_eq!(choose(&[], all), [0u32; 0]);
 }

@@ -274,9 +274,9 @@ impl Attending<'_> {
                 Some(BlockSource::Chosen(method)) => {
                     // Blocks from the first token's on may hold what an earlier step, that failed, left.
                     if block == first {
-                        state.update(keys, method, first);
+                        state.update(self.table, keys, method, first);
                     }
-                    state.update(keys, method, block);
+                    state.update(self.table, keys, method, block);
                     let asked = Asked {
                         keys,
                         queries: self.asked(&tokens, kv_head),

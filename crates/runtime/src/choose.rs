@@ -45,13 +45,15 @@ pub struct Share {
 impl Share {
     fn budget(self, blocks: usize, mass: f32) -> Budget {
         let share = (self.keep * blocks as f32).ceil() as usize;
-        Budget { blocks: share.max(self.tokens.div_ceil(BLOCK)), mass }
+        Budget { blocks: share.max(self.tokens.div_ceil(BLOCK)), mass, least: 0 }
     }
 }
 
 /// The stride of the automatic policy, and the most that it keeps without being dense.
 const AUTO_STRIDE: usize = 8;
 const AUTO_SHARE: Share = Share { keep: 0.5, tokens: 1024 };
+/// And the least: a single query of a block has too little of the mass to count, but what it needs comes next.
+const AUTO_LEAST: usize = 16;
 /// The automatic policy's budget for single queries, and how often it measures what that keeps.
 const AUTO_DECODE: Share = Share { keep: 0.125, tokens: 2048 };
 const AUTO_CHECK: usize = 16;
@@ -154,9 +156,9 @@ impl Asked<'_> {
 
 impl HeadState {
     /// Takes in the keys of the blocks up to `blocks`, all of them whole; forgets those beyond, which may change.
-    pub fn update(&mut self, keys: Keys, method: &Method, blocks: usize) {
+    pub fn update(&mut self, table: &KernelTable, keys: Keys, method: &Method, blocks: usize) {
         match method {
-            Method::Lsh { rotations, .. } => self.hashes.update(rotations, keys, blocks),
+            Method::Lsh { rotations, .. } => self.hashes.update(table, rotations, keys, blocks),
             Method::Bounds(_) | Method::Auto { .. } => self.bounds.update(keys, blocks),
             Method::Antidiagonal { .. } | Method::VerticalSlash(_) => {}
         }
@@ -174,7 +176,7 @@ impl HeadState {
                 vertical_slash(table, keys, queries, scale, own, share.budget(own, 1.0))
             }
             Method::Lsh { ref rotations, share } => {
-                lsh(rotations, &self.hashes, queries, own, share.budget(own, 1.0))
+                lsh(table, rotations, &self.hashes, queries, own, share.budget(own, 1.0))
             }
             Method::Bounds(share) => bounds(table, &self.bounds, queries, own, share.budget(own, 1.0)),
             Method::Auto { from, .. } if *position < from => return None,
@@ -182,7 +184,7 @@ impl HeadState {
                 return self.auto_single(table, asked, quality);
             }
             Method::Auto { quality, .. } => {
-                let budget = AUTO_SHARE.budget(own, quality);
+                let budget = Budget { least: own / AUTO_LEAST, ..AUTO_SHARE.budget(own, quality) };
                 let blocks = antidiagonal(table, keys, queries, scale, own, AUTO_STRIDE, budget);
                 let mass = asked.mass(table, &blocks);
                 self.measured(mass);

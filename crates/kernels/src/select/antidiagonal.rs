@@ -5,9 +5,12 @@
 //! look at and lines of equal distance. Each pair's share is taken of the pairs that its query was
 //! scored with, where XAttention (Xu et al., 2025, arXiv:2503.16428) adds scores before the softmax: a
 //! single strong pair then stands out at any stride.
+//!
+//! One pass over the keys leaves for each lane and block the highest score and the sum of exponentials
+//! relative to it; from these follow the shares.
 
-use super::{Budget, Keys, Queries, SUB, SampledScores, choose};
-use crate::exp::exp;
+use super::{Budget, Keys, Queries, SampledScores, Sums, choose};
+use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 
@@ -22,26 +25,34 @@ pub fn antidiagonal(
     budget: Budget,
 ) -> Vec<u32> {
     assert!(LANES.is_multiple_of(stride), "a stride of {stride}");
-    let mut mass = vec![0.0f32; blocks];
+    if blocks == 0 {
+        return Vec::new();
+    }
     let groups = queries.tokens.div_ceil(stride);
+    // Lanes of queries that a short group lacks do not count.
+    let real: Vec<[f32; LANES]> = (0..groups)
+        .map(|group| {
+            let counts = |lane: usize| group * stride + row(lane, stride) < queries.tokens;
+            std::array::from_fn(|lane| if counts(lane) { 1.0 } else { 0.0 })
+        })
+        .collect();
+    let mut mass = vec![[0.0f32; LANES]; blocks];
+    let mut sums = vec![Sums::NONE; blocks * groups];
     for head in 0..queries.heads {
         let lanes = arrange(queries, head, stride, groups);
-        let mut scores = vec![[0.0f32; LANES]; blocks * groups * SUB];
-        for (block, out) in scores.chunks_exact_mut(groups * SUB).enumerate() {
-            (table.sampled_scores)(&SampledScores { keys, block, lanes: &lanes, scale }, out);
+        for (block, out) in sums.chunks_exact_mut(groups).enumerate() {
+            let (keys, dim) = (keys.block(block), keys.head_dim);
+            (table.sampled_sums)(&SampledScores { keys, dim, lanes: &lanes, scale }, out);
         }
-        for group in 0..groups {
-            add_shares(
-                &scores,
-                groups,
-                group,
-                (queries.tokens - group * stride).min(stride),
-                stride,
-                &mut mass,
-            );
-        }
+        (table.add_shares)(&mut sums, &real, &mut mass);
     }
+    let mass: Vec<f32> = mass.into_iter().map(tree_sum).collect();
     choose(&mass, budget)
+}
+
+/// Which query of its group a lane holds.
+fn row(lane: usize, stride: usize) -> usize {
+    stride - 1 - lane % stride
 }
 
 /// [groups][head_dim][16]: lane j of a group holds its query `stride - 1 - j mod stride`.
@@ -57,41 +68,4 @@ fn arrange(queries: &Queries, head: usize, stride: usize, groups: usize) -> Vec<
         }
     }
     lanes
-}
-
-/// Adds each block's share of each lane's exponentials.
-fn add_shares(
-    scores: &[[f32; LANES]],
-    groups: usize,
-    group: usize,
-    rows: usize,
-    stride: usize,
-    mass: &mut [f32],
-) {
-    let blocks = || scores.chunks_exact(groups * SUB).map(|block| &block[group * SUB..][..SUB]);
-    let mut most = [f32::NEG_INFINITY; LANES];
-    for vector in blocks().flatten() {
-        for (most, &x) in most.iter_mut().zip(vector) {
-            *most = if x > *most { x } else { *most };
-        }
-    }
-    let mut powers = vec![[0.0f32; LANES]; mass.len()];
-    let mut sums = [0.0f32; LANES];
-    for (block, of_block) in blocks().zip(&mut powers) {
-        for vector in block {
-            for lane in 0..LANES {
-                of_block[lane] += exp(vector[lane] - most[lane]);
-            }
-        }
-        for (sum, power) in sums.iter_mut().zip(of_block.iter()) {
-            *sum += power;
-        }
-    }
-    // Lanes of queries that a short group lacks.
-    let real = |lane: usize| stride - 1 - lane % stride < rows;
-    for (mass, of_block) in mass.iter_mut().zip(&powers) {
-        for lane in (0..LANES).filter(|&lane| real(lane)) {
-            *mass += of_block[lane] / sums[lane];
-        }
-    }
 }

@@ -7,16 +7,16 @@
 //! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
 //! buckets cost 16 products per dimension.
 
-use super::{Budget, Keys, Queries, choose};
+use super::{Budget, Hashing, Keys, Queries, choose};
 use crate::float16::f16_to_f32;
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
 use crate::simd::LANES;
+use crate::table::KernelTable;
 use std::f64::consts::TAU;
 
-/// Directions of one of a bucket's two places: 8 random ones and their opposites.
-const DIRECTIONS: usize = 16;
-const BUCKETS: usize = DIRECTIONS * DIRECTIONS;
+/// A bucket has two places, each one of 8 random directions and their opposites.
+const BUCKETS: usize = LANES * LANES;
 /// What a key adds to its block's score when its count rises to the index: by chance one key in 256
 /// shares a bucket, so that each further round makes chance much less likely.
 const GAINS: [f32; 9] = [0.0, 0.0, 1.0, 15.0, 240.0, 3840.0, 61440.0, 983_040.0, 15_728_640.0];
@@ -40,31 +40,10 @@ impl Rotations {
         Self { values, rounds, head_dim }
     }
 
-    /// The bucket of x in each round.
-    fn buckets(&self, x: &[f32]) -> impl Iterator<Item = u16> {
-        self.values.chunks_exact(self.head_dim).map(move |round| {
-            let mut along = [0.0f32; LANES];
-            for (directions, &x) in round.iter().zip(x) {
-                for (sum, direction) in along.iter_mut().zip(directions) {
-                    *sum += direction * x;
-                }
-            }
-            let (first, second) = along.split_at(LANES / 2);
-            (place(first) * DIRECTIONS + place(second)) as u16
-        })
+    /// The buckets of rows [rows][head_dim]: [rows][rounds].
+    fn buckets(&self, table: &KernelTable, rows: &[f32], out: &mut [u16]) {
+        (table.buckets)(&Hashing { rotations: &self.values, dim: self.head_dim, rows }, out);
     }
-}
-
-/// Which of the directions or their opposites is the nearest; ties go to the lowest.
-fn place(along: &[f32]) -> usize {
-    let mut best = (0, f32::NEG_INFINITY);
-    let both = along.iter().copied().chain(along.iter().map(|x| -x));
-    for (i, x) in both.enumerate() {
-        if x > best.1 {
-            best = (i, x);
-        }
-    }
-    best.0
 }
 
 /// 16 standard normal numbers by Box and Muller (1958), in f64 with `libm`, rounded once.
@@ -91,21 +70,25 @@ pub struct Hashes {
 
 impl Hashes {
     /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
-    pub fn update(&mut self, rotations: &Rotations, keys: Keys, blocks: usize) {
+    pub fn update(&mut self, table: &KernelTable, rotations: &Rotations, keys: Keys, blocks: usize) {
         self.lists.resize_with(rotations.rounds * BUCKETS, Vec::new);
         if blocks < self.blocks {
             let end = (blocks * BLOCK) as u32;
             self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
         }
-        let mut key = vec![0.0; keys.head_dim];
+        let dim = keys.head_dim;
+        let mut rows = vec![0.0; BLOCK * dim];
+        let mut buckets = vec![0; BLOCK * rotations.rounds];
         for block in self.blocks..blocks {
-            for (sub, values) in keys.block(block).chunks_exact(keys.head_dim).enumerate() {
-                for lane in 0..LANES {
-                    key.iter_mut().zip(values).for_each(|(x, of_dim)| *x = f16_to_f32(of_dim[lane]));
-                    let position = (block * BLOCK + sub * LANES + lane) as u32;
-                    for (round, bucket) in rotations.buckets(&key).enumerate() {
-                        self.lists[round * BUCKETS + usize::from(bucket)].push(position);
-                    }
+            for (sub, values) in keys.block(block).chunks_exact(dim).enumerate() {
+                for (i, row) in rows[sub * LANES * dim..][..LANES * dim].chunks_exact_mut(dim).enumerate() {
+                    row.iter_mut().zip(values).for_each(|(x, of_dim)| *x = f16_to_f32(of_dim[i]));
+                }
+            }
+            rotations.buckets(table, &rows, &mut buckets);
+            for (slot, of_key) in buckets.chunks_exact(rotations.rounds).enumerate() {
+                for (round, &bucket) in of_key.iter().enumerate() {
+                    self.lists[round * BUCKETS + usize::from(bucket)].push((block * BLOCK + slot) as u32);
                 }
             }
         }
@@ -119,23 +102,25 @@ impl Hashes {
     }
 }
 
-/// The blocks among the first `blocks` whose keys share most buckets with the queries.
+/// The blocks among the first `blocks`, which are all that the hashes know, whose keys share most buckets
+/// with the queries.
 pub fn lsh(
+    table: &KernelTable,
     rotations: &Rotations,
     hashes: &Hashes,
     queries: &Queries,
     blocks: usize,
     budget: Budget,
 ) -> Vec<u32> {
-    assert!(blocks <= hashes.blocks, "{blocks} of {} blocks", hashes.blocks);
+    assert_eq!(blocks, hashes.blocks, "of {} blocks", hashes.blocks);
     let mut scores = vec![0.0f32; blocks];
-    let end = blocks * BLOCK;
-    let mut counts = vec![0u8; end];
-    for row in queries.rows() {
+    let mut counts = vec![0u8; blocks * BLOCK];
+    let mut buckets = vec![0; queries.heads * queries.tokens * rotations.rounds];
+    rotations.buckets(table, &queries.values, &mut buckets);
+    for of_query in buckets.chunks_exact(rotations.rounds) {
         counts.fill(0);
-        for (round, bucket) in rotations.buckets(row).enumerate() {
-            let list = &hashes.lists[round * BUCKETS + usize::from(bucket)];
-            for &position in list.iter().take_while(|&&position| (position as usize) < end) {
+        for (round, &bucket) in of_query.iter().enumerate() {
+            for &position in &hashes.lists[round * BUCKETS + usize::from(bucket)] {
                 let count = &mut counts[position as usize];
                 *count += 1;
                 scores[position as usize / BLOCK] += GAINS[usize::from(*count)];

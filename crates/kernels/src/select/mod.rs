@@ -12,6 +12,9 @@
 //! one. Results are the same on every ISA and do not depend on threads: scores are computed in a fixed
 //! order, ties go to the lower block, and random numbers follow from a seed and a counter.
 
+// Loops over const-sized groups of accumulators index several arrays side by side.
+#![allow(clippy::needless_range_loop)]
+
 mod antidiagonal;
 mod lsh;
 mod mass;
@@ -23,7 +26,9 @@ pub use antidiagonal::antidiagonal;
 pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, bounds};
-pub use scores::{RowScores, SampledScores, page_bounds, row_scores, sampled_scores};
+pub use scores::{
+    Hashing, RowScores, SampledScores, Sums, add_shares, buckets, row_scores, row_sums, sampled_sums, softmax,
+};
 pub use vertical_slash::{LAST_QUERIES, vertical_slash};
 
 use crate::float16::round_f16;
@@ -78,10 +83,6 @@ impl Queries {
         let row = head * self.tokens + token;
         &self.values[row * self.head_dim..][..self.head_dim]
     }
-
-    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.values.chunks_exact(self.head_dim)
-    }
 }
 
 /// How much may be kept of the blocks before the queries' own.
@@ -91,6 +92,8 @@ pub struct Budget {
     pub blocks: usize,
     /// Stops earlier once the kept blocks' share of all scores reaches this; 1: never.
     pub mass: f32,
+    /// But not with fewer blocks.
+    pub least: usize,
 }
 
 /// The blocks of the highest scores that the budget allows, ascending. The first block, whose keys many
@@ -99,22 +102,32 @@ pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
     let count = scores.len();
     let mut order: Vec<u32> = (0..count as u32).collect();
     let always = |block: u32| block == 0 || block as usize + 1 == count;
-    order.sort_by(|&a, &b| {
-        let (x, y) = (scores[a as usize], scores[b as usize]);
-        always(b).cmp(&always(a)).then(y.total_cmp(&x)).then(a.cmp(&b))
-    });
-    let total: f32 = scores.iter().sum();
-    let mut kept = 0.0;
-    let mut taken = 0;
-    for &block in &order {
-        let enough = kept >= budget.mass * total && budget.mass < 1.0;
-        if !always(block) && (taken >= budget.blocks || enough) {
-            break;
-        }
-        kept += scores[block as usize];
-        taken += 1;
+    let before = |a: &u32, b: &u32| {
+        let (x, y) = (scores[*a as usize], scores[*b as usize]);
+        always(*b).cmp(&always(*a)).then(y.total_cmp(&x)).then(a.cmp(b))
+    };
+    let most = budget.blocks.max(2);
+    if most < count {
+        order.select_nth_unstable_by(most, before);
+        order.truncate(most);
     }
-    order.truncate(taken);
+    if budget.mass < 1.0 {
+        order.sort_unstable_by(before);
+        order.truncate(enough(&order, scores, budget));
+    }
     order.sort_unstable();
     order
+}
+
+/// How many of the blocks have so large a share of all scores: the least number, the first two among them.
+fn enough(order: &[u32], scores: &[f32], budget: Budget) -> usize {
+    let total: f32 = scores.iter().sum();
+    let mut kept = 0.0;
+    for (taken, &block) in order.iter().enumerate() {
+        if taken >= budget.least.max(2) && kept >= budget.mass * total {
+            return taken;
+        }
+        kept += scores[block as usize];
+    }
+    order.len()
 }

@@ -1,99 +1,313 @@
-//! The vector kernels of block selection: scores of a few queries with all keys of a block, of many
-//! queries with one key in `stride`, and upper bounds of pages.
+//! The vector kernels of block selection: scores of some queries with many keys, of many queries with one
+//! key in `stride`, what their softmax comes to, and hashes.
 
-use super::{Keys, SUB};
-use crate::kernels::tree_sum;
+use crate::kernels::{exp_negative, tree_sum};
+use crate::select::SUB;
 use crate::simd::{LANES, Simd};
 
-/// Scores of rows of queries with each key of a block.
+/// Scores of rows of queries with keys.
 pub struct RowScores<'a> {
-    pub keys: Keys<'a>,
-    pub block: usize,
-    /// [rows][head_dim], rounded to F16.
+    /// [sub-blocks][dim][16 keys], as in a page of the cache.
+    pub keys: &'a [[u16; LANES]],
+    pub dim: usize,
+    /// [rows][dim], rounded to F16.
     pub queries: &'a [f32],
     pub scale: f32,
 }
 
-/// `out`: [rows][64]. Sequential over dimensions, a lane for each key, like attention's own scores.
+/// `out`: [rows][sub-blocks]. Sequential over dimensions, a lane for each key, like attention's own scores.
 #[inline(always)]
-pub fn row_scores<S: Simd>(s: S, job: &RowScores, out: &mut [f32]) {
-    let dim = job.keys.head_dim;
-    let keys = job.keys.block(job.block);
-    let rows = job.queries.chunks_exact(dim).zip(out.as_chunks_mut::<LANES>().0.chunks_exact_mut(SUB));
-    for (query, out) in rows {
-        for (sub, out) in keys.chunks_exact(dim).zip(out) {
-            let mut dot = s.splat(0.0);
-            for (key, &q) in sub.iter().zip(query) {
-                dot = s.mul_add_exact(s.load_f16(key), s.splat(q), dot);
+pub fn row_scores<S: Simd>(s: S, job: &RowScores, out: &mut [[f32; LANES]]) {
+    let (rows, subs) = (job.queries.len() / job.dim, job.keys.len() / job.dim);
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let queries = &job.queries[row * job.dim..];
+        let out = &mut out[row * subs..];
+        row += if left >= 4 && S::SUMS >= 16 {
+            score_rows::<S, 4, 4>(s, job, queries, out)
+        } else if left >= 4 {
+            score_rows::<S, 4, 1>(s, job, queries, out)
+        } else if left >= 2 {
+            score_rows::<S, 2, 2>(s, job, queries, out)
+        } else {
+            score_rows::<S, 1, 4>(s, job, queries, out)
+        };
+    }
+}
+
+/// The first R rows, N sub-blocks at a time. Gives R.
+#[inline(always)]
+fn score_rows<S: Simd, const R: usize, const N: usize>(
+    s: S,
+    job: &RowScores,
+    queries: &[f32],
+    out: &mut [[f32; LANES]],
+) -> usize {
+    let subs = job.keys.len() / job.dim;
+    let mut first = 0;
+    while first + N <= subs {
+        score_subs::<S, R, N>(s, job, queries, first, out);
+        first += N;
+    }
+    while first < subs {
+        score_subs::<S, R, 1>(s, job, queries, first, out);
+        first += 1;
+    }
+    R
+}
+
+#[inline(always)]
+fn score_subs<S: Simd, const R: usize, const N: usize>(
+    s: S,
+    job: &RowScores,
+    queries: &[f32],
+    first: usize,
+    out: &mut [[f32; LANES]],
+) {
+    let (dim, subs) = (job.dim, job.keys.len() / job.dim);
+    let queries: [&[f32]; R] = std::array::from_fn(|r| &queries[r * dim..][..dim]);
+    let keys: [&[[u16; LANES]]; N] = std::array::from_fn(|n| &job.keys[(first + n) * dim..][..dim]);
+    // With few rows, the next sub-blocks are not there in time unless asked for.
+    let ahead = N * size_of_val(keys[0]);
+    let mut dots = [[s.splat(0.0); N]; R];
+    for d in 0..dim {
+        let mut key = [s.splat(0.0); N];
+        for n in 0..N {
+            if d % 2 == 0 {
+                s.prefetch(&keys[n][d], ahead);
             }
-            s.store(s.mul(dot, s.splat(job.scale)), out);
+            key[n] = s.load_f16(&keys[n][d]);
         }
+        for r in 0..R {
+            let q = s.splat(queries[r][d]);
+            for n in 0..N {
+                dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
+            }
+        }
+    }
+    for r in 0..R {
+        for n in 0..N {
+            s.store(s.mul(dots[r][n], s.splat(job.scale)), &mut out[r * subs + first + n]);
+        }
+    }
+}
+
+/// Of each row of a block's scores ([rows][4 sub-blocks]): the highest, and the sum of exponentials
+/// relative to it, over 16 lanes.
+#[inline(always)]
+pub fn row_sums<S: Simd>(s: S, scores: &[[f32; LANES]], out: &mut [[f32; 2]]) {
+    for (scores, out) in scores.chunks_exact(SUB).zip(out) {
+        let mut x = [s.splat(0.0); SUB];
+        for n in 0..SUB {
+            x[n] = s.load(&scores[n]);
+        }
+        let most = s.max_lane(s.max(s.max(x[0], x[1]), s.max(x[2], x[3])));
+        for n in 0..SUB {
+            x[n] = s.sub(x[n], s.splat(most));
+        }
+        let powers = exp_negative(s, x);
+        let mut lanes = [0.0; LANES];
+        s.store(s.add(s.add(s.add(powers[0], powers[1]), powers[2]), powers[3]), &mut lanes);
+        *out = [most, tree_sum(lanes)];
+    }
+}
+
+/// The softmax of a row of blocks' scores, in place; the sum is over 16 lanes.
+#[inline(always)]
+pub fn softmax<S: Simd>(s: S, row: &mut [[f32; LANES]]) {
+    let mut most = s.splat(f32::NEG_INFINITY);
+    for x in row.iter() {
+        most = s.max(most, s.load(x));
+    }
+    let most = s.splat(s.max_lane(most));
+    let mut sum = s.splat(0.0);
+    for block in row.as_chunks_mut::<SUB>().0 {
+        let mut x = [s.splat(0.0); SUB];
+        for n in 0..SUB {
+            x[n] = s.sub(s.load(&block[n]), most);
+        }
+        let powers = exp_negative(s, x);
+        for n in 0..SUB {
+            sum = s.add(sum, powers[n]);
+            s.store(powers[n], &mut block[n]);
+        }
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(sum, &mut lanes);
+    let by = s.splat(1.0 / tree_sum(lanes));
+    for x in row.iter_mut() {
+        s.store(s.mul(s.load(x), by), x);
     }
 }
 
 /// Scores of a block's keys, key j of each 16 with the query in lane j of a group.
 pub struct SampledScores<'a> {
-    pub keys: Keys<'a>,
-    pub block: usize,
-    /// [groups][head_dim][16 lanes], rounded to F16.
+    /// [4 sub-blocks][dim][16 keys]
+    pub keys: &'a [[u16; LANES]],
+    pub dim: usize,
+    /// [groups][dim][16 lanes], rounded to F16.
     pub lanes: &'a [[f32; LANES]],
     pub scale: f32,
 }
 
-/// Groups whose sums the registers hold at once.
-const GROUPS: usize = 4;
+/// What a lane's scores of one block come to: the highest, and the sum of exponentials relative to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sums {
+    pub most: [f32; LANES],
+    pub sum: [f32; LANES],
+}
 
-/// `out`: [groups][sub-blocks][16 lanes].
+impl Sums {
+    pub const NONE: Self = Self { most: [0.0; LANES], sum: [0.0; LANES] };
+}
+
+/// `out`: one for each group.
 #[inline(always)]
-pub fn sampled_scores<S: Simd>(s: S, job: &SampledScores, out: &mut [[f32; LANES]]) {
-    let dim = job.keys.head_dim;
-    let keys = job.keys.block(job.block);
-    for (lanes, out) in job.lanes.chunks(GROUPS * dim).zip(out.chunks_mut(GROUPS * SUB)) {
-        match lanes.len() / dim {
-            4 => sampled_groups::<S, 4>(s, keys, dim, lanes, job.scale, out),
-            3 => sampled_groups::<S, 3>(s, keys, dim, lanes, job.scale, out),
-            2 => sampled_groups::<S, 2>(s, keys, dim, lanes, job.scale, out),
-            _ => sampled_groups::<S, 1>(s, keys, dim, lanes, job.scale, out),
-        }
+pub fn sampled_sums<S: Simd>(s: S, job: &SampledScores, out: &mut [Sums]) {
+    let mut first = 0;
+    while first < out.len() {
+        first += if S::SUMS >= 16 && out.len() - first >= 4 {
+            sum_groups::<S, 4, 4>(s, job, first, out)
+        } else if out.len() - first >= 2 {
+            sum_groups::<S, 2, 2>(s, job, first, out)
+        } else {
+            sum_groups::<S, 1, 4>(s, job, first, out)
+        };
     }
 }
 
+/// G groups from `first` on, N sub-blocks at a time. Gives G.
 #[inline(always)]
-fn sampled_groups<S: Simd, const G: usize>(
+fn sum_groups<S: Simd, const G: usize, const N: usize>(
     s: S,
-    keys: &[[u16; LANES]],
-    dim: usize,
-    lanes: &[[f32; LANES]],
-    scale: f32,
-    out: &mut [[f32; LANES]],
-) {
-    let groups: [&[[f32; LANES]]; G] = std::array::from_fn(|g| &lanes[g * dim..][..dim]);
-    for (sub, keys) in keys.chunks_exact(dim).enumerate() {
-        let mut dots = [s.splat(0.0); G];
-        for (d, key) in keys.iter().enumerate() {
-            let key = s.load_f16(key);
+    job: &SampledScores,
+    first: usize,
+    out: &mut [Sums],
+) -> usize {
+    let dim = job.dim;
+    let groups: [&[[f32; LANES]]; G] = std::array::from_fn(|g| &job.lanes[(first + g) * dim..][..dim]);
+    let mut scores = [[[0.0f32; LANES]; SUB]; G];
+    for sub in (0..SUB).step_by(N) {
+        let keys: [&[[u16; LANES]]; N] = std::array::from_fn(|n| &job.keys[(sub + n) * dim..][..dim]);
+        let mut dots = [[s.splat(0.0); N]; G];
+        for d in 0..dim {
+            let mut key = [s.splat(0.0); N];
+            for n in 0..N {
+                key[n] = s.load_f16(&keys[n][d]);
+            }
             for g in 0..G {
-                dots[g] = s.mul_add_exact(key, s.load(&groups[g][d]), dots[g]);
+                let q = s.load(&groups[g][d]);
+                for n in 0..N {
+                    dots[g][n] = s.mul_add_exact(key[n], q, dots[g][n]);
+                }
             }
         }
         for g in 0..G {
-            s.store(s.mul(dots[g], s.splat(scale)), &mut out[g * SUB + sub]);
+            for n in 0..N {
+                s.store(s.mul(dots[g][n], s.splat(job.scale)), &mut scores[g][sub + n]);
+            }
+        }
+    }
+    for g in 0..G {
+        let mut x = [s.splat(0.0); SUB];
+        for n in 0..SUB {
+            x[n] = s.load(&scores[g][n]);
+        }
+        let most = s.max(s.max(x[0], x[1]), s.max(x[2], x[3]));
+        for n in 0..SUB {
+            x[n] = s.sub(x[n], most);
+        }
+        let powers = exp_negative(s, x);
+        let to = &mut out[first + g];
+        s.store(most, &mut to.most);
+        s.store(s.add(s.add(s.add(powers[0], powers[1]), powers[2]), powers[3]), &mut to.sum);
+    }
+    G
+}
+
+/// Adds to each block's `mass` what each lane of each group has of its exponentials there. `sums`:
+/// [blocks][groups], written over; `real`: for each group 1 in the lanes that count and 0 in the others.
+#[inline(always)]
+pub fn add_shares<S: Simd>(s: S, sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) {
+    let groups = real.len();
+    for (group, real) in real.iter().enumerate() {
+        let mut most = s.splat(f32::NEG_INFINITY);
+        for of in sums[group..].iter().step_by(groups) {
+            most = s.max(most, s.load(&of.most));
+        }
+        let mut total = s.splat(0.0);
+        for of in sums[group..].iter_mut().step_by(groups) {
+            let [power] = exp_negative(s, [s.sub(s.load(&of.most), most)]);
+            let weight = s.mul(s.load(&of.sum), power);
+            total = s.add(total, weight);
+            s.store(weight, &mut of.sum);
+        }
+        let by = s.div(s.load(real), total);
+        for (of, mass) in sums[group..].iter().step_by(groups).zip(mass.iter_mut()) {
+            s.store(s.add(s.load(mass), s.mul(s.load(&of.sum), by)), mass);
         }
     }
 }
 
-/// The most that q · k can be for any key within bounds: the sum over dimensions of the larger of
-/// q * lowest and q * highest. `page` holds the lowest, then the highest values, each padded to 16.
+/// Rows and random directions to hash them with.
+pub struct Hashing<'a> {
+    /// [rounds][dim][16]: 8 directions for each of a bucket's two places.
+    pub rotations: &'a [[f32; LANES]],
+    pub dim: usize,
+    /// [rows][dim]
+    pub rows: &'a [f32],
+}
+
+/// `out`: [rows][rounds], each row's bucket: the place among 8 directions and their opposites that the row
+/// points along most, 16 times that of the first 8 and that of the last. Ties go to the lowest.
 #[inline(always)]
-pub fn page_bounds<S: Simd>(s: S, query: &[[f32; LANES]], page: &[[u16; LANES]]) -> f32 {
-    let (lowest, highest) = page.split_at(query.len());
-    let mut sum = s.splat(0.0);
-    for ((q, low), high) in query.iter().zip(lowest).zip(highest) {
-        let q = s.load(q);
-        let most = s.max(s.mul(q, s.load_f16(low)), s.mul(q, s.load_f16(high)));
-        sum = s.add(sum, most);
+pub fn buckets<S: Simd>(s: S, job: &Hashing, out: &mut [u16]) {
+    let rounds = job.rotations.len() / job.dim;
+    for (row, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(rounds)) {
+        let mut round = 0;
+        while round < rounds {
+            let (rotations, out) = (&job.rotations[round * job.dim..], &mut out[round..]);
+            round += if rounds - round >= 4 {
+                hash::<S, 4>(s, rotations, row, out)
+            } else {
+                hash::<S, 1>(s, rotations, row, out)
+            };
+        }
     }
-    let mut lanes = [0.0; LANES];
-    s.store(sum, &mut lanes);
-    tree_sum(lanes)
+}
+
+/// The first N rounds' buckets of a row. Gives N.
+#[inline(always)]
+fn hash<S: Simd, const N: usize>(s: S, rotations: &[[f32; LANES]], row: &[f32], out: &mut [u16]) -> usize {
+    let rounds: [&[[f32; LANES]]; N] = std::array::from_fn(|n| &rotations[n * row.len()..][..row.len()]);
+    let mut along = [s.splat(0.0); N];
+    for (d, &x) in row.iter().enumerate() {
+        let x = s.splat(x);
+        for n in 0..N {
+            along[n] = s.add(along[n], s.mul(s.load(&rounds[n][d]), x));
+        }
+    }
+    for n in 0..N {
+        let mut lanes = [0.0; LANES];
+        s.store(along[n], &mut lanes);
+        let (first, last) = lanes.split_at(LANES / 2);
+        out[n] = place(first) * LANES as u16 + place(last);
+    }
+    N
+}
+
+/// Which of 8 directions or, from 8 on, of their opposites; without a branch that could be guessed wrong.
+#[inline(always)]
+fn place(along: &[f32]) -> u16 {
+    let mut most = 0.0f32;
+    for &x in along {
+        most = if x.abs() > most { x.abs() } else { most };
+    }
+    let (mut there, mut opposite) = (0u32, 0u32);
+    for (i, &x) in along.iter().enumerate() {
+        there |= u32::from(x == most) << i;
+        opposite |= u32::from(-x == most) << i;
+    }
+    (there | opposite << (LANES / 2)).trailing_zeros() as u16 % LANES as u16
 }

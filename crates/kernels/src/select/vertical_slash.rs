@@ -3,9 +3,10 @@
 //! last queries of the whole prompt. Those of each block serve here, so that the choice does not depend
 //! on how a prompt is cut into steps.
 
-use super::{Budget, Keys, Queries, RowScores, choose};
-use crate::exp::exp;
+use super::{Budget, Keys, Queries, RowScores, SUB, choose};
 use crate::kernels::attention::BLOCK;
+use crate::kernels::tree_sum;
+use crate::simd::LANES;
 use crate::table::KernelTable;
 
 /// How many queries of each head are looked at.
@@ -21,67 +22,69 @@ pub fn vertical_slash(
     budget: Budget,
 ) -> Vec<u32> {
     let last = queries.tokens.min(LAST_QUERIES);
+    let first = queries.tokens - last;
     let mut score = vec![0.0f32; blocks];
+    let mut shares = vec![[0.0f32; LANES]; last * blocks * SUB];
+    let mut slashes = vec![0.0f32; blocks * BLOCK];
     for head in 0..queries.heads {
-        let first = queries.tokens - last;
         let rows: Vec<f32> =
             (first..queries.tokens).flat_map(|token| queries.row(head, token)).copied().collect();
-        let shares = shares(table, keys, &rows, scale, blocks, last);
-        let lines = lines(&shares, blocks * BLOCK, first);
-        for (score, (vertical, slash)) in score.iter_mut().zip(lines) {
+        fill_shares(table, keys, &rows, scale, blocks, &mut shares);
+        let rows: Vec<&[[f32; LANES]]> = shares.chunks_exact((blocks * SUB).max(1)).collect();
+        fill_slashes(&rows, &mut slashes);
+        for (block, score) in score.iter_mut().enumerate() {
+            let (vertical, slash) = (column(&rows, block), line(&slashes, block, first));
             *score += if slash > vertical { slash } else { vertical };
         }
     }
     choose(&score, budget)
 }
 
-/// Softmax over the keys of the blocks: [rows][positions].
-fn shares(
+/// Softmax over the keys of the blocks: [rows][sub-blocks of all].
+fn fill_shares(
     table: &KernelTable,
     keys: Keys,
     rows: &[f32],
     scale: f32,
     blocks: usize,
-    count: usize,
-) -> Vec<f32> {
-    let positions = blocks * BLOCK;
-    let mut shares = vec![0.0f32; count * positions];
-    let mut out = vec![0.0f32; count * BLOCK];
+    shares: &mut [[f32; LANES]],
+) {
+    let count = rows.len() / keys.head_dim;
+    let mut out = vec![[0.0f32; LANES]; count * SUB];
     for block in 0..blocks {
-        (table.row_scores)(&RowScores { keys, block, queries: rows, scale }, &mut out);
-        for (row, scores) in out.chunks_exact(BLOCK).enumerate() {
-            shares[row * positions + block * BLOCK..][..BLOCK].copy_from_slice(scores);
+        let (keys, dim) = (keys.block(block), keys.head_dim);
+        (table.row_scores)(&RowScores { keys, dim, queries: rows, scale }, &mut out);
+        for (row, scores) in out.chunks_exact(SUB).enumerate() {
+            shares[(row * blocks + block) * SUB..][..SUB].copy_from_slice(scores);
         }
     }
-    for row in shares.chunks_exact_mut(positions.max(1)) {
-        let most = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-        row.iter_mut().for_each(|x| *x = exp(*x - most));
-        let sum: f32 = row.iter().sum();
-        row.iter_mut().for_each(|x| *x /= sum);
-    }
-    shares
+    shares.chunks_exact_mut((blocks * SUB).max(1)).for_each(|row| (table.softmax)(row));
 }
 
-/// For each block the mass of its keys' columns, and the most that a slash through it has. A slash of one
-/// distance runs, over the queries' own block, through two blocks of keys.
-fn lines(shares: &[f32], positions: usize, first: usize) -> Vec<(f32, f32)> {
-    let mut lines = vec![(0.0f32, 0.0f32); positions / BLOCK];
-    let rows = || shares.chunks_exact(positions.max(1));
-    for position in 0..positions {
-        let of_block = &mut lines[position / BLOCK].0;
-        rows().for_each(|row| *of_block += row[position]);
+/// The mass of a block's keys, over 16 lanes.
+fn column(rows: &[&[[f32; LANES]]], block: usize) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for shares in rows.iter().flat_map(|row| &row[block * SUB..][..SUB]) {
+        lanes.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
     }
-    // The line of equal distance through `position` in the first row: one to the right in each next row.
-    for position in 0..positions {
-        let along: f32 =
-            rows().enumerate().map(|(i, row)| row.get(position + i).copied().unwrap_or(0.0)).sum();
-        // Where the line meets the first and the last query of the block.
-        let ends =
-            [position as isize - first as isize, position as isize + BLOCK as isize - 1 - first as isize];
-        for end in ends.into_iter().filter(|&end| end >= 0 && (end as usize) < positions) {
-            let of_block = &mut lines[end as usize / BLOCK].1;
-            *of_block = if along > *of_block { along } else { *of_block };
-        }
+    tree_sum(lanes)
+}
+
+/// The mass along each line of equal distance, by its position in the first row: one to the right in each
+/// next one.
+fn fill_slashes(rows: &[&[[f32; LANES]]], slashes: &mut [f32]) {
+    slashes.fill(0.0);
+    for (i, row) in rows.iter().enumerate() {
+        let shares = row.as_flattened();
+        let shares = &shares[i.min(shares.len())..];
+        slashes.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
     }
-    lines
+}
+
+/// The most that a slash through a block has. Over the queries' own block, of which the first row is the
+/// query `first`, it runs through two blocks of keys: where it meets the block's first query, and the last.
+fn line(slashes: &[f32], block: usize, first: usize) -> f32 {
+    let start = (block * BLOCK + first + 1).saturating_sub(BLOCK);
+    let end = (block * BLOCK + BLOCK + first).min(slashes.len());
+    slashes[start.min(end)..end].iter().fold(0.0, |most, &x| if x > most { x } else { most })
 }
