@@ -113,8 +113,7 @@ async function fill(model, count) {
 async function measure(model) {
   const depth = flags.decode ? tokens - DECODED : 0;
   const filled = flags.decode ? await fill(model, depth) : undefined;
-  const decode = (i) =>
-    model.step([{ sequence: filled, tokens: tokensOf(1, depth + i), output: 'none' }]);
+  const decode = (i) => model.step([{ sequence: filled, tokens: tokensOf(1, depth + i), output: 'none' }]);
   // The first token brings what a policy knows of the keys up to date.
   if (filled !== undefined) await decode(0);
   if (filled !== undefined) model.keptKeys(filled);

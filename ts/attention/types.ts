@@ -98,7 +98,8 @@ export interface QuestPolicy extends KeepOptions {
 
 /**
  * Dense in short contexts. In longer ones antidiagonals choose for prompts and page bounds for single tokens, and
- * sampled queries measure the attention mass that this keeps: where it is less than `quality`, attention is dense.
+ * sampled queries measure the attention mass that this keeps: where it is less than `quality`, attention is dense. A
+ * sixteenth of the earlier blocks is kept at least.
  */
 export interface AutoPolicy {
   readonly policy: 'auto';
