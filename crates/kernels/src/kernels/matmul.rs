@@ -458,7 +458,7 @@ fn ask<S: Simd, T: ?Sized, const R: usize, const C: usize>(s: S, items: [&T; R],
     for item in items {
         if C <= STREAMED {
             s.prefetch(item);
-        } else if place.next > 0 {
+        } else if const { S::ASKS_NEXT } && place.next > 0 {
             s.prefetch_next(item, place.next);
         }
     }

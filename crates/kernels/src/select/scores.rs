@@ -75,7 +75,7 @@ fn score_subs<S: Simd, const R: usize, const N: usize>(
         let mut key = [s.splat(0.0); N];
         for n in 0..N {
             if d % 2 == 0 {
-                s.prefetch(&keys[n][d], ahead);
+                s.prefetch_next(&keys[n][d], ahead);
             }
             key[n] = s.load_f16(&keys[n][d]);
         }

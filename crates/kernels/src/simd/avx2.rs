@@ -233,6 +233,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn prefetch_next<T: ?Sized>(self, item: &T, next: usize) {
+        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(next);
+        for line in 0..size_of_val(item).div_ceil(64) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
+        }
+    }
+    #[inline(always)]
     fn prefetch_write<T: ?Sized>(self, item: &T) {
         let start = std::ptr::from_ref(item).cast::<i8>();
         for line in 0..size_of_val(item).div_ceil(64) {

@@ -69,6 +69,7 @@ impl Simd for Avx512 {
     const TILES: usize = 2;
     const QUERIES: usize = 8;
     const SUMS: usize = 16;
+    const ASKS_NEXT: bool = true;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {

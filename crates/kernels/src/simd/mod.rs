@@ -85,6 +85,8 @@ pub trait Simd: Words {
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
+    /// Whether products of many columns are so fast that asking for the next tiles meanwhile gains more than it costs.
+    const ASKS_NEXT: bool = false;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
 
@@ -161,8 +163,7 @@ pub trait Simd: Words {
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);
-    /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache; where arithmetic is
-    /// so much slower than memory that this costs more than it gains, does nothing.
+    /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
     #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, _: &T, _: usize) {}
     /// Asks for the cache lines of `item`, which will be written.
