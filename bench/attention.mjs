@@ -6,11 +6,8 @@
 
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { sparsePlan } from '../dist/attention/index.js';
-import { loadNative } from '../dist/backend/native.js';
 import { formatShare, formatTable } from '../dist/bench/table.js';
-import { SAMPLING_DEFAULTS } from '../dist/engine/options.js';
-import { attentionPlan } from './lib/cases.mjs';
+import { ALLOWED, fill, openLayer, policiesFor, settle, timePrompt, tokensOf } from './lib/attention.mjs';
 
 const { values: flags } = parseArgs({
   options: {
@@ -25,30 +22,9 @@ const { values: flags } = parseArgs({
 const tokens = Number(flags.tokens);
 const keep = Number(flags.keep);
 
-const [HEADS, KV_HEADS, HEAD_DIM, VOCAB, STEP] = [32, 8, 64, 8192, 512];
 /** Single tokens; all but the first are timed. */
 const DECODED = 65;
-/** More than the share of kept blocks that time may be. */
-const ALLOWED = { fixed: 0.05, content: 0.1 };
 
-/** Fixed patterns keep about as many blocks of this prompt as `keep` says. */
-const blocks = Math.max(2, Math.round((keep * tokens) / 128));
-const content = { keep, minTokens: 0 };
-const POLICIES = {
-  window: { kind: 'fixed', policy: { policy: 'window', window: 64 * blocks } },
-  longformer: {
-    kind: 'fixed',
-    policy: { policy: 'longformer', window: 32 * blocks, dilatedBlocks: blocks >> 1, dilation: 2 },
-  },
-  bigbird: { kind: 'fixed', policy: { policy: 'bigbird', window: 32 * blocks, randomBlocks: blocks >> 1 } },
-  strided: { kind: 'fixed', policy: { policy: 'strided', window: 64, stride: Math.round(1 / keep) } },
-  'antidiagonal, stride 8': { kind: 'content', policy: { policy: 'antidiagonal', ...content } },
-  'antidiagonal, stride 16': { kind: 'content', policy: { policy: 'antidiagonal', ...content, stride: 16 } },
-  'vertical-slash': { kind: 'content', policy: { policy: 'vertical-slash', ...content } },
-  lsh: { kind: 'content', policy: { policy: 'lsh', ...content } },
-  quest: { kind: 'content', policy: { policy: 'quest', ...content } },
-  auto: { kind: 'content', policy: { policy: 'auto' } },
-};
 const DECODE = {
   window: { kind: 'fixed', policy: { policy: 'window', window: 2048 } },
   quest: { kind: 'content', policy: { policy: 'quest', keep: 0, minTokens: 2048 } },
@@ -61,73 +37,24 @@ const DECODE = {
   auto: { kind: 'content', policy: { policy: 'auto' } },
 };
 
-/** Seeded numbers between -2 and 2. */
-function randomFloats(count) {
-  const values = new Float32Array(count);
-  let state = 1;
-  for (let i = 0; i < count; i++) {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    values[i] = state / 2 ** 30 - 2;
-  }
-  return new Uint8Array(values.buffer);
-}
-
-const noise = randomFloats(VOCAB * HEADS * HEAD_DIM);
-const placements = ({ tensors }) =>
-  tensors.map(({ rows, cols }, tensor) => ({
-    tensor,
-    offset: 0,
-    bytes: 4 * rows * cols,
-    source: {
-      name: 'random',
-      size: noise.length,
-      read: async (offset, length) => noise.slice(offset, offset + length),
-      close: async () => {},
-    },
-  }));
-
-async function open(attention) {
-  const plan = {
-    ...attentionPlan(HEADS, KV_HEADS, HEAD_DIM, { vocab: VOCAB }),
-    ...(attention && { sparse: sparsePlan(attention, 1) }),
-  };
-  const backend = await loadNative();
-  const model = await backend.compile(plan, { maxStepTokens: STEP, threads: Number(flags.threads) });
-  await model.loadTensors(placements(plan), {});
-  return model;
-}
-
-const tokensOf = (count, from) =>
-  Uint32Array.from({ length: count }, (_, i) => Math.imul(from + i, 2654435761) >>> 19);
-
-async function fill(model, count) {
-  const sequence = model.createSequence({ ...SAMPLING_DEFAULTS, temperature: 0, seed: 0n, logitBias: [] });
-  for (let at = 0; at < count; at += STEP) {
-    const some = tokensOf(Math.min(STEP, count - at), at);
-    await model.step([{ sequence, tokens: some, output: 'none' }]);
-  }
-  return sequence;
-}
+const open = (attention) => openLayer(Number(flags.threads), attention);
 
 /** Seconds, and the share of blocks kept. */
 async function measure(model) {
-  const depth = flags.decode ? tokens - DECODED : 0;
-  const filled = flags.decode ? await fill(model, depth) : undefined;
-  const decode = (i) => model.step([{ sequence: filled, tokens: tokensOf(1, depth + i), output: 'none' }]);
+  if (!flags.decode) return timePrompt(model, tokens);
+  const depth = tokens - DECODED;
+  const sequence = await fill(model, depth);
+  const decode = (i) => model.step([{ sequence, tokens: tokensOf(1, depth + i), output: 'none' }]);
   // The first token brings what a policy knows of the keys up to date.
-  if (filled !== undefined) await decode(0);
-  if (filled !== undefined) model.keptKeys(filled);
+  await decode(0);
+  model.keptKeys(sequence);
   const began = performance.now();
-  const sequence = filled ?? (await fill(model, tokens));
-  for (let i = 1; flags.decode && i < DECODED; i++) await decode(i);
-  const seconds = (performance.now() - began) / 1000;
-  const [kept = 1, seen = 1] = model.keptKeys(sequence);
-  model.freeSequence(sequence);
-  return { seconds, kept: kept / seen };
+  for (let i = 1; i < DECODED; i++) await decode(i);
+  return settle(model, sequence, began);
 }
 
 const wanted = flags.only?.split(',').map((name) => name.trim());
-const chosen = Object.entries(flags.decode ? DECODE : POLICIES).filter(
+const chosen = Object.entries(flags.decode ? DECODE : policiesFor(tokens, keep)).filter(
   ([name]) => !wanted || wanted.some((part) => name.startsWith(part)),
 );
 const dense = await open();
