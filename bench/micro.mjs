@@ -8,7 +8,6 @@
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { Bench } from 'tinybench';
 import { checkTools, ensureWasm, setUp } from '../scripts/lib/setup.mjs';
 import { SetupError } from '../scripts/lib/steps.mjs';
 import { allCases, placementsOf } from './lib/cases.mjs';
@@ -26,6 +25,7 @@ const { values: flags } = parseArgs({
 });
 
 await setUp();
+const { Bench } = await import('tinybench');
 const { loadNative } = await import('../dist/backend/native.js');
 const { machineFacts, measurePeaks, medianPeaks } = await import('../dist/bench/machine.js');
 const { summarise } = await import('../dist/bench/stats.js');

@@ -11,7 +11,6 @@ import { setUp } from '../scripts/lib/setup.mjs';
 import { ROOT, SetupError, say } from '../scripts/lib/steps.mjs';
 import { run } from './lib/child.mjs';
 import { CACHE } from './lib/files.mjs';
-import { againstPeers, energy, overBatch, overContext, overThreads, roofline } from './lib/plots.mjs';
 import { ownOf, stateOf, TARGETS } from './lib/targets.mjs';
 
 const { values: flags, positionals } = parseArgs({
@@ -24,6 +23,9 @@ const { values: flags, positionals } = parseArgs({
 
 await setUp();
 const { formatNumber, formatShare, markdownTable } = await import('../dist/bench/table.js');
+const { againstPeers, energy, overBatch, overContext, overThreads, roofline } = await import(
+  './lib/plots.mjs'
+);
 mkdirSync(CACHE, { recursive: true });
 
 function findFiles() {
