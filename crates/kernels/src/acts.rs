@@ -36,9 +36,10 @@ pub struct SharedActs<'a> {
 
 /// One token's part of the store, to be filled.
 pub struct ActRow<'a> {
-    /// F32, F16 and BF16: the (rounded) values; of a pair, then what rounding left of them. Q8Pair: room for the latter.
+    /// F32, F16 and BF16: the (rounded) values; of a pair, then what rounding left of them. Pairs of whole numbers:
+    /// room for the latter.
     pub floats: &'a mut [f32],
-    /// Q8: the values. Q8Pair: the values, then what rounding left of them.
+    /// Whole numbers: the values; of a pair, then what rounding left of them.
     pub blocks: &'a mut [ActBlock],
 }
 
@@ -73,8 +74,8 @@ impl<'a> SharedActs<'a> {
     /// No other thread uses token `row` of the store while the result lives.
     pub unsafe fn row(&self, kind: ActKind, row: usize, k: usize) -> ActRow<'a> {
         let floats = match kind {
-            ActKind::Q8 => 0,
-            ActKind::Q8Pair => k,
+            ActKind::Q8 | ActKind::Q8K => 0,
+            ActKind::Q8Pair | ActKind::Q8KPair => k,
             _ => k * kind.columns(),
         };
         let blocks = if kind.quantised() { k / QK * kind.columns() } else { 0 };

@@ -10,7 +10,7 @@ use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
 use crate::select::{Hashing, RowScores, SampledScores, Sums};
-use crate::simd::{ActBlock, LANES, QK, minus_halves};
+use crate::simd::{ActBlock, LANES, QK};
 use crate::view::Shared;
 use std::ops::Range;
 
@@ -30,14 +30,20 @@ fn dot_column(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usi
         return w.iter().zip(&acts.floats[column * k..]).fold(0.0, |acc, (w, x)| acc + w * x);
     }
     let mut acc = 0.0f32;
-    for (block, x) in acts.blocks[column * (k / QK)..][..k / QK].iter().enumerate() {
-        let w = weight.block(row, block);
-        let half = |h: usize| h * 16..h * 16 + 16;
-        let dot = |h| half(h).map(|i| w.values[i] * x.values[i] as i32).sum::<i32>();
-        let sum = |h| half(h).map(|i| x.values[i] as i32).sum::<i32>();
-        acc += (w.scale * x.scale) * (w.scales[0] * dot(0) + w.scales[1] * dot(1)) as f32;
+    let shared = acts.kind.blocks();
+    for (run, x) in acts.blocks[column * (k / QK)..][..k / QK].chunks_exact(shared).enumerate() {
+        let (mut dot, mut sum) = (0, 0);
+        for (block, x) in x.iter().enumerate() {
+            let w = weight.block(row, run * shared + block);
+            for (i, x) in x.values.iter().map(|&x| x as i32).enumerate() {
+                dot += w.scales[i / 16] * w.values[i] * x;
+                sum += w.minimums[i / 16] * x;
+            }
+        }
+        let w = weight.block(row, run * shared);
+        acc += (w.scale * x[0].scale) * dot as f32;
         if weight.format().has_minimum() {
-            acc -= (w.minimum * x.scale) * (w.minimums[0] * sum(0) + w.minimums[1] * sum(1)) as f32;
+            acc -= (w.minimum * x[0].scale) * sum as f32;
         }
     }
     acc
@@ -118,15 +124,15 @@ pub fn prepare(kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite
         ActKind::BF16 => round(x, floats, round_bf16),
         ActKind::F16Pair => round_pair(x, floats, round_f16),
         ActKind::BF16Pair => round_pair(x, floats, round_bf16),
-        ActKind::Q8 => quantise(x, blocks),
-        ActKind::Q8Pair => {
+        ActKind::Q8 | ActKind::Q8K => quantise(x, blocks, kind.blocks()),
+        ActKind::Q8Pair | ActKind::Q8KPair => {
             let (blocks, rest) = blocks.split_at_mut(x.len() / QK);
-            quantise(x, blocks);
+            quantise(x, blocks, kind.blocks());
             for (i, left) in floats.iter_mut().enumerate() {
                 let block = &blocks[i / QK];
                 *left = x[i] - block.scale * block.values[i % QK] as f32;
             }
-            quantise(floats, rest);
+            quantise(floats, rest, kind.blocks());
         }
     }
     let finite = x.iter().all(|x| x.is_finite()) && floats.iter().all(|x| x.is_finite());
@@ -145,16 +151,16 @@ fn round_pair(x: &[f32], out: &mut [f32], to: fn(f32) -> f32) {
     }
 }
 
-fn quantise(x: &[f32], blocks: &mut [ActBlock]) {
-    for (x, block) in x.chunks_exact(QK).zip(blocks) {
+/// With a scale for every so many blocks.
+fn quantise(x: &[f32], blocks: &mut [ActBlock], shared: usize) {
+    for (x, blocks) in x.chunks_exact(QK * shared).zip(blocks.chunks_exact_mut(shared)) {
         let amax = x.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
         let inverse = 127.0 / amax;
-        block.scale = if inverse.is_infinite() { 0.0 } else { amax / 127.0 };
-        for (q, &x) in block.values.iter_mut().zip(x) {
-            let scaled = if inverse.is_infinite() { 0.0 } else { x * inverse };
-            *q = scaled.round_ties_even() as i8;
+        for (x, block) in x.chunks_exact(QK).zip(blocks) {
+            let (scale, inverse) = if inverse.is_infinite() { (0.0, 0.0) } else { (amax / 127.0, inverse) };
+            let value = |i: usize| (x[i] * inverse).round_ties_even() as i8;
+            *block = ActBlock::new(scale, std::array::from_fn(value));
         }
-        block.minus_halves = minus_halves(&block.values);
     }
 }
 

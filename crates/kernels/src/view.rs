@@ -230,6 +230,12 @@ impl<'a, T: Plain> Shared<'a, T> {
         Self { pointer, len: self.len - start, lifetime: PhantomData }
     }
 
+    /// Where an element is or would be, which may not be read.
+    #[inline(always)]
+    pub fn address(&self, index: usize) -> *const T {
+        self.pointer.as_ptr().wrapping_add(index)
+    }
+
     /// # Safety
     /// No thread writes any element of the range while the result lives.
     pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {

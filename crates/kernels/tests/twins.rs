@@ -13,14 +13,16 @@ use kernels::table::{KernelTable, available};
 use kernels::view::Shared;
 use proptest::prelude::*;
 
-const KINDS: [ActKind; 7] = [
+const KINDS: [ActKind; 9] = [
     ActKind::F32,
     ActKind::F16,
     ActKind::BF16,
     ActKind::Q8,
+    ActKind::Q8K,
     ActKind::F16Pair,
     ActKind::BF16Pair,
     ActKind::Q8Pair,
+    ActKind::Q8KPair,
 ];
 
 impl Random {
@@ -229,11 +231,11 @@ fn non_finite_activations_are_reported() {
     for table in available() {
         for kind in KINDS {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                for at in [0, 31, 40, 63] {
-                    let mut x = vec![1.0; 64];
+                for at in [0, 31, 40, 63, 255] {
+                    let mut x = vec![1.0; 256];
                     x[at] = bad;
-                    let mut store = ActStore::new(1, 64).unwrap();
-                    let result = prepare_all(table, kind, &x, 64, &mut store);
+                    let mut store = ActStore::new(1, 256).unwrap();
+                    let result = prepare_all(table, kind, &x, 256, &mut store);
                     assert_eq!(result, Err(NonFinite), "{} {kind:?} {bad} at {at}", table.isa);
                 }
             }

@@ -537,7 +537,7 @@ impl<'a> Compiler<'a> {
         self.prepared_width = self.prepared_width.max(self.width(x));
         // Nothing else can read what was prepared like that.
         self.prepared.remove(&kind.quantised());
-        if kind == ActKind::Q8Pair {
+        if kind.keeps_rest_in_floats() {
             self.prepared.remove(&false);
         }
         self.phases.push(Phase::LinearHeads { kind, weight, out });
@@ -672,7 +672,7 @@ impl<'a> Compiler<'a> {
         }
         self.push_row(self.plan.buffers[x].rows, RowOp::Prepare { x, kind });
         self.prepared.insert(bytes, (x, kind));
-        if kind == ActKind::Q8Pair {
+        if kind.keeps_rest_in_floats() {
             // What rounding leaves is held where the floats are.
             self.prepared.remove(&false);
         }
@@ -751,7 +751,7 @@ impl<'a> Compiler<'a> {
         Err(Error {
             code: "UNSUPPORTED_FEATURE",
             message: format!("{} is {} and {} is {}", names[0], a.name(), names[1], b.name()),
-            cure: "Use a file in which both are quantised, or both of the same floating-point type.",
+            cure: "Use a file in which both have the same type.",
         })
     }
 

@@ -6,6 +6,7 @@
 pub mod attend;
 pub mod attention;
 pub mod matmul;
+mod products;
 pub mod rows;
 mod scales;
 

@@ -4,7 +4,7 @@ use super::{exp, padded, softcap, tree_sum};
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{CLAMP, CLAMPED_ALPHA, GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
-use crate::simd::{ActBlock, LANES, QK, Simd, minus_halves};
+use crate::simd::{ActBlock, LANES, QK, Simd};
 
 /// How RoPE pairs the dimensions of a head.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,8 +85,8 @@ pub fn softcap_all<S: Simd>(s: S, x: &mut [f32], cap: f32) {
 #[inline(always)]
 pub fn prepare<S: Simd>(s: S, kind: ActKind, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
     let half = match kind {
-        ActKind::Q8 => return quantise(s, x, to.blocks),
-        ActKind::Q8Pair => return quantise_pair(s, x, to),
+        ActKind::Q8 | ActKind::Q8K => return quantise(s, x, to.blocks, kind.blocks()),
+        ActKind::Q8Pair | ActKind::Q8KPair => return quantise_pair(s, x, to, kind.blocks()),
         ActKind::F32 => false,
         ActKind::F16 | ActKind::F16Pair | ActKind::BF16 | ActKind::BF16Pair => true,
     };
@@ -135,47 +135,48 @@ fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
 
 /// The values, then what rounding left of them: x - d * q.
 #[inline(always)]
-fn quantise_pair<S: Simd>(s: S, x: &[f32], to: ActRow<'_>) -> Result<(), NonFinite> {
+fn quantise_pair<S: Simd>(s: S, x: &[f32], to: ActRow<'_>, shared: usize) -> Result<(), NonFinite> {
     let (blocks, rest) = to.blocks.split_at_mut(x.len() / QK);
-    quantise(s, x, blocks)?;
+    quantise(s, x, blocks, shared)?;
     for (i, (left, &x)) in to.floats.iter_mut().zip(x).enumerate() {
         let block = &blocks[i / QK];
         *left = x - block.scale * block.values[i % QK] as f32;
     }
-    quantise(s, to.floats, rest)
+    quantise(s, to.floats, rest, shared)
 }
 
-/// Per block of 32: d = amax / 127 and q = nearest_even(x * (127 / amax)); all zero when amax is 0
+/// Per `shared` blocks of 32: d = amax / 127 and q = nearest_even(x * (127 / amax)); all zero when amax is 0
 /// or so small that 127 / amax overflows.
 #[inline(always)]
-fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock]) -> Result<(), NonFinite> {
+fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock], shared: usize) -> Result<(), NonFinite> {
     let mut check = s.splat(0.0);
-    for (x, block) in x.as_chunks::<QK>().0.iter().zip(blocks) {
-        let [low, high] = halves(x).map(|half| s.load(half));
-        check = s.add(check, s.add(s.sub(low, low), s.sub(high, high)));
-        let mut lanes = [0.0; LANES];
-        s.store(s.max(s.abs(low), s.abs(high)), &mut lanes);
-        let amax = lanes.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
+    for (x, blocks) in x.chunks_exact(QK * shared).zip(blocks.chunks_exact_mut(shared)) {
+        let mut largest = s.splat(0.0);
+        for v in x.as_chunks::<LANES>().0 {
+            let v = s.load(v);
+            check = s.add(check, s.sub(v, v));
+            largest = s.max(s.abs(v), largest);
+        }
+        let amax = s.max_lane(largest);
         let inverse = 127.0 / amax;
         if inverse.is_infinite() {
-            *block = ActBlock { scale: 0.0, minus_halves: [0; 2], values: [0; QK] };
+            blocks.fill(ActBlock::new(0.0, [0; QK]));
             continue;
         }
-        block.scale = amax / 127.0;
-        for (v, out) in [low, high].into_iter().zip(block.values.as_chunks_mut::<LANES>().0) {
-            s.store_i8(s.mul(v, s.splat(inverse)), out);
+        for (x, block) in x.as_chunks::<QK>().0.iter().zip(blocks.iter_mut()) {
+            let mut values = [0; QK];
+            for (v, out) in x.as_chunks::<LANES>().0.iter().zip(values.as_chunks_mut::<LANES>().0) {
+                s.store_i8(s.mul(s.load(v), s.splat(inverse)), out);
+            }
+            *block = ActBlock::new(amax / 127.0, values);
         }
-        block.minus_halves = minus_halves(&block.values);
+        if shared > 1 {
+            ActBlock::pair_up(blocks);
+        }
     }
     let mut lanes = [0.0; LANES];
     s.store(check, &mut lanes);
     if lanes.iter().all(|&lane| lane == 0.0) { Ok(()) } else { Err(NonFinite) }
-}
-
-#[inline(always)]
-fn halves(block: &[f32; QK]) -> [&[f32; LANES]; 2] {
-    let chunks = block.as_chunks::<LANES>().0;
-    [&chunks[0], &chunks[1]]
 }
 
 /// activation(gate) * up.

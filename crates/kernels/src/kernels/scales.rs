@@ -2,30 +2,29 @@
 
 use crate::simd::{LANES, Simd};
 
-/// Scales of blocks whose values share one: acc += (scale * d_x) * dot, and with a minimum then
-/// acc -= (minimum * d_x) * sum(x).
+/// Scales of blocks of 32: acc += (scale * d_x) * dot, and with a minimum then acc -= (minimum * d_x) * sum(x).
 pub(crate) trait Scales {
-    /// Blocks in a run that shares its super-scales.
-    const RUN: usize;
-    /// Bytes of a run's scales.
+    /// Of a block.
     const BYTES: usize;
     const MINIMUM: bool;
-    fn scale<S: Simd>(s: S, run: &[u8], block: usize) -> S::F;
-    fn minimum<S: Simd>(s: S, run: &[u8], block: usize) -> S::F;
+    fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F;
+    fn minimum<S: Simd>(s: S, scales: &[u8]) -> S::F;
 }
 
-/// Scales of runs of eight blocks, each of two halves with a whole number as its own scale:
-/// acc += (scale * d_x) * (n0 * dot0 + n1 * dot1), and with minimums then
-/// acc -= (minimum * d_x) * (m0 * sum0(x) + m1 * sum1(x)).
-pub(crate) trait HalfScales {
+/// Scales of runs of eight blocks, which have whole numbers as scales of their own:
+/// acc += (scale * d_x) * sum of n * dot, and with minimums then acc -= (minimum * d_x) * sum of m * sum(x).
+pub(crate) trait RunScales {
+    /// Of a run.
     const BYTES: usize;
+    /// Whether a block's halves have two numbers n and m, or one.
+    const HALVES: bool;
     const MINIMUM: bool;
     fn scale<S: Simd>(s: S, run: &[u8]) -> S::F;
     fn minimum<S: Simd>(s: S, run: &[u8]) -> S::F;
-    /// Pairs of 16-bit numbers n.
+    /// The numbers n: pairs of 16 bits where halves have their own, else whole words.
     fn scales<S: Simd>(s: S, run: &[u8], block: usize) -> S::I;
-    /// Pairs of 16-bit numbers m.
-    fn minimums<S: Simd>(s: S, run: &[u8], block: usize) -> S::I;
+    /// The numbers m as pairs of 16 bits: of halves of block `i` where they have their own, else of blocks 2i and 2i + 1.
+    fn minimums<S: Simd>(s: S, run: &[u8], i: usize) -> S::I;
 }
 
 /// Q8_0, Q4_0, Q5_0, IQ4_NL.
@@ -46,93 +45,107 @@ pub(crate) struct SixBitPairs;
 pub(crate) struct FourBitPairs;
 
 impl Scales for Half {
-    const RUN: usize = 1;
     const BYTES: usize = 32;
     const MINIMUM: bool = false;
 
     #[inline(always)]
-    fn scale<S: Simd>(s: S, run: &[u8], _: usize) -> S::F {
-        s.load_f16(halves(run, 0))
+    fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        s.load_f16(halves(scales, 0))
     }
     #[inline(always)]
-    fn minimum<S: Simd>(s: S, _: &[u8], _: usize) -> S::F {
+    fn minimum<S: Simd>(s: S, _: &[u8]) -> S::F {
         s.splat(0.0)
     }
 }
 
 impl Scales for HalfMinimum {
-    const RUN: usize = 1;
     const BYTES: usize = 64;
     const MINIMUM: bool = true;
 
     #[inline(always)]
-    fn scale<S: Simd>(s: S, run: &[u8], _: usize) -> S::F {
-        s.load_f16(halves(run, 0))
+    fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        s.load_f16(halves(scales, 0))
     }
     #[inline(always)]
-    fn minimum<S: Simd>(s: S, run: &[u8], _: usize) -> S::F {
-        s.sub(s.splat(0.0), s.load_f16(halves(run, 32)))
+    fn minimum<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        s.sub(s.splat(0.0), s.load_f16(halves(scales, 32)))
     }
 }
 
 impl Scales for E8m0 {
-    const RUN: usize = 1;
     const BYTES: usize = 16;
     const MINIMUM: bool = false;
 
     /// 2^(e - 128) as the exact product of two powers that a float's exponent has room for.
     #[inline(always)]
-    fn scale<S: Simd>(s: S, run: &[u8], _: usize) -> S::F {
-        let e = s.load_u8(run.first_chunk().expect("16 scales"));
+    fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        let e = s.load_u8(scales.first_chunk().expect("16 scales"));
         s.mul(Self::factor(s, e), Self::factor(s, s.add_to_pairs(e, 1)))
     }
     #[inline(always)]
-    fn minimum<S: Simd>(s: S, _: &[u8], _: usize) -> S::F {
+    fn minimum<S: Simd>(s: S, _: &[u8]) -> S::F {
         s.splat(0.0)
     }
 }
 
-impl Scales for SixBits {
-    const RUN: usize = 8;
+impl RunScales for SixBits {
     const BYTES: usize = 256;
+    const HALVES: bool = false;
     const MINIMUM: bool = true;
 
     #[inline(always)]
-    fn scale<S: Simd>(s: S, run: &[u8], block: usize) -> S::F {
-        let low = s.and_bits(s.shift_right(s.load_words(run, 0), block * 4), 15);
-        let high = s.and_bits(s.shift_right(s.load_words(run, 2), block * 4), 3);
-        let number = s.int_to_float(s.or(low, s.shift_left(high, 4)));
-        s.mul(s.load_f16(halves(run, 192)), number)
+    fn scale<S: Simd>(s: S, run: &[u8]) -> S::F {
+        s.load_f16(halves(run, 192))
     }
     #[inline(always)]
-    fn minimum<S: Simd>(s: S, run: &[u8], block: usize) -> S::F {
-        let low = s.and_bits(s.shift_right(s.load_words(run, 1), block * 4), 15);
-        let high = s.and_bits(s.shift_right(s.load_words(run, 2), block * 4), 12);
-        let number = s.int_to_float(s.or(low, s.shift_left(high, 2)));
-        s.mul(s.load_f16(halves(run, 224)), number)
+    fn minimum<S: Simd>(s: S, run: &[u8]) -> S::F {
+        s.load_f16(halves(run, 224))
+    }
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
+        let low = s.and_bits(s.shift_right(s.load_words(run, 0), block * 4), 15);
+        let high = s.and_bits(s.shift_right(s.load_words(run, 2), block * 4), 3);
+        s.or(low, s.shift_left(high, 4))
+    }
+    #[inline(always)]
+    fn minimums<S: Simd>(s: S, run: &[u8], i: usize) -> S::I {
+        let low = s.shift_right(s.load_words(run, 1), i * 8);
+        let low = s.or(s.and_bits(low, 0xf), s.and_bits(s.shift_left(low, 12), 0xf << 16));
+        let high = s.shift_right(s.load_words(run, 2), i * 8);
+        let high =
+            s.or(s.and_bits(s.shift_left(high, 2), 0x30), s.and_bits(s.shift_left(high, 14), 0x30 << 16));
+        s.or(low, high)
     }
 }
 
-impl Scales for SixBitsSigned {
-    const RUN: usize = 8;
+impl RunScales for SixBitsSigned {
     const BYTES: usize = 128;
+    const HALVES: bool = false;
     const MINIMUM: bool = false;
 
     #[inline(always)]
-    fn scale<S: Simd>(s: S, run: &[u8], block: usize) -> S::F {
-        let low = s.and_bits(s.shift_right(s.load_words(run, 0), block * 4), 15);
-        let high = s.and_bits(s.shift_right(s.load_u16(halves(run, 64)), block * 2), 3);
-        let number = s.int_to_float(s.or(low, s.shift_left(high, 4)));
-        s.mul(s.load_f16(halves(run, 96)), s.sub(number, s.splat(32.0)))
+    fn scale<S: Simd>(s: S, run: &[u8]) -> S::F {
+        s.load_f16(halves(run, 96))
     }
     #[inline(always)]
-    fn minimum<S: Simd>(s: S, _: &[u8], _: usize) -> S::F {
+    fn minimum<S: Simd>(s: S, _: &[u8]) -> S::F {
         s.splat(0.0)
+    }
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
+        let low = s.and_bits(s.shift_right(s.load_words(run, 0), block * 4), 15);
+        let high = s.and_bits(s.shift_right(s.load_u16(halves(run, 64)), block * 2), 3);
+        s.add_ints(s.or(low, s.shift_left(high, 4)), s.splat_int(-32))
+    }
+    #[inline(always)]
+    fn minimums<S: Simd>(s: S, _: &[u8], _: usize) -> S::I {
+        s.pairs(0)
     }
 }
 
-impl HalfScales for Bytes {
+impl RunScales for Bytes {
     const BYTES: usize = 320;
+    const HALVES: bool = true;
     const MINIMUM: bool = false;
 
     #[inline(always)]
@@ -148,13 +161,14 @@ impl HalfScales for Bytes {
         s.load_pairs(pairs(run, block))
     }
     #[inline(always)]
-    fn minimums<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
-        s.load_pairs(pairs(run, block))
+    fn minimums<S: Simd>(s: S, _: &[u8], _: usize) -> S::I {
+        s.pairs(0)
     }
 }
 
-impl HalfScales for SixBitPairs {
+impl RunScales for SixBitPairs {
     const BYTES: usize = 256;
+    const HALVES: bool = true;
     const MINIMUM: bool = false;
 
     #[inline(always)]
@@ -173,13 +187,14 @@ impl HalfScales for SixBitPairs {
         s.add_to_pairs(s.or(s.and_bits(low, 0x000f_000f), high), -32)
     }
     #[inline(always)]
-    fn minimums<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
-        Self::scales(s, run, block)
+    fn minimums<S: Simd>(s: S, _: &[u8], _: usize) -> S::I {
+        s.pairs(0)
     }
 }
 
-impl HalfScales for FourBitPairs {
+impl RunScales for FourBitPairs {
     const BYTES: usize = 320;
+    const HALVES: bool = true;
     const MINIMUM: bool = true;
 
     #[inline(always)]

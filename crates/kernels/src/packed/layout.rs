@@ -156,13 +156,15 @@ impl Scales<'_> {
             Format::MXFP4 => read.scale = e8m0_half(self.bytes[self.lane]),
             Format::Q4_K | Format::Q5_K => {
                 let [low, low_minimum, high] = [0, 1, 2].map(|index| self.word(index) >> (block * 4) & 15);
-                read.scale = self.half(192) * (low | (high & 3) << 4) as f32;
-                read.minimum = self.half(224) * (low_minimum | (high & 12) << 2) as f32;
+                (read.scale, read.minimum) = (self.half(192), self.half(224));
+                read.scales = [(low | (high & 3) << 4) as i32; 2];
+                read.minimums = [(low_minimum | (high & 12) << 2) as i32; 2];
             }
             Format::IQ4_XS => {
                 let low = self.word(0) >> (block * 4) & 15;
                 let high = self.short(64) >> (block * 2) & 3;
-                read.scale = self.half(96) * ((low as i32 | (high as i32) << 4) - 32) as f32;
+                read.scale = self.half(96);
+                read.scales = [(low as i32 | (high as i32) << 4) - 32; 2];
             }
             Format::Q6_K => {
                 read.scale = self.half(256);

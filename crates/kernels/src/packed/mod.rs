@@ -59,28 +59,45 @@ pub enum Format {
     MXFP4,
 }
 
+/// Blocks of 32 that share a super-scale, and with it the scale of activations.
+pub(crate) const RUN: usize = 8;
+
 /// What activations must be turned into before they meet a weight format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ActKind {
     F32,
     F16,
     BF16,
+    /// Whole numbers with a scale for every 32.
     Q8,
+    /// Whole numbers with a scale for every 256.
+    Q8K,
     /// Twice: the values, then what rounding left of them, as two columns whose products are added.
     F16Pair,
     BF16Pair,
     Q8Pair,
+    Q8KPair,
 }
 
 impl ActKind {
     /// Whether the values are whole numbers with scales.
     pub fn quantised(self) -> bool {
-        matches!(self, Self::Q8 | Self::Q8Pair)
+        matches!(self, Self::Q8 | Self::Q8K | Self::Q8Pair | Self::Q8KPair)
+    }
+
+    /// Blocks of 32 whole numbers that share a scale.
+    pub fn blocks(self) -> usize {
+        if matches!(self, Self::Q8K | Self::Q8KPair) { RUN } else { 1 }
     }
 
     /// Columns that one token takes.
     pub fn columns(self) -> usize {
-        if matches!(self, Self::F16Pair | Self::BF16Pair | Self::Q8Pair) { 2 } else { 1 }
+        if matches!(self, Self::F16Pair | Self::BF16Pair | Self::Q8Pair | Self::Q8KPair) { 2 } else { 1 }
+    }
+
+    /// Whether what quantising leaves is put where floats are, before it is quantised itself.
+    pub fn keeps_rest_in_floats(self) -> bool {
+        self.quantised() && self.columns() == 2
     }
 
     /// The kind that also keeps what rounding leaves; F32 leaves nothing.
@@ -89,6 +106,7 @@ impl ActKind {
             Self::F16 => Self::F16Pair,
             Self::BF16 => Self::BF16Pair,
             Self::Q8 => Self::Q8Pair,
+            Self::Q8K => Self::Q8KPair,
             kind => kind,
         }
     }
@@ -144,7 +162,7 @@ impl Format {
     pub fn block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS => 8 * QK,
+            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::IQ4_XS => RUN * QK,
             _ => QK,
         }
     }
@@ -179,6 +197,7 @@ impl Format {
             Self::F32 => ActKind::F32,
             Self::F16 => ActKind::F16,
             Self::BF16 => ActKind::BF16,
+            _ if self.block() == RUN * QK => ActKind::Q8K,
             _ => ActKind::Q8,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::values::Values;
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
@@ -240,15 +241,21 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch_write<T: ?Sized>(self, item: &T) {
-        let start = std::ptr::from_ref(item).cast::<i8>();
-        for line in 0..size_of_val(item).div_ceil(64) {
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(line * 64)) }
-        }
+    fn prefetch_write<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
     }
     #[inline(always)]
     fn int_to_float(self, v: I32x16) -> F32x16 {
         unsafe { F32x16(_mm256_cvtepi32_ps(v.0), _mm256_cvtepi32_ps(v.1)) }
+    }
+    #[inline(always)]
+    fn splat_int(self, n: i32) -> I32x16 {
+        let v = unsafe { _mm256_set1_epi32(n) };
+        I32x16(v, v)
+    }
+    #[inline(always)]
+    fn add_ints(self, a: I32x16, b: I32x16) -> I32x16 {
+        unsafe { I32x16(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1)) }
     }
 
     #[inline(always)]
@@ -291,10 +298,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
+    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
         unsafe {
-            let halves = minus_halves(x);
-            I32x16(_mm256_madd_epi16(halves, pairs.0), _mm256_madd_epi16(halves, pairs.1))
+            let numbers = splat_pair(numbers);
+            I32x16(_mm256_madd_epi16(numbers, pairs.0), _mm256_madd_epi16(numbers, pairs.1))
         }
     }
 
@@ -304,77 +311,150 @@ impl Simd for Avx2 {
         w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[I32x16; C]; R] {
-        let ones = unsafe { _mm256_set1_epi16(1) };
-        let mut sums = [[I32x16(ones, ones); C]; R];
+        let mut sums = [[self.splat_int(0); C]; R];
         for r in 0..R {
-            let low = dot_eight::<V, 8, C>(EIGHTS[0], w[r], ones, x);
-            let high = dot_eight::<V, 8, C>(EIGHTS[1], w[r], ones, x);
-            for c in 0..C {
-                sums[r][c] = I32x16(low[c], high[c]);
-            }
+            add_dots::<V, 8, C>(&mut sums[r], w[r], self.pairs(1), x);
         }
         sums
     }
 
     #[inline(always)]
-    fn dot_halves<V: Values, const R: usize, const C: usize>(
+    fn add_dots<V: Values, const R: usize, const C: usize>(
         self,
+        sums: &mut [[I32x16; C]; R],
         w: [&[u8]; R],
         scales: [I32x16; R],
         x: [&ActBlock; C],
-    ) -> [[F32x16; C]; R] {
-        let mut sums = [[self.splat(0.0); C]; R];
+    ) {
         for r in 0..R {
-            let low = dot_eight::<V, 4, C>(EIGHTS[0], w[r], scales[r].0, x);
-            let high = dot_eight::<V, 4, C>(EIGHTS[1], w[r], scales[r].1, x);
-            for c in 0..C {
-                sums[r][c] = self.int_to_float(I32x16(low[c], high[c]));
-            }
+            let pairs = I32x16(halve::<0>(scales[r].0), halve::<0>(scales[r].1));
+            add_dots::<V, 8, C>(&mut sums[r], w[r], pairs, x);
         }
-        sums
+    }
+    #[inline(always)]
+    fn add_dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[I32x16; C]; R],
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) {
+        for r in 0..R {
+            add_dots::<V, 4, C>(&mut sums[r], w[r], scales[r], x);
+        }
     }
 }
 
-/// The dot products of eight rows, of the two halves times the pairs of `scales`. vpmaddubsw adds two
-/// products in 16 bits, in which further groups are added, up to `GROUPS`, while the sums fit; then
-/// vpmaddwd widens them and multiplies by the scale at once. Bytes over 127 do not fit even twice: with
-/// their offset of 128 taken out they do, |w| <= 128 times |x| <= 127.
+/// Adds the dot products of a tile's rows, of the two halves times the pairs of `scales`. vpmaddubsw adds two
+/// products in 16 bits, in which further groups are added, up to `GROUPS`, while the sums fit; then vpmaddwd widens
+/// them and multiplies by the scale at once. Two registers share a broadcast activation: those of all rows, or for
+/// bytes over 127, whose products do not fit even twice, the nibbles of eight.
 #[inline(always)]
-fn dot_eight<V: Values, const GROUPS: usize, const C: usize>(
-    eight: Eight,
+fn add_dots<V: Values, const GROUPS: usize, const C: usize>(
+    sums: &mut [I32x16; C],
     w: &[u8],
-    scales: __m256i,
+    scales: I32x16,
     x: [&ActBlock; C],
-) -> [__m256i; C] {
-    let wide = V::MAX > 127;
-    let span = const { if V::MAX > 127 { 1 } else { span(i16::MAX as i32 / (2 * 127 * V::MAX), GROUPS) } };
+) {
     // SAFETY: called only from methods of the token.
     unsafe {
-        let zero = _mm256_setzero_si256();
-        let (mut sums, mut pairs) = ([zero; C], [zero; C]);
-        if !wide && V::OFFSET != 0 {
-            let offsets = _mm256_mullo_epi16(scales, _mm256_set1_epi16(V::OFFSET as i16));
+        if V::OFFSET != 0 {
+            let offset = _mm256_set1_epi16(V::OFFSET as i16);
+            let (low, high) = (_mm256_mullo_epi16(scales.0, offset), _mm256_mullo_epi16(scales.1, offset));
             for c in 0..C {
-                sums[c] = _mm256_madd_epi16(minus_halves(x[c]), offsets);
+                let halves = splat_pair(&x[c].minus_halves);
+                sums[c].0 = _mm256_add_epi32(sums[c].0, _mm256_madd_epi16(halves, low));
+                sums[c].1 = _mm256_add_epi32(sums[c].1, _mm256_madd_epi16(halves, high));
             }
         }
-        let halves = if GROUPS == 8 { [scales; 2] } else { [halve::<0>(scales), halve::<2>(scales)] };
+        if V::MAX > 127 {
+            add_nibbles::<V, GROUPS, C, false>(sums, w, scales.0, x);
+            add_nibbles::<V, GROUPS, C, true>(sums, w, scales.1, x);
+            return;
+        }
+        let span = const { span(i16::MAX as i32 / (2 * 127 * V::MAX), GROUPS) };
+        let scales = [by_half::<GROUPS>(scales.0), by_half::<GROUPS>(scales.1)];
+        let mut pairs = [[_mm256_setzero_si256(); 2]; C];
         each_group!(group in [0 1 2 3 4 5 6 7] {
-            let bytes = V::group(eight, w, group);
-            let signed = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
-            let bytes = if wide { _mm256_abs_epi8(signed) } else { bytes };
-            for c in 0..C {
-                let v = broadcast(x[c], group);
-                let v = if wide { _mm256_sign_epi8(v, signed) } else { v };
-                let products = _mm256_maddubs_epi16(bytes, v);
-                pairs[c] = if group.is_multiple_of(span) { products } else { _mm256_add_epi16(pairs[c], products) };
-                if group % span == span - 1 {
-                    sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs[c], halves[group / 4]));
+            let rows = [V::group(EIGHTS[0], w, group), V::group(EIGHTS[1], w, group)];
+            add_pairs(&mut pairs, rows, x, group, group.is_multiple_of(span));
+            if group % span == span - 1 {
+                for c in 0..C {
+                    let [low, high] = pairs[c];
+                    sums[c].0 = _mm256_add_epi32(sums[c].0, _mm256_madd_epi16(low, scales[0][group / 4]));
+                    sums[c].1 = _mm256_add_epi32(sums[c].1, _mm256_madd_epi16(high, scales[1][group / 4]));
                 }
             }
         });
-        sums
     }
+}
+
+/// The same of whole bytes, of eight rows.
+#[inline(always)]
+fn add_nibbles<V: Values, const GROUPS: usize, const C: usize, const SECOND: bool>(
+    sums: &mut [I32x16; C],
+    w: &[u8],
+    scales: __m256i,
+    x: [&ActBlock; C],
+) {
+    let eight = Eight { second: SECOND };
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let upper = by_half::<GROUPS>(_mm256_slli_epi16::<4>(scales));
+        let lower = by_half::<GROUPS>(scales);
+        let mut pairs = [[_mm256_setzero_si256(); 2]; C];
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            let bytes = V::group(eight, w, group);
+            let nibbles = [
+                eight.and_bits(bytes, 0x0f0f_0f0f),
+                eight.and_bits(_mm256_srli_epi16::<4>(bytes), 0x0f0f_0f0f),
+            ];
+            add_pairs(&mut pairs, nibbles, x, group, group % GROUPS == 0);
+            if group % GROUPS == GROUPS - 1 {
+                for c in 0..C {
+                    let [low, high] = pairs[c];
+                    let low = _mm256_madd_epi16(low, lower[group / 4]);
+                    let high = _mm256_madd_epi16(high, upper[group / 4]);
+                    let sum = if SECOND { &mut sums[c].1 } else { &mut sums[c].0 };
+                    *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(low, high));
+                }
+            }
+        });
+    }
+}
+
+/// Adds two vectors' products with a group of each column in 16 bits, or starts with them. The empty asm makes the
+/// sums a fence: else compilers put off products until registers run out.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_pairs<const C: usize>(
+    pairs: &mut [[__m256i; 2]; C],
+    rows: [__m256i; 2],
+    x: [&ActBlock; C],
+    group: usize,
+    start: bool,
+) {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        for c in 0..C {
+            let v = broadcast(x[c], group);
+            for i in 0..2 {
+                let products = _mm256_maddubs_epi16(rows[i], v);
+                pairs[c][i] = if start { products } else { _mm256_add_epi16(pairs[c][i], products) };
+            }
+        }
+        for c in 0..C {
+            for i in 0..2 {
+                asm!("/* {0} */", inout(ymm_reg) pairs[c][i], options(nomem, nostack, preserves_flags));
+            }
+        }
+    }
+}
+
+/// Scales for the two halves of a block, whose pairs belong to one half each or to both.
+#[inline(always)]
+fn by_half<const GROUPS: usize>(scales: __m256i) -> [__m256i; 2] {
+    if GROUPS == 8 { [scales; 2] } else { [halve::<0>(scales), halve::<2>(scales)] }
 }
 
 /// The largest power of two of groups that fit.
@@ -399,9 +479,9 @@ fn halve<const FIRST: u8>(pairs: __m256i) -> __m256i {
     unsafe { _mm256_shuffle_epi8(pairs, _mm256_loadu_si256(bytes.as_ptr().cast())) }
 }
 
+/// Two numbers in every lane.
 #[inline(always)]
-fn minus_halves(x: &ActBlock) -> __m256i {
-    let [first, second] = x.minus_halves;
+fn splat_pair(&[first, second]: &[i16; 2]) -> __m256i {
     // SAFETY: called only from methods of the token.
     unsafe { _mm256_set1_epi32(first as u16 as i32 | (second as i32) << 16) }
 }

@@ -177,15 +177,20 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn prefetch_write<T: ?Sized>(self, item: &T) {
-        let start = std::ptr::from_ref(item).cast::<i8>();
-        for line in 0..size_of_val(item).div_ceil(64) {
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(line * 64)) }
-        }
+    fn prefetch_write<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
     }
     #[inline(always)]
     fn int_to_float(self, v: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn splat_int(self, n: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(n) }
+    }
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]
@@ -213,12 +218,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_add_epi16(v, _mm512_set1_epi16(n)) }
     }
     #[inline(always)]
-    fn minus_sum(self, x: &ActBlock, pairs: __m512i) -> __m512i {
-        let [first, second] = x.minus_halves;
-        unsafe {
-            let halves = _mm512_set1_epi32(first as u16 as i32 | (second as i32) << 16);
-            _mm512_madd_epi16(halves, pairs)
-        }
+    fn pair_dot(self, numbers: &[i16; 2], pairs: __m512i) -> __m512i {
+        unsafe { _mm512_madd_epi16(splat_pair(numbers), pairs) }
     }
 
     // vpdpbusd multiplies unsigned by signed bytes: the stored offset makes weights unsigned, and
@@ -232,7 +233,7 @@ impl Simd for Avx512 {
         unsafe {
             let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                let start = self.minus_sum(x[c], _mm512_set1_epi16(V::OFFSET as i16));
+                let start = self.pair_dot(&x[c].minus_halves, _mm512_set1_epi16(V::OFFSET as i16));
                 for r in 0..R {
                     acc[r][c] = start;
                 }
@@ -244,48 +245,85 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    fn dot_halves<V: Values, const R: usize, const C: usize>(
+    fn add_dots<V: Values, const R: usize, const C: usize>(
         self,
+        sums: &mut [[__m512i; C]; R],
         w: [&[u8]; R],
         scales: [__m512i; R],
         x: [&ActBlock; C],
-    ) -> [[__m512; C]; R] {
+    ) {
+        let dots = self.dot::<V, R, C>(w, x);
+        add_products(sums, dots, scales);
+    }
+    #[inline(always)]
+    fn add_dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[__m512i; C]; R],
+        w: [&[u8]; R],
+        scales: [__m512i; R],
+        x: [&ActBlock; C],
+    ) {
+        let mut numbers = scales;
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); C]; R];
-            let mut acc = [[_mm512_setzero_si512(); C]; R];
-            for c in 0..C {
-                let start = self.minus_sum(x[c], _mm512_set1_epi32(V::OFFSET));
-                for r in 0..R {
-                    acc[r][c] = start;
-                }
-            }
+            let mut acc = start_of_half::<V, false, R, C>(x);
             each_group!(group in [0 1 2 3] {
                 add_group::<V, R, C>(self, &mut acc, w, x, group);
             });
             for r in 0..R {
-                let scale = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales[r]));
-                let scale = _mm512_cvtepi32_ps(scale);
-                for c in 0..C {
-                    sums[r][c] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][c]), scale);
-                }
+                numbers[r] = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(scales[r]));
             }
-            for c in 0..C {
-                let start = self.minus_sum(x[c], _mm512_set1_epi32(V::OFFSET << 16));
-                for r in 0..R {
-                    acc[r][c] = start;
-                }
-            }
+            add_products(sums, acc, numbers);
+            let mut acc = start_of_half::<V, true, R, C>(x);
             each_group!(group in [4 5 6 7] {
                 add_group::<V, R, C>(self, &mut acc, w, x, group);
             });
             for r in 0..R {
-                let scale = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scales[r]));
-                for c in 0..C {
-                    // Whole numbers under 2^24: exact, fused or not.
-                    sums[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][c]), scale, sums[r][c]);
+                numbers[r] = _mm512_srai_epi32::<16>(scales[r]);
+            }
+            add_products(sums, acc, numbers);
+        }
+    }
+}
+
+/// -offset times the sum of each column's half. Shifts, as multiplications use the units of dot products.
+#[inline(always)]
+fn start_of_half<V: Values, const SECOND: bool, const R: usize, const C: usize>(
+    x: [&ActBlock; C],
+) -> [[__m512i; C]; R] {
+    const { assert!(V::OFFSET == 0 || (V::OFFSET as u32).is_power_of_two() && V::OFFSET <= 1 << 16) }
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let mut acc = [[_mm512_setzero_si512(); C]; R];
+        if V::OFFSET > 0 {
+            let by = _mm_cvtsi32_si128(16 - V::OFFSET.trailing_zeros() as i32);
+            for c in 0..C {
+                let pair = splat_pair(&x[c].minus_halves);
+                let pair = if SECOND {
+                    _mm512_and_si512(pair, _mm512_set1_epi32(-1 << 16))
+                } else {
+                    _mm512_slli_epi32::<16>(pair)
+                };
+                let start = _mm512_sra_epi32(pair, by);
+                for r in 0..R {
+                    acc[r][c] = start;
                 }
             }
-            sums
+        }
+        acc
+    }
+}
+
+/// sums += dots * scales.
+#[inline(always)]
+fn add_products<const R: usize, const C: usize>(
+    sums: &mut [[__m512i; C]; R],
+    dots: [[__m512i; C]; R],
+    scales: [__m512i; R],
+) {
+    for r in 0..R {
+        for c in 0..C {
+            // SAFETY: called only from methods of the token.
+            sums[r][c] = unsafe { _mm512_add_epi32(sums[r][c], _mm512_mullo_epi32(dots[r][c], scales[r])) };
         }
     }
 }
@@ -322,6 +360,13 @@ fn add_group<V: Values, const R: usize, const C: usize>(
             }
         }
     }
+}
+
+/// Two numbers in every lane.
+#[inline(always)]
+fn splat_pair(&[first, second]: &[i16; 2]) -> __m512i {
+    // SAFETY: called only from methods of the token.
+    unsafe { _mm512_set1_epi32(first as u16 as i32 | (second as i32) << 16) }
 }
 
 /// Values 4 * group .. 4 * group + 4 in every lane.

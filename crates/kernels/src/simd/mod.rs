@@ -40,17 +40,30 @@ pub struct ActBlock {
     /// Minus the sums of the values' two halves: they take out the offset that packed weights have, and
     /// are what minimums are multiplied by.
     pub minus_halves: [i16; 2],
+    /// In every second block of a run that shares its scale: minus the sums of the block before and of this one.
+    pub minus_both: [i16; 2],
     /// Within -127..=127.
     pub values: [i8; QK],
 }
 
-const _: () = assert!(size_of::<ActBlock>() == 40);
+const _: () = assert!(size_of::<ActBlock>() == 44);
 
-/// See [`ActBlock::minus_halves`].
-#[inline(always)]
-pub fn minus_halves(values: &[i8; QK]) -> [i16; 2] {
-    let [first, second] = [&values[..QK / 2], &values[QK / 2..]];
-    [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>())
+impl ActBlock {
+    /// Some values of the same scale.
+    #[inline(always)]
+    pub fn new(scale: f32, values: [i8; QK]) -> Self {
+        let [first, second] = [&values[..QK / 2], &values[QK / 2..]];
+        let minus_halves = [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>());
+        Self { scale, minus_halves, minus_both: [0; 2], values }
+    }
+
+    /// Fills in `minus_both` of every second block of a run.
+    #[inline(always)]
+    pub fn pair_up(run: &mut [Self]) {
+        for pair in run.chunks_exact_mut(2) {
+            pair[1].minus_both = [0, 1].map(|i| pair[i].minus_halves[0] + pair[i].minus_halves[1]);
+        }
+    }
 }
 
 /// Bits of rows' words: all 16 rows' with the token of an ISA, those of one register within a dot product.
@@ -146,6 +159,8 @@ pub trait Simd: Words {
     /// The nearest whole numbers (ties to even) of lanes within -128..=127.
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
     fn int_to_float(self, v: Self::I) -> Self::F;
+    fn splat_int(self, n: i32) -> Self::I;
+    fn add_ints(self, a: Self::I, b: Self::I) -> Self::I;
 
     /// Floats of these bits.
     fn float_bits(self, v: Self::I) -> Self::F;
@@ -157,8 +172,8 @@ pub trait Simd: Words {
     fn pairs(self, n: i16) -> Self::I;
     /// Adds `n` to both 16-bit numbers of each word.
     fn add_to_pairs(self, v: Self::I, n: i16) -> Self::I;
-    /// Each lane's pair of 16-bit numbers times the column's minus_halves, the products added.
-    fn minus_sum(self, x: &ActBlock, pairs: Self::I) -> Self::I;
+    /// Two numbers times each lane's pair of 16-bit numbers, the products added.
+    fn pair_dot(self, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
 
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item; what is there is not read.
@@ -166,9 +181,9 @@ pub trait Simd: Words {
     /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
     #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, _: &T, _: usize) {}
-    /// Asks for the cache lines of `item`, which will be written.
+    /// Asks for the cache line of an address, which will be written.
     #[inline(always)]
-    fn prefetch_write<T: ?Sized>(self, _: &T) {}
+    fn prefetch_write<T>(self, _: *const T) {}
 
     /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
     fn dot<V: Values, const R: usize, const C: usize>(
@@ -176,12 +191,20 @@ pub trait Simd: Words {
         w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[Self::I; C]; R];
-    /// The same with the dot products of a block's two halves times the row's pair of 16-bit `scales`,
-    /// added. They are exact also as floats: under 2^24.
-    fn dot_halves<V: Values, const R: usize, const C: usize>(
+    /// Adds such dot products times each row's word of `scales`, which 16 bits hold.
+    fn add_dots<V: Values, const R: usize, const C: usize>(
         self,
+        sums: &mut [[Self::I; C]; R],
         w: [&[u8]; R],
         scales: [Self::I; R],
         x: [&ActBlock; C],
-    ) -> [[Self::F; C]; R];
+    );
+    /// Adds the dot products of the blocks' two halves times each row's pair of 16-bit `scales`.
+    fn add_dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[Self::I; C]; R],
+        w: [&[u8]; R],
+        scales: [Self::I; R],
+        x: [&ActBlock; C],
+    );
 }

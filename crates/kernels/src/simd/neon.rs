@@ -232,6 +232,14 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     fn int_to_float(self, v: I32x16) -> F32x16 {
         quads!(vcvtq_f32_s32(v))
     }
+    #[inline(always)]
+    fn splat_int(self, n: i32) -> I32x16 {
+        unsafe { [vdupq_n_s32(n); 4] }
+    }
+    #[inline(always)]
+    fn add_ints(self, a: I32x16, b: I32x16) -> I32x16 {
+        quads!(vaddq_s32(a, b))
+    }
 
     #[inline(always)]
     fn float_bits(self, v: I32x16) -> F32x16 {
@@ -272,8 +280,8 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(vreinterpretq_s32_s16(sums))
     }
     #[inline(always)]
-    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
-        let [first, second] = x.minus_halves.map(i32::from);
+    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
+        let [first, second] = numbers.map(i32::from);
         let (low, high) = (quads!(low_half(pairs)), quads!(high_half(pairs)));
         let [first, second] = unsafe { [[vdupq_n_s32(first); 4], [vdupq_n_s32(second); 4]] };
         let sums = quads!(vmulq_s32(low, first));
@@ -286,51 +294,67 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         w: [&[u8]; R],
         x: [&ActBlock; C],
     ) -> [[I32x16; C]; R] {
-        unsafe {
-            let mut sums = [[[vdupq_n_s32(0); 4]; C]; R];
-            for r in 0..R {
-                let quads = [
-                    dot_quad::<V, DOT, C>(Quad(0), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(1), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(2), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(3), w[r], x),
-                ];
-                for c in 0..C {
-                    for (quad, [first, second]) in quads.into_iter().map(|quad| quad[c]).enumerate() {
-                        sums[r][c][quad] = vaddq_s32(first, second);
-                    }
-                }
-            }
-            sums
-        }
-    }
-    #[inline(always)]
-    fn dot_halves<V: Values, const R: usize, const C: usize>(
-        self,
-        w: [&[u8]; R],
-        scales: [I32x16; R],
-        x: [&ActBlock; C],
-    ) -> [[F32x16; C]; R] {
-        let mut sums = [[self.splat(0.0); C]; R];
+        let mut sums = [[self.splat_int(0); C]; R];
         for r in 0..R {
-            let scales = scales[r];
-            let (low, high) = (quads!(low_half(scales)), quads!(high_half(scales)));
-            unsafe {
-                let quads = [
-                    dot_quad::<V, DOT, C>(Quad(0), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(1), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(2), w[r], x),
-                    dot_quad::<V, DOT, C>(Quad(3), w[r], x),
-                ];
-                for c in 0..C {
-                    for (quad, [first, second]) in quads.into_iter().map(|quad| quad[c]).enumerate() {
-                        let sum = vmlaq_s32(vmulq_s32(first, low[quad]), second, high[quad]);
-                        sums[r][c][quad] = vcvtq_f32_s32(sum);
-                    }
-                }
+            let dots = block_dots::<V, DOT, C>(w[r], x);
+            for c in 0..C {
+                let [first, second] = dots[c];
+                sums[r][c] = quads!(vaddq_s32(first, second));
             }
         }
         sums
+    }
+    #[inline(always)]
+    fn add_dots<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[I32x16; C]; R],
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) {
+        let dots = self.dot::<V, R, C>(w, x);
+        for r in 0..R {
+            for c in 0..C {
+                let (sum, dot, scale) = (sums[r][c], dots[r][c], scales[r]);
+                sums[r][c] = quads!(vmlaq_s32(sum, dot, scale));
+            }
+        }
+    }
+    #[inline(always)]
+    fn add_dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[I32x16; C]; R],
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) {
+        for r in 0..R {
+            let scales = scales[r];
+            let (low, high) = (quads!(low_half(scales)), quads!(high_half(scales)));
+            let dots = block_dots::<V, DOT, C>(w[r], x);
+            for c in 0..C {
+                let (sum, [first, second]) = (sums[r][c], dots[c]);
+                let sum = quads!(vmlaq_s32(sum, first, low));
+                sums[r][c] = quads!(vmlaq_s32(sum, second, high));
+            }
+        }
+    }
+}
+
+/// Each column's dot products of the two halves of a block with all rows.
+#[inline(always)]
+fn block_dots<V: Values, const DOT: bool, const C: usize>(w: &[u8], x: [&ActBlock; C]) -> [[I32x16; 2]; C] {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let mut dots = [[[vdupq_n_s32(0); 4]; 2]; C];
+        for quad in 0..4 {
+            let of_quad = dot_quad::<V, DOT, C>(Quad(quad), w, x);
+            for c in 0..C {
+                dots[c][0][quad] = of_quad[c][0];
+                dots[c][1][quad] = of_quad[c][1];
+            }
+        }
+        dots
     }
 }
 
@@ -500,8 +524,8 @@ unsafe fn mull_16(sums: int32x4_t, rows: [int8x16_t; 4], x: &ActBlock, group: us
 mod tests {
     use super::*;
     use crate::float16::{f16_to_f32, f32_to_f16};
+    use crate::simd::QK;
     use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two};
-    use crate::simd::{QK, minus_halves};
 
     /// Both forms where the CPU has both.
     fn check_dots<V: Values, const DOT: bool, const C: usize>(w: &[u8], x: &[[i8; QK]; C]) {
@@ -509,7 +533,7 @@ mod tests {
             println!("no dot product instructions: their form was not run");
             return;
         };
-        let blocks = x.map(|values| ActBlock { scale: 1.0, minus_halves: minus_halves(&values), values });
+        let blocks = x.map(|values| ActBlock::new(1.0, values));
         let [got] = token.dot::<V, 1, C>([w], blocks.each_ref());
         for c in 0..C {
             for lane in 0..LANES {

@@ -244,6 +244,14 @@ impl<D: Dots> Simd for Wasm<D> {
     fn int_to_float(self, v: I32x16) -> F32x16 {
         quads!(f32x4_convert_i32x4(v))
     }
+    #[inline(always)]
+    fn splat_int(self, n: i32) -> I32x16 {
+        [i32x4_splat(n); 4]
+    }
+    #[inline(always)]
+    fn add_ints(self, a: I32x16, b: I32x16) -> I32x16 {
+        quads!(i32x4_add(a, b))
+    }
 
     #[inline(always)]
     fn float_bits(self, v: I32x16) -> F32x16 {
@@ -281,9 +289,9 @@ impl<D: Dots> Simd for Wasm<D> {
         quads!(i16x8_add(v, n))
     }
     #[inline(always)]
-    fn minus_sum(self, x: &ActBlock, pairs: I32x16) -> I32x16 {
-        let halves = [minus_halves(x); 4];
-        quads!(i32x4_dot_i16x8(halves, pairs))
+    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
+        let numbers = [splat_pair(numbers); 4];
+        quads!(i32x4_dot_i16x8(numbers, pairs))
     }
 
     #[inline(always)]
@@ -303,28 +311,47 @@ impl<D: Dots> Simd for Wasm<D> {
         sums
     }
     #[inline(always)]
-    fn dot_halves<V: Values, const R: usize, const C: usize>(
+    fn add_dots<V: Values, const R: usize, const C: usize>(
         self,
+        sums: &mut [[I32x16; C]; R],
         w: [&[u8]; R],
         scales: [I32x16; R],
         x: [&ActBlock; C],
-    ) -> [[F32x16; C]; R] {
-        let mut sums = [[self.splat(0.0); C]; R];
+    ) {
+        let dots = self.dot::<V, R, C>(w, x);
         for r in 0..R {
+            add_products(&mut sums[r], dots[r], scales[r]);
+        }
+    }
+    #[inline(always)]
+    fn add_dot_halves<V: Values, const R: usize, const C: usize>(
+        self,
+        sums: &mut [[I32x16; C]; R],
+        w: [&[u8]; R],
+        scales: [I32x16; R],
+        x: [&ActBlock; C],
+    ) {
+        for r in 0..R {
+            let scales = scales[r];
             let mut first = self.start::<V, true, false, C>(x);
             self.0.add::<V, true, false, C>(&mut first, w[r], x);
+            let numbers = each_quad!(_quad, at => i32x4_shr(i32x4_shl(scales[at], 16), 16));
+            add_products(&mut sums[r], first, numbers);
             let mut second = self.start::<V, false, true, C>(x);
             self.0.add::<V, false, true, C>(&mut second, w[r], x);
-            for c in 0..C {
-                for quad in 0..4 {
-                    let scales = scales[r][quad];
-                    let first = i32x4_mul(first[c][quad], i32x4_shr(i32x4_shl(scales, 16), 16));
-                    let second = i32x4_mul(second[c][quad], i32x4_shr(scales, 16));
-                    sums[r][c][quad] = f32x4_convert_i32x4(i32x4_add(first, second));
-                }
-            }
+            let numbers = each_quad!(_quad, at => i32x4_shr(scales[at], 16));
+            add_products(&mut sums[r], second, numbers);
         }
-        sums
+    }
+}
+
+/// sums += dots * scales.
+#[inline(always)]
+fn add_products<const C: usize>(sums: &mut [I32x16; C], dots: [I32x16; C], scales: I32x16) {
+    for c in 0..C {
+        for quad in 0..4 {
+            sums[c][quad] = i32x4_add(sums[c][quad], i32x4_mul(dots[c][quad], scales[quad]));
+        }
     }
 }
 
@@ -356,7 +383,7 @@ impl<D: Dots> Wasm<D> {
         let mut sums = [[i32x4_splat(0); 4]; C];
         if V::OFFSET != 0 {
             for c in 0..C {
-                sums[c] = [i32x4_dot_i16x8(minus_halves(x[c]), offsets); 4];
+                sums[c] = [i32x4_dot_i16x8(splat_pair(&x[c].minus_halves), offsets); 4];
             }
         }
         sums
@@ -484,10 +511,11 @@ fn pow2(n: v128) -> v128 {
     i32x4_shl(f32x4_add(n, f32x4_splat(MAGIC + 127.0)), 23)
 }
 
+/// Two numbers in every lane.
 #[inline(always)]
-fn minus_halves(x: &ActBlock) -> v128 {
+fn splat_pair(numbers: &[i16; 2]) -> v128 {
     // SAFETY: the load covers the array, and needs no alignment.
-    unsafe { v128_load32_splat(x.minus_halves.as_ptr().cast()) }
+    unsafe { v128_load32_splat(numbers.as_ptr().cast()) }
 }
 
 /// Values 4 * group .. 4 * group + 4 in every lane.
