@@ -9,6 +9,7 @@ use crate::choose::Asked;
 use crate::compile::Attention;
 use crate::exec::{Token, Work};
 use crate::kv::{KvLayout, LayerLayout};
+use crate::plan::KvLayer;
 use crate::sparse::{BlockSource, Choice, Place};
 use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{AttendJob, BLOCK, CHUNK, MAX_QUERIES, Query, state_len};
@@ -78,24 +79,31 @@ struct Item<'a> {
 }
 
 impl Division {
-    pub fn new(shape: Shape, tokens: &[Token], threads: usize) -> Self {
+    /// Of no tokens.
+    pub fn new(shape: Shape) -> Self {
+        Self { shape, spans: Vec::new(), items: 0, merges: 0, states: 0 }
+    }
+
+    /// Divides a step's tokens anew, in the memory of the last step.
+    pub fn divide(&mut self, tokens: &[Token], threads: usize) {
+        let shape = self.shape;
         let (_, part) = shape.parts();
         let enough = (threads * ITEMS_PER_THREAD).div_ceil(shape.heads());
         let most = (MAX_QUERIES / part).min(tokens.len() / enough).clamp(1, BLOCK);
-        let mut spans = spans(tokens, 1 << most.ilog2(), shape.window);
-        let costs: Vec<usize> = spans.iter().map(|span| span.tokens.len() * span.chunks.len()).collect();
-        let share = (costs.iter().sum::<usize>() * shape.heads() / (threads * ITEMS_PER_THREAD)).max(1);
-        let (mut items, mut merges, mut states) = (0, 0, 0);
-        for (span, cost) in spans.iter_mut().zip(costs) {
-            (span.items, span.merges, span.states) = (items, merges, states);
-            span.pieces = if threads == 1 { 1 } else { cost.div_ceil(share).clamp(1, span.chunks.len()) };
-            items += shape.heads() * span.pieces;
+        find_spans(&mut self.spans, tokens, 1 << most.ilog2(), shape.window);
+        let cost = self.spans.iter().map(Span::cost).sum::<usize>() * shape.heads();
+        let share = (cost / (threads * ITEMS_PER_THREAD)).max(1);
+        (self.items, self.merges, self.states) = (0, 0, 0);
+        for span in &mut self.spans {
+            (span.items, span.merges, span.states) = (self.items, self.merges, self.states);
+            span.pieces =
+                if threads == 1 { 1 } else { span.cost().div_ceil(share).clamp(1, span.chunks.len()) };
+            self.items += shape.heads() * span.pieces;
             if span.pieces > 1 {
-                merges += shape.heads();
-                states += shape.heads() * span.states_len(&shape);
+                self.merges += shape.heads();
+                self.states += shape.heads() * span.states_len(&shape);
             }
         }
-        Self { shape, spans, items, merges, states }
     }
 
     fn item(&self, index: usize) -> Item<'_> {
@@ -130,6 +138,10 @@ impl Division {
 }
 
 impl Span {
+    fn cost(&self) -> usize {
+        self.tokens.len() * self.chunks.len()
+    }
+
     /// Floats of the states of one part of a KV head's group.
     fn states_len(&self, shape: &Shape) -> usize {
         self.chunks.len() * self.tokens.len() * shape.parts().1 * state_len(shape.value_dim)
@@ -142,8 +154,8 @@ impl Span {
 }
 
 /// Runs of up to `most` tokens of one entry, a power of two, within the same multiple of it.
-fn spans(tokens: &[Token], most: usize, window: Option<usize>) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::new();
+fn find_spans(spans: &mut Vec<Span>, tokens: &[Token], most: usize, window: Option<usize>) {
+    spans.clear();
     for (i, token) in tokens.iter().enumerate() {
         let end = token.position / CHUNK + 1;
         match spans.last_mut() {
@@ -158,7 +170,6 @@ fn spans(tokens: &[Token], most: usize, window: Option<usize>) -> Vec<Span> {
             }
         }
     }
-    spans
 }
 
 /// Consecutive tokens of one block of positions each.
@@ -174,6 +185,7 @@ fn blocks(tokens: &[Token], run: Range<usize>) -> impl Iterator<Item = Range<usi
 }
 
 /// The blocks of keys that one layer's queries keep, by entry and KV head.
+#[derive(Default)]
 pub struct Chosen {
     /// The tokens of each entry that does not keep all keys.
     entries: Vec<Range<usize>>,
@@ -184,10 +196,12 @@ pub struct Chosen {
 type BlockChoice = (usize, Option<Arc<Choice>>);
 
 impl Chosen {
-    pub fn new(work: &Work, layout: &KvLayout) -> Self {
-        let mut entries: Vec<Range<usize>> = Vec::new();
+    /// Makes room for a step's choices, in the memory of the last step.
+    pub fn begin(&mut self, work: &Work, layout: &KvLayout) {
+        let Self { entries, choices } = self;
+        entries.clear();
         for (i, token) in work.tokens.iter().enumerate() {
-            if work.sources[token.entry].prefill.is_empty() {
+            if work.entries[token.entry].sources.prefill.is_empty() {
                 continue;
             }
             match entries.last_mut() {
@@ -195,8 +209,7 @@ impl Chosen {
                 _ => entries.push(i..i + 1),
             }
         }
-        let choices = (0..entries.len() * layout.most_heads()).map(|_| Mutex::default()).collect();
-        Self { entries, choices }
+        choices.resize_with(entries.len() * layout.most_heads(), Mutex::default);
     }
 
     pub fn items(&self, layer: LayerLayout) -> usize {
@@ -217,6 +230,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a thread works in.
+pub struct Scratch {
+    attend: AttendScratch,
+    queries: Vec<Query>,
+}
+
+impl Scratch {
+    /// With room for all layers' items, so that a thread may take its first at any time.
+    pub fn new(layers: &[KvLayer]) -> Self {
+        let most = |size: fn(&KvLayer) -> usize| layers.iter().map(size).max().unwrap_or(0);
+        let attend = AttendScratch::with_room(most(|layer| layer.head_dim), most(KvLayer::values));
+        Self { attend, queries: Vec::with_capacity(MAX_QUERIES) }
+    }
+}
+
 /// One attention op in one step.
 pub struct Attending<'a> {
     pub of: &'a Attention,
@@ -232,28 +260,30 @@ pub struct Attending<'a> {
 }
 
 impl Attending<'_> {
-    pub fn item(&self, index: usize, scratch: &mut AttendScratch) {
+    pub fn item(&self, index: usize, scratch: &mut Scratch) {
         let item = self.division.item(index);
-        let queries = self.queries(&item);
+        let Scratch { attend, queries } = scratch;
+        self.find_queries(&item, queries);
         let choice = self.chosen.choice(self.work, &item);
-        let job = AttendJob { kept: choice.as_deref().map(Choice::kept), ..self.job(&item, &queries) };
+        let job = AttendJob { kept: choice.as_deref().map(Choice::kept), ..self.job(&item, queries) };
         if item.span.pieces == 1 {
-            return (self.table.attend)(&job, scratch);
+            return (self.table.attend)(&job, attend);
         }
         let chunks = item.span.piece(item.piece);
         let before = (chunks.start - item.span.chunks.start) * queries.len() * job.state_len();
         let states = self.states.from(self.division.states_at(&item) + before);
-        (self.table.attend_part)(&job, chunks, states, scratch);
+        (self.table.attend_part)(&job, chunks, states, attend);
     }
 
-    pub fn merge(&self, index: usize, scratch: &mut AttendScratch) {
+    pub fn merge(&self, index: usize, scratch: &mut Scratch) {
         let item = self.division.merge(index);
-        let queries = self.queries(&item);
-        let job = self.job(&item, &queries);
+        let Scratch { attend, queries } = scratch;
+        self.find_queries(&item, queries);
+        let job = self.job(&item, queries);
         let at = self.division.states_at(&item);
         let len = item.span.chunks.len() * queries.len() * job.state_len();
         // SAFETY: written in the phase before, and by none that runs now.
-        (self.table.merge_parts)(&job, unsafe { self.states.read(at..at + len) }, scratch);
+        (self.table.merge_parts)(&job, unsafe { self.states.read(at..at + len) }, attend);
     }
 
     /// Chooses the keys of all of an entry's tokens for one KV head.
@@ -261,11 +291,12 @@ impl Attending<'_> {
         let (layer, kv_heads) = (self.layer(), self.layer().kv_heads);
         let (run, kv_head) = (&self.chosen.entries[index / kv_heads], index % kv_heads);
         let entry = self.work.tokens[run.start].entry;
-        let sources = &self.work.sources[entry];
+        let of = &self.work.entries[entry];
+        let sources = of.sources;
         let mut choices = Vec::new();
-        let mut state = lock(&self.work.heads[entry][layer.heads_before + kv_head]);
+        let mut state = lock(&of.heads[layer.heads_before + kv_head]);
         let keys =
-            Keys { pages: &self.work.pages[entry], at: layer.keys_at(kv_head), head_dim: layer.head_dim };
+            Keys { pages: self.work.pages_of(entry), at: layer.keys_at(kv_head), head_dim: layer.head_dim };
         let first = self.work.tokens[run.start].position / BLOCK;
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
@@ -312,7 +343,7 @@ impl Attending<'_> {
         self.layout.layer(self.of.layer)
     }
 
-    fn queries(&self, item: &Item) -> Vec<Query> {
+    fn find_queries(&self, item: &Item, queries: &mut Vec<Query>) {
         let (layer, group) = (self.layer(), self.division.shape.group);
         let query = |token: usize, head: usize| {
             let row = token * self.of.heads + head;
@@ -324,11 +355,10 @@ impl Attending<'_> {
             }
         };
         let heads = item.heads.start + item.kv_head * group..item.heads.end + item.kv_head * group;
-        let tokens = item.span.tokens.clone();
-        tokens
-            .flat_map(|token| heads.clone().map(move |head| (token, head)))
-            .map(|(t, h)| query(t, h))
-            .collect()
+        queries.clear();
+        for token in item.span.tokens.clone() {
+            queries.extend(heads.clone().map(|head| query(token, head)));
+        }
     }
 
     fn job<'b>(&'b self, item: &Item, queries: &'b [Query]) -> AttendJob<'b> {
@@ -340,7 +370,7 @@ impl Attending<'_> {
             out: self.out,
             head_dim: layer.head_dim,
             value_dim: layer.value_dim,
-            pages: &self.work.pages[self.work.tokens[item.span.tokens.start].entry],
+            pages: self.work.pages_of(self.work.tokens[item.span.tokens.start].entry),
             keys_at: layer.keys_at(item.kv_head),
             values_at: layer.values_at(item.kv_head),
             scale: of.scale,

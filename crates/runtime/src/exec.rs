@@ -5,13 +5,14 @@
 //! thread that comes late, or not at all because the system runs something else, holds nobody up unless it has
 //! taken an item.
 
-use crate::attention::{Attending, Chosen, Division, Shape};
+use crate::attention::{Attending, Chosen, Division, Scratch};
 use crate::choose::HeadState;
 use crate::compile::{Attention, Compiled, Experts, LinearPart, Out, Phase, RowOp};
 use crate::error::{Error, Result};
 use crate::experts::{ExpertStore, SharedExperts};
 use crate::kv::KvLayout;
 use crate::plan::{Plan, RowKind};
+use crate::reuse::emptied;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
 use crate::sparse::Sources;
@@ -19,7 +20,6 @@ use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
 use kernels::exp::exp;
-use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{BLOCK, StoreJob};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::packed::{ActKind, Matrix};
@@ -29,7 +29,7 @@ use kernels::view::{Aligned, Shared};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// An item is this part of what is left of a thread's share: large ones first, then ever smaller ones, so that
@@ -58,6 +58,15 @@ pub struct Token {
     pub position: usize,
 }
 
+/// What an entry's sequence holds.
+pub struct EntryState<'a> {
+    /// Which of [`Work::pages`].
+    pub pages: Range<usize>,
+    /// How its layers choose keys, and what is known of each KV head's keys for that.
+    pub sources: &'a Sources,
+    pub heads: &'a [Mutex<HeadState>],
+}
+
 /// What one step computes.
 pub struct Work<'a> {
     pub tokens: &'a [Token],
@@ -66,15 +75,20 @@ pub struct Work<'a> {
     pub logit_rows: usize,
     /// The most threads that take part.
     pub threads: usize,
-    /// Each entry's pages.
-    pub pages: &'a [Vec<Shared<'a, u16>>],
-    /// How each entry's layers choose keys, and what is known of each KV head's keys for that.
-    pub sources: &'a [Arc<Sources>],
-    pub heads: &'a [Vec<Mutex<HeadState>>],
+    /// Of all entries.
+    pub pages: &'a [Shared<'a, u16>],
+    pub entries: &'a [EntryState<'a>],
     /// Where each entry's routes are counted, if they are.
     pub routings: &'a [Option<Mutex<Routing>>],
     /// Asked between phases: whether to give up.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> Work<'a> {
+    /// The pages of the entry's sequence.
+    pub fn pages_of(&self, entry: usize) -> &'a [Shared<'a, u16>] {
+        &self.pages[self.entries[entry].pages.clone()]
+    }
 }
 
 /// A plan and what it is bound to.
@@ -94,8 +108,13 @@ pub struct Executor {
     acts: ActStore,
     experts: ExpertStore,
     logits: Aligned<f32>,
-    scratch: Vec<Mutex<AttendScratch>>,
+    scratch: Vec<Mutex<Scratch>>,
+    /// Of each of the plan's shapes of attention.
+    divisions: Vec<Division>,
+    chosen: Chosen,
     states: Vec<f32>,
+    /// Empty: memory for a list that every run needs.
+    views: Vec<Shared<'static, f32>>,
     angles: Vec<Vec<[f32; 2]>>,
     counters: Vec<Counter>,
     /// The phase that comes next.
@@ -166,8 +185,11 @@ impl Executor {
                 .ok_or_else(|| Error::memory("the activations", max_tokens.checked_mul(width)))?,
             experts: ExpertStore::new(compiled, max_tokens)?,
             logits: floats("the logits", max_logit_rows, plan.vocab_size)?,
-            scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
+            scratch: (0..pool.threads()).map(|_| Mutex::new(Scratch::new(&plan.kv_layers))).collect(),
+            divisions: compiled.shapes.iter().map(|&shape| Division::new(shape)).collect(),
+            chosen: Chosen::default(),
             states: Vec::new(),
+            views: Vec::new(),
             angles: vec![Vec::new(); plan.ropes.len()],
             counters: compiled.phases.iter().map(|_| Counter::new(pool.threads())).collect(),
             at: 0,
@@ -188,14 +210,24 @@ impl Executor {
     }
 
     /// Starts a step, of which nothing is computed yet.
-    pub fn begin(&mut self, bound: &Bound, work: &Work) {
+    pub fn begin(&mut self, bound: &Bound, work: &Work) -> Result<()> {
         self.at = 0;
+        self.divisions.iter_mut().for_each(|division| division.divide(work.tokens, self.pool.threads()));
+        let states = self.divisions.iter().map(|division| division.states).max().unwrap_or(0);
+        if self.states.len() < states {
+            let more = states - self.states.len();
+            let reserved = self.states.try_reserve(more);
+            reserved.map_err(|_| Error::memory("the states of attention", states.checked_mul(4)))?;
+            self.states.resize(states, 0.0);
+        }
+        self.chosen.begin(work, bound.layout);
         for (angles, rope) in self.angles.iter_mut().zip(bound.ropes) {
             angles.resize(work.tokens.len() * rope.pairs(), [0.0; 2]);
             for (token, out) in work.tokens.iter().zip(angles.chunks_mut(rope.pairs().max(1))) {
                 rope.angles(token.position, out);
             }
         }
+        Ok(())
     }
 
     /// The experts in use of the mixture that `run` has come to, and from which on they are still to
@@ -229,17 +261,8 @@ impl Executor {
                 .map(|i| i + 1),
         };
         let end = end.map_or(all, |count| start + count);
-        let threads = self.pool.threads();
-        let divide = |&shape: &Shape| Division::new(shape, work.tokens, threads);
-        let divisions: Vec<Division> = compiled.shapes.iter().map(divide).collect();
-        let states = divisions.iter().map(|division| division.states).max().unwrap_or(0);
-        if self.states.len() < states {
-            let more = states - self.states.len();
-            let reserved = self.states.try_reserve(more);
-            reserved.map_err(|_| Error::memory("the states of attention", states.checked_mul(4)))?;
-            self.states.resize(states, 0.0);
-        }
-        let chosen = Chosen::new(work, layout);
+        let mut buffers = emptied(std::mem::take(&mut self.views));
+        buffers.extend(self.buffers.iter_mut().map(Aligned::shared));
         self.counters[start..end].iter().for_each(Counter::reset);
         let threads = work.threads.clamp(1, self.pool.threads());
         let run = Run {
@@ -251,10 +274,10 @@ impl Executor {
             layout,
             ropes,
             work,
-            divisions,
-            chosen,
+            divisions: &self.divisions,
+            chosen: &self.chosen,
             states: Shared::new(&mut self.states),
-            buffers: self.buffers.iter_mut().map(Aligned::shared).collect(),
+            buffers,
             acts: self.acts.shared(),
             experts: self.experts.shared(),
             logits: self.logits.shared(),
@@ -269,7 +292,9 @@ impl Executor {
         } else {
             self.pool.run_on(threads, &|thread| run.walk(thread));
         }
-        run.gate.result()?;
+        let Run { gate, buffers, .. } = run;
+        self.views = emptied(buffers);
+        gate.result()?;
         self.at = if some { start } else { end };
         Ok(match phases.get(self.at) {
             Some(Phase::ExpertGlu(of)) => Some(of.mixture),
@@ -345,14 +370,14 @@ struct Run<'a> {
     layout: &'a KvLayout,
     ropes: &'a [Frequencies],
     work: &'a Work<'a>,
-    divisions: Vec<Division>,
-    chosen: Chosen,
+    divisions: &'a [Division],
+    chosen: &'a Chosen,
     states: Shared<'a, f32>,
     buffers: Vec<Shared<'a, f32>>,
     acts: SharedActs<'a>,
     experts: SharedExperts<'a>,
     logits: Shared<'a, f32>,
-    scratch: &'a [Mutex<AttendScratch>],
+    scratch: &'a [Mutex<Scratch>],
     angles: &'a [Vec<[f32; 2]>],
     counters: &'a [Counter],
     threads: usize,
@@ -531,7 +556,7 @@ impl Run<'_> {
             let tokens = (0..self.work.tokens.len()).filter(|&token| self.work.tokens[token].entry == entry);
             // SAFETY: routes were written before, and are not meanwhile.
             let experts = tokens.flat_map(|token| unsafe { self.experts.routes(token, top_k) }.iter());
-            lock(routing).0[of.mixture].step(experts.map(|route| route.expert), |expert| {
+            lock(routing).0[of.mixture].count(experts.map(|route| route.expert), |expert| {
                 self.weights.is_missing(of.mixture, expert)
             });
         }
@@ -600,7 +625,7 @@ impl Run<'_> {
         Attending {
             of,
             division: &self.divisions[of.shape],
-            chosen: &self.chosen,
+            chosen: self.chosen,
             work: self.work,
             layout: self.layout,
             sinks: of.sinks.map(|sinks| self.weights.vector(sinks)),
@@ -688,7 +713,7 @@ impl Run<'_> {
     fn store_kv(&self, k: &[f32], v: &[f32], row: usize, layer: usize) -> std::result::Result<(), NonFinite> {
         let layer = self.layout.layer(layer);
         let token = self.work.tokens[row];
-        let page = &self.work.pages[token.entry][token.position / BLOCK];
+        let page = &self.work.pages_of(token.entry)[token.position / BLOCK];
         let heads = k.chunks_exact(layer.head_dim).zip(v.chunks_exact(layer.value_dim));
         for (head, (k, v)) in heads.enumerate() {
             let (keys_at, values_at) = (layer.keys_at(head), layer.values_at(head));

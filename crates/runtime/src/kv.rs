@@ -103,8 +103,8 @@ impl KvCache {
         self.len += tokens;
     }
 
-    pub fn shared(&mut self) -> Vec<Shared<'_, u16>> {
-        self.pages.iter_mut().map(Aligned::shared).collect()
+    pub fn shared(&mut self) -> impl ExactSizeIterator<Item = Shared<'_, u16>> {
+        self.pages.iter_mut().map(Aligned::shared)
     }
 
     /// No longer counts the cache's memory, which is about to be freed.

@@ -11,6 +11,7 @@ mod experts;
 pub mod kv;
 pub mod model;
 pub mod plan;
+mod reuse;
 pub mod rope;
 pub mod routing;
 pub mod sparse;

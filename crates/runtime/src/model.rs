@@ -4,9 +4,10 @@ use crate::choose::{HeadState, Tally};
 use crate::compile::{Compiled, compile};
 use crate::demand::Wanted;
 use crate::error::{Error, Result};
-use crate::exec::{Bound, Executor, Token, Work};
+use crate::exec::{Bound, EntryState, Executor, Token, Work};
 use crate::kv::{KvCache, KvLayout};
 use crate::plan::Plan;
+use crate::reuse::emptied;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
 use crate::sparse::{BlockSource, Sources};
@@ -55,10 +56,31 @@ pub enum Progress {
 }
 
 /// A step's tokens; its outputs, those with logits first; and how many have logits.
+#[derive(Default)]
 struct LaidOut {
     tokens: Vec<Token>,
     outputs: Vec<usize>,
     logit_rows: usize,
+    /// Outputs without logits, until they come after the others.
+    hidden: Vec<usize>,
+}
+
+/// Lists that every step fills; between steps only their memory is of use.
+#[derive(Default)]
+struct Lists {
+    held: Vec<Arc<Held>>,
+    /// For the locks of sequences, which have the size of two addresses.
+    sequences: Vec<[usize; 2]>,
+    laid_out: LaidOut,
+    routings: Vec<Option<Mutex<Routing>>>,
+    spare_run: RunLists,
+}
+
+/// Those that borrow from sequences while they run: empty between.
+#[derive(Default)]
+struct RunLists {
+    pages: Vec<Shared<'static, u16>>,
+    entries: Vec<EntryState<'static>>,
 }
 
 /// A step that waits for experts; the executor holds what was computed.
@@ -150,6 +172,7 @@ pub struct Model {
     /// Made at the first step, when the rope factors are there.
     ropes: Mutex<Option<Arc<Vec<Frequencies>>>>,
     executor: Mutex<Executor>,
+    lists: Mutex<Lists>,
     paused: Mutex<Option<Paused>>,
     sequences: Mutex<Sequences>,
     kv_bytes: Arc<AtomicUsize>,
@@ -191,6 +214,7 @@ impl Model {
             weights: RwLock::new(weights),
             ropes: Mutex::new(None),
             executor: Mutex::new(executor),
+            lists: Mutex::default(),
             paused: Mutex::default(),
             sequences: Mutex::default(),
             kv_bytes: Arc::default(),
@@ -387,41 +411,55 @@ impl Model {
     /// The same, as far as it comes without experts that only the caller can read. Once they are
     /// supplied, the same call goes on where it stopped; any other gives the step up.
     pub fn advance(&self, batch: &[Entry]) -> Result<Progress> {
-        let held = self.find(batch)?;
+        let mut lists = std::mem::take(&mut *lock(&self.lists));
+        let result = self.advance_with(batch, &mut lists);
+        lists.held.clear();
+        *lock(&self.lists) = lists;
+        result
+    }
+
+    fn advance_with(&self, batch: &[Entry], lists: &mut Lists) -> Result<Progress> {
+        let Lists { held, sequences: spare, laid_out, routings, spare_run } = lists;
+        self.find(batch, held)?;
         let mut executor = lock(&self.executor);
         let executor = &mut *executor;
         let paused = lock(&self.paused).take().filter(|paused| paused.is_at(batch));
-        let mut sequences: Vec<MutexGuard<Sequence>> = held.iter().map(|held| lock(&held.inner)).collect();
-        let laid_out = self.lay_out(batch, &sequences, executor)?;
+        let mut sequences: Vec<MutexGuard<Sequence>> = emptied(std::mem::take(spare));
+        sequences.extend(held.iter().map(|held| lock(&held.inner)));
+        self.lay_out(batch, &sequences, executor, laid_out)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.reserve(&self.layout, entry.tokens.len())?;
         }
-        let (routings, mut at, mut admitted) = match paused {
-            Some(Paused { routings, mixture, .. }) => (routings, Some(mixture), true),
+        let mut admitted = paused.is_some();
+        let mut at = match paused {
+            Some(paused) => {
+                *routings = paused.routings;
+                Some(paused.mixture)
+            }
             None => {
-                let routings: Vec<_> = held.iter().map(|held| self.scratch_routing(held)).collect();
-                let at = self.run(executor, &held, &mut sequences, &laid_out, &routings, true)?;
-                (routings, at, false)
+                self.begin_routings(held, routings);
+                self.run(executor, (held, &mut sequences), laid_out, routings, spare_run, true)?
             }
         };
         while let Some(mixture) = at {
             let wanted = self.bring_experts(executor, mixture, admitted)?;
             if !wanted.is_empty() {
-                *lock(&self.paused) = Some(Paused::new(batch, mixture, routings));
+                *lock(&self.paused) = Some(Paused::new(batch, mixture, std::mem::take(routings)));
                 return Ok(Progress::Needs(wanted));
             }
             admitted = false;
-            at = self.run(executor, &held, &mut sequences, &laid_out, &routings, false)?;
+            at = self.run(executor, (held, &mut sequences), laid_out, routings, spare_run, false)?;
         }
         let results = self.collect(batch, &mut sequences, executor, laid_out.logit_rows)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.advance(entry.tokens.len());
         }
-        for (held, counted) in held.iter().zip(&routings) {
+        for (held, counted) in held.iter().zip(&*routings) {
             if let (Some(routing), Some(counted)) = (&mut *lock(&held.routing), counted) {
                 routing.add(&lock(counted));
             }
         }
+        *spare = emptied(sequences);
         Ok(Progress::Done(results))
     }
 
@@ -433,9 +471,16 @@ impl Model {
         demand.supply(wanted, bytes, executor.pool.as_ref(), self.threads_of_step())
     }
 
-    /// Where a step counts the routes of a sequence that has them counted.
-    fn scratch_routing(&self, held: &Held) -> Option<Mutex<Routing>> {
-        lock(&held.routing).is_some().then(|| Mutex::new(Routing::new(&self.compiled.mixtures)))
+    /// Where a step counts the routes of sequences that have them counted.
+    fn begin_routings(&self, held: &[Arc<Held>], routings: &mut Vec<Option<Mutex<Routing>>>) {
+        routings.resize_with(held.len(), || None);
+        for (held, routing) in held.iter().zip(routings) {
+            match (lock(&held.routing).is_some(), &mut *routing) {
+                (true, Some(before)) => lock(before).clear(),
+                (true, None) => *routing = Some(Mutex::new(Routing::new(&self.compiled.mixtures))),
+                (false, _) => *routing = None,
+            }
+        }
     }
 
     fn threads_of_step(&self) -> usize {
@@ -458,26 +503,29 @@ impl Model {
     fn run(
         &self,
         executor: &mut Executor,
-        held: &[Arc<Held>],
-        sequences: &mut [MutexGuard<Sequence>],
+        (held, sequences): (&[Arc<Held>], &mut [MutexGuard<Sequence>]),
         laid_out: &LaidOut,
         routings: &[Option<Mutex<Routing>>],
+        spare: &mut RunLists,
         begin: bool,
     ) -> Result<Option<usize>> {
         let weights = self.weights.read().unwrap_or_else(PoisonError::into_inner);
         let ropes = self.frequencies(&weights)?;
-        let sources: Vec<Arc<Sources>> = sequences.iter().map(|s| Arc::clone(&s.sources)).collect();
-        let mut heads: Vec<Vec<Mutex<HeadState>>> =
-            sequences.iter_mut().map(|s| std::mem::take(&mut s.heads)).collect();
-        let pages: Vec<Vec<Shared<u16>>> = sequences.iter_mut().map(|s| s.cache.shared()).collect();
+        let RunLists { pages, entries } = std::mem::take(spare);
+        let (mut pages, mut entries) = (emptied(pages), emptied(entries));
+        for sequence in sequences {
+            let Sequence { cache, sources, heads, .. } = &mut **sequence;
+            let first = pages.len();
+            pages.extend(cache.shared());
+            entries.push(EntryState { pages: first..pages.len(), sources, heads });
+        }
         let work = Work {
             tokens: &laid_out.tokens,
             outputs: &laid_out.outputs,
             logit_rows: laid_out.logit_rows,
             threads: self.threads_of_step(),
             pages: &pages,
-            sources: &sources,
-            heads: &heads,
+            entries: &entries,
             routings,
             cancelled: &|| held.iter().all(|held| held.freed.load(Ordering::Relaxed)),
         };
@@ -490,19 +538,15 @@ impl Model {
             ropes: &ropes,
         };
         if begin {
-            executor.begin(&bound, &work);
+            executor.begin(&bound, &work)?;
         }
         let result = executor.run(&bound, &work);
-        drop(pages);
-        for (sequence, heads) in sequences.iter_mut().zip(heads.drain(..)) {
-            sequence.heads = heads;
-        }
+        *spare = RunLists { pages: emptied(pages), entries: emptied(entries) };
         result
     }
 
-    fn find(&self, batch: &[Entry]) -> Result<Vec<Arc<Held>>> {
+    fn find(&self, batch: &[Entry], found: &mut Vec<Arc<Held>>) -> Result<()> {
         let sequences = lock(&self.sequences);
-        let mut found: Vec<Arc<Held>> = Vec::with_capacity(batch.len());
         for entry in batch {
             let held = sequences.held.get(&entry.sequence);
             let held = held.ok_or_else(|| Error::disposed(&format!("sequence {}", entry.sequence)))?;
@@ -511,7 +555,7 @@ impl Model {
             }
             found.push(Arc::clone(held));
         }
-        Ok(found)
+        Ok(())
     }
 
     fn lay_out(
@@ -519,9 +563,11 @@ impl Model {
         batch: &[Entry],
         sequences: &[MutexGuard<Sequence>],
         executor: &Executor,
-    ) -> Result<LaidOut> {
-        let mut tokens = Vec::new();
-        let (mut logits, mut hidden) = (Vec::new(), Vec::new());
+        LaidOut { tokens, outputs, hidden, logit_rows }: &mut LaidOut,
+    ) -> Result<()> {
+        tokens.clear();
+        outputs.clear();
+        hidden.clear();
         for (i, (entry, sequence)) in batch.iter().zip(sequences).enumerate() {
             let (start, count) = (sequence.cache.tokens(), entry.tokens.len());
             self.check_entry(entry, start, sequence.sampler.is_some())?;
@@ -533,26 +579,26 @@ impl Model {
             }));
             match entry.want {
                 Want::Nothing => {}
-                Want::Sample | Want::LastLogits => logits.push(first + count - 1),
-                Want::AllLogits => logits.extend(first..first + count),
+                Want::Sample | Want::LastLogits => outputs.push(first + count - 1),
+                Want::AllLogits => outputs.extend(first..first + count),
                 Want::AllHidden => hidden.extend(first..first + count),
             }
         }
-        if tokens.len() > executor.max_tokens || logits.len() > executor.max_logit_rows {
+        *logit_rows = outputs.len();
+        if tokens.len() > executor.max_tokens || *logit_rows > executor.max_logit_rows {
             return Err(Error::argument(
                 format!(
                     "a step of {} tokens and {} rows of logits, at most {} and {} fit",
                     tokens.len(),
-                    logits.len(),
+                    logit_rows,
                     executor.max_tokens,
                     executor.max_logit_rows
                 ),
                 "Split the step.",
             ));
         }
-        let logit_rows = logits.len();
-        logits.extend(hidden);
-        Ok(LaidOut { tokens, outputs: logits, logit_rows })
+        outputs.append(hidden);
+        Ok(())
     }
 
     fn check_entry(&self, entry: &Entry, start: usize, has_sampler: bool) -> Result<()> {

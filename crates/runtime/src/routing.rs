@@ -24,6 +24,14 @@ impl Routing {
         Self(mixtures.iter().map(tally).collect())
     }
 
+    /// All zero again.
+    pub fn clear(&mut self) {
+        for tally in &mut self.0 {
+            tally.tokens.fill(0);
+            (tally.reads, tally.misses) = (0, 0);
+        }
+    }
+
     pub fn add(&mut self, other: &Self) {
         for (tally, other) in self.0.iter_mut().zip(&other.0) {
             for (sum, &count) in tally.tokens.iter_mut().zip(&other.tokens) {
@@ -36,15 +44,14 @@ impl Routing {
 }
 
 impl Tally {
-    /// Counts one step's routes of a sequence.
-    pub fn step(&mut self, experts: impl Iterator<Item = u32>, is_missing: impl Fn(u32) -> bool) {
-        let before = self.tokens.clone();
+    /// Counts one step's routes of a sequence, where nothing is counted yet.
+    pub fn count(&mut self, experts: impl Iterator<Item = u32>, is_missing: impl Fn(u32) -> bool) {
         for expert in experts {
             let count = &mut self.tokens[expert as usize];
             *count = count.saturating_add(1);
         }
-        for (expert, (count, before)) in self.tokens.iter().zip(before).enumerate() {
-            if *count > before {
+        for (expert, count) in self.tokens.iter().enumerate() {
+            if *count > 0 {
                 self.reads = self.reads.saturating_add(1);
                 self.misses = self.misses.saturating_add(is_missing(expert as u32) as u32);
             }

@@ -40,6 +40,12 @@ struct Rows {
 }
 
 impl Rows {
+    fn reserve(&mut self, rows: usize, vectors: usize) {
+        self.max.reserve(rows);
+        self.sums.reserve(rows);
+        self.o.reserve(rows * vectors);
+    }
+
     fn clear(&mut self, rows: usize, vectors: usize) {
         fill(&mut self.max, rows, f32::NEG_INFINITY);
         fill(&mut self.sums, rows, [0.0; LANES]);
@@ -66,6 +72,18 @@ impl Default for AttendScratch {
 }
 
 impl AttendScratch {
+    /// With room for any job whose heads are of at most such sizes.
+    pub fn with_room(head_dim: usize, value_dim: usize) -> Self {
+        let mut scratch = Self::default();
+        scratch.q.reserve(MAX_QUERIES * head_dim);
+        scratch.keys.reserve(key_len(head_dim) / LANES);
+        scratch.values.reserve(value_len(value_dim) / LANES);
+        for rows in [&mut scratch.chunk, &mut scratch.total] {
+            rows.reserve(MAX_QUERIES, value_dim.div_ceil(LANES));
+        }
+        scratch
+    }
+
     fn prepare(&mut self, job: &AttendJob) {
         assert!(job.queries.len() <= MAX_QUERIES, "{} queries", job.queries.len());
         self.q.resize(job.queries.len() * job.head_dim, 0.0);
