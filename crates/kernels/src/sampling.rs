@@ -34,6 +34,9 @@ const MAX_VOCABULARY: usize = 1 << 22;
 /// Room beside the k tokens kept so far, so that the top-k selection runs rarely.
 const TOP_K_SLACK: usize = 64;
 
+/// Logits that are looked at together for the highest.
+const PART: usize = 1024;
+
 /// How to choose a token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplerSettings {
@@ -312,25 +315,40 @@ fn allowed(logits: &[f32]) -> impl Iterator<Item = Candidate> {
 
 /// The first of the highest logits.
 fn highest(logits: &[f32]) -> Result<Candidate, SamplingError> {
+    // Neither a number under infinity nor minus infinity.
     let refused = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
-    // Sixteen maxima side by side, without a branch: the compiler keeps them in registers.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let mut refuse = false;
-    for chunk in logits.chunks(lanes.len()) {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if *logit > *lane { *logit } else { *lane };
-            refuse |= refused(logit);
+    let mut best = f32::NEG_INFINITY;
+    let mut from = None;
+    for (part, start) in logits.chunks(PART).zip((0..).step_by(PART)) {
+        let (most, refuse) = survey(part);
+        if refuse && let Some(place) = part.iter().position(refused) {
+            return Err(SamplingError::NonFinite { token: start + place as u32 });
+        }
+        if most > best {
+            (best, from) = (most, Some((part, start)));
         }
     }
-    if refuse && let Some(token) = logits.iter().position(refused) {
-        return Err(SamplingError::NonFinite { token: token as u32 });
+    let (part, start) = from.ok_or(SamplingError::AllBanned)?;
+    let first = part.iter().position(|&other| other == best);
+    first.map(|place| Candidate { token: start + place as u32, logit: best }).ok_or(SamplingError::AllBanned)
+}
+
+/// The highest logit, and whether any is NaN or plus infinity: 16 lanes without a branch, which the compiler keeps in registers.
+fn survey(logits: &[f32]) -> (f32, bool) {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let mut refuse = [false; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for i in 0..16 {
+            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            refuse[i] |= !matches!(chunk[i].partial_cmp(&f32::INFINITY), Some(Ordering::Less));
+        }
     }
-    let logit = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    if logit == f32::NEG_INFINITY {
-        return Err(SamplingError::AllBanned);
+    for &logit in rest {
+        lanes[0] = if logit > lanes[0] { logit } else { lanes[0] };
+        refuse[0] |= !matches!(logit.partial_cmp(&f32::INFINITY), Some(Ordering::Less));
     }
-    let first = logits.iter().position(|&other| other == logit);
-    first.map(|token| Candidate { token: token as u32, logit }).ok_or(SamplingError::AllBanned)
+    (lanes.into_iter().fold(f32::NEG_INFINITY, f32::max), refuse.contains(&true))
 }
 
 /// The k candidates that rank first, in no particular order. Walks the logits once: `kept` grows to
@@ -338,13 +356,19 @@ fn highest(logits: &[f32]) -> Result<Candidate, SamplingError> {
 fn take_top_k(logits: &[f32], k: usize, kept: &mut Vec<Candidate>) {
     let full = k + k.max(TOP_K_SLACK);
     let mut bar = f32::NEG_INFINITY;
-    for (token, &logit) in (0u32..).zip(logits) {
-        // An equal logit loses: its token is higher than those kept.
-        if logit > bar {
-            kept.push(Candidate { token, logit });
-            if kept.len() == full {
-                cut(kept, k);
-                bar = kept[k - 1].logit;
+    for (part, start) in logits.chunks(16).zip((0..).step_by(16)) {
+        // Most parts have nothing over the bar, which takes no branch for each logit to see.
+        if !part.iter().fold(false, |any, &logit| any | (logit > bar)) {
+            continue;
+        }
+        for (token, &logit) in (start..).zip(part) {
+            // An equal logit loses: its token is higher than those kept.
+            if logit > bar {
+                kept.push(Candidate { token, logit });
+                if kept.len() == full {
+                    cut(kept, k);
+                    bar = kept[k - 1].logit;
+                }
             }
         }
     }
