@@ -3,12 +3,13 @@
 mod files;
 pub mod peaks;
 pub mod quantize;
+mod steps;
 
 use files::Files;
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::table::available;
-use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Float64Array, Uint8Array, Uint32Array};
+use napi::bindgen_prelude::{AsyncTask, BigInt, Float32Array, Float64Array, Object, Uint8Array, Uint32Array};
 use napi::{Env, Status, Task};
 use napi_derive::napi;
 use runtime::choose::Tally;
@@ -20,6 +21,7 @@ use runtime::routing::Routing;
 use runtime::threads::OsPool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use steps::Steps;
 
 /// Code, message and cure travel as three lines; `ts/backend/native.ts` takes them apart.
 fn refuse(error: Error) -> napi::Error {
@@ -90,6 +92,8 @@ pub struct NativeModel {
     /// None once disposed of. Behind a lock, so that no call needs the object for itself alone.
     model: Mutex<Option<Arc<Model>>>,
     files: Arc<Files>,
+    /// Started by the first step; None again once disposed of.
+    steps: Mutex<Option<Steps>>,
 }
 
 #[napi]
@@ -118,7 +122,11 @@ impl NativeModel {
                 expert_memory: expert_memory.map(|bytes| bytes as usize),
             };
             let model = Model::new(plan, table, pool, limits)?;
-            Ok(Self { model: Mutex::new(Some(Arc::new(model))), files: Arc::default() })
+            Ok(Self {
+                model: Mutex::new(Some(Arc::new(model))),
+                files: Arc::default(),
+                steps: Mutex::default(),
+            })
         })
     }
 
@@ -250,22 +258,35 @@ impl NativeModel {
     /// 1 a sampled token, 2 the last logits, 3 all logits, 4 all hidden states. Where it needs experts of
     /// the caller, it goes on in the same call made again once they are supplied.
     #[napi(ts_return_type = "Promise<StepProgress>")]
-    pub fn step(
+    pub fn step<'env>(
         &self,
+        env: &'env Env,
         sequences: Uint32Array,
         counts: Uint32Array,
         tokens: Uint32Array,
         wants: Uint8Array,
-    ) -> napi::Result<AsyncTask<Step>> {
+    ) -> napi::Result<Object<'env>> {
         let model = self.get()?;
         let (sequences, counts) = (sequences.to_vec(), counts.to_vec());
-        Ok(AsyncTask::new(Step { model, sequences, counts, tokens: tokens.to_vec(), wants: wants.to_vec() }))
+        let step = Step { model, sequences, counts, tokens: tokens.to_vec(), wants: wants.to_vec() };
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let steps = match &mut *steps {
+            Some(steps) => steps,
+            none => none.insert(Steps::start()?),
+        };
+        let (deferred, promise) = env.create_deferred()?;
+        steps.run(move || match step.run() {
+            Ok(progress) => deferred.resolve(|_| Ok(progress_for_js(progress))),
+            Err(error) => deferred.reject(error),
+        });
+        Ok(promise)
     }
 
     /// Frees everything once the step in progress, which is cut short, has ended.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn dispose(&self) -> AsyncTask<Dispose> {
         let model = self.held().take();
+        drop(self.steps.lock().unwrap_or_else(PoisonError::into_inner).take());
         let freed = model.as_ref().map(|model| model.free_all());
         AsyncTask::new(Dispose { model, freed })
     }
@@ -352,7 +373,7 @@ impl Task for Supply {
     }
 }
 
-pub struct Step {
+struct Step {
     model: Arc<Model>,
     sequences: Vec<u32>,
     counts: Vec<u32>,
@@ -361,6 +382,10 @@ pub struct Step {
 }
 
 impl Step {
+    fn run(&self) -> napi::Result<Progress> {
+        guarded(|| self.model.advance(&self.entries()?))
+    }
+
     fn entries(&self) -> runtime::error::Result<Vec<Entry<'_>>> {
         let mut left = self.tokens.as_slice();
         let mut entries = Vec::with_capacity(self.sequences.len());
@@ -382,29 +407,20 @@ impl Step {
     }
 }
 
-impl Task for Step {
-    type Output = Progress;
-    type JsValue = StepProgress;
-
-    fn compute(&mut self) -> napi::Result<Progress> {
-        guarded(|| self.model.advance(&self.entries()?))
-    }
-
-    fn resolve(&mut self, _: Env, progress: Progress) -> napi::Result<StepProgress> {
-        let convert = |output| match output {
-            Output::Nothing => StepOutput { token: None, values: None },
-            Output::Token(token) => StepOutput { token: Some(token), values: None },
-            Output::Values(values) => StepOutput { token: None, values: Some(Float32Array::new(values)) },
-        };
-        let (outputs, wanted) = match progress {
-            Progress::Done(outputs) => (Some(outputs.into_iter().map(convert).collect()), Vec::new()),
-            Progress::Needs(wanted) => (None, wanted),
-        };
-        Ok(StepProgress {
-            outputs,
-            tensors: wanted.iter().map(|wanted| wanted.tensor as u32).collect::<Vec<_>>().into(),
-            experts: wanted.iter().map(|wanted| wanted.expert as u32).collect::<Vec<_>>().into(),
-        })
+fn progress_for_js(progress: Progress) -> StepProgress {
+    let convert = |output| match output {
+        Output::Nothing => StepOutput { token: None, values: None },
+        Output::Token(token) => StepOutput { token: Some(token), values: None },
+        Output::Values(values) => StepOutput { token: None, values: Some(Float32Array::new(values)) },
+    };
+    let (outputs, wanted) = match progress {
+        Progress::Done(outputs) => (Some(outputs.into_iter().map(convert).collect()), Vec::new()),
+        Progress::Needs(wanted) => (None, wanted),
+    };
+    StepProgress {
+        outputs,
+        tensors: wanted.iter().map(|wanted| wanted.tensor as u32).collect::<Vec<_>>().into(),
+        experts: wanted.iter().map(|wanted| wanted.expert as u32).collect::<Vec<_>>().into(),
     }
 }
 

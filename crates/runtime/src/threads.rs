@@ -26,8 +26,11 @@ pub trait Pool: Send + Sync {
     }
 }
 
-/// How long an idle worker looks for the next job before it sleeps.
+/// How often an idle worker looks for the next job before it gives way, and before it sleeps: for half a millisecond or so, as
+/// it takes from one token of a text to the next. A worker that slept would wake on any core, at times on the caller's, and
+/// share it until the system notices.
 const SPINS: u32 = 2_000;
+const YIELDS: u32 = 1_000;
 
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -204,11 +207,15 @@ impl Lender {
 fn work(common: &Common, thread: usize) {
     let mut seen = 0;
     loop {
-        for _ in 0..SPINS {
+        for round in 0..SPINS + YIELDS {
             if common.epoch.load(Ordering::Acquire) != seen {
                 break;
             }
-            std::hint::spin_loop();
+            if round < SPINS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::yield_now();
+            }
         }
         let mut state = common.lock();
         let job = loop {
