@@ -25,7 +25,9 @@ fn main() {
         let (k, v): (Vec<f32>, Vec<f32>) = (0..dim).map(|_| (random(), random())).unzip();
         let page = pages[position / BLOCK].shared();
         let slot = position % BLOCK;
-        (table.store_kv)(&StoreJob { k: &k, v: &v, page, keys_at: 0, values_at: keys, slot }).unwrap();
+        let (head_dim, value_dim) = (dim, dim);
+        let job = StoreJob { k: &k, v: &v, head_dim, value_dim, page, start: 0, slot };
+        (table.store_kv)(&job).unwrap();
     }
     let q: Vec<f32> = (0..tokens * group * dim).map(|_| random()).collect();
     let mut out = vec![0.0; q.len()];

@@ -165,16 +165,17 @@ fn quantise(x: &[f32], blocks: &mut [ActBlock], shared: usize) {
 }
 
 pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {
-    let dim = job.k.len();
-    let stride = job.v.len().next_multiple_of(LANES);
-    for (d, &k) in job.k.iter().enumerate() {
-        let key = job.keys_at + (job.slot / LANES * dim + d) * LANES + job.slot % LANES;
+    let (dim, stride) = (job.head_dim, job.value_dim.next_multiple_of(LANES));
+    for (i, &k) in job.k.iter().enumerate() {
+        let [keys_at, _] = job.head_at(i / dim);
+        let key = keys_at + (job.slot / LANES * dim + i % dim) * LANES + job.slot % LANES;
         // SAFETY: the slot belongs to this job alone.
         unsafe { job.page.set(key, f32_to_f16(k)) };
     }
-    for (d, &v) in job.v.iter().enumerate() {
+    for (i, &v) in job.v.iter().enumerate() {
+        let [_, values_at] = job.head_at(i / job.value_dim);
         // SAFETY: as above.
-        unsafe { job.page.set(job.values_at + job.slot * stride + d, f32_to_f16(v)) };
+        unsafe { job.page.set(values_at + job.slot * stride + i % job.value_dim, f32_to_f16(v)) };
     }
     let finite = job.k.iter().chain(job.v).all(|&x| round_f16(x).is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }

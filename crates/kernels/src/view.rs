@@ -222,6 +222,11 @@ impl<'a, T: Plain> Shared<'a, T> {
         self.len == 0
     }
 
+    /// How many bytes after this slice another begins, modulo the size of memory: for asking for what lies at the same place.
+    pub fn distance(&self, other: &Self) -> usize {
+        (other.pointer.as_ptr() as usize).wrapping_sub(self.pointer.as_ptr() as usize)
+    }
+
     /// The elements from `start` on.
     pub fn from(&self, start: usize) -> Self {
         assert!(start <= self.len, "{start} of {}", self.len);
@@ -251,6 +256,21 @@ impl<'a, T: Plain> Shared<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: within bounds; the caller excludes all other access.
         unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// Writes `values` from `first` on, `stride` elements apart.
+    ///
+    /// # Safety
+    /// No other thread reads or writes these elements meanwhile.
+    #[inline(always)]
+    pub unsafe fn scatter(&self, first: usize, stride: usize, values: &[T]) {
+        let Some(last) = values.len().checked_sub(1) else { return };
+        let end = last.checked_mul(stride).and_then(|last| first.checked_add(last));
+        assert!(end.is_some_and(|end| end < self.len), "{first} + {last} * {stride} of {}", self.len);
+        for (i, &value) in values.iter().enumerate() {
+            // SAFETY: up to the last, which is within bounds; the caller excludes all other access.
+            unsafe { self.pointer.as_ptr().add(first + i * stride).write(value) }
+        }
     }
 
     /// # Safety

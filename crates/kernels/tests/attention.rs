@@ -101,7 +101,9 @@ impl Case {
         for position in 0..self.length {
             let (k, v) = (floats(self.head_dim), floats(self.value_dim));
             let (page, slot) = (pages[position / BLOCK].shared(), position % BLOCK);
-            (table.store_kv)(&StoreJob { k: &k, v: &v, page, keys_at: 0, values_at: keys, slot }).unwrap();
+            let (head_dim, value_dim) = (self.head_dim, self.value_dim);
+            let job = StoreJob { k: &k, v: &v, head_dim, value_dim, page, start: 0, slot };
+            (table.store_kv)(&job).unwrap();
             all_k.push(k);
             all_v.push(v);
         }

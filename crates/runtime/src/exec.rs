@@ -714,13 +714,15 @@ impl Run<'_> {
         let layer = self.layout.layer(layer);
         let token = self.work.tokens[row];
         let page = &self.work.pages_of(token.entry)[token.position / BLOCK];
-        let heads = k.chunks_exact(layer.head_dim).zip(v.chunks_exact(layer.value_dim));
-        for (head, (k, v)) in heads.enumerate() {
-            let (keys_at, values_at) = (layer.keys_at(head), layer.values_at(head));
-            let slot = token.position % BLOCK;
-            (self.table.store_kv)(&StoreJob { k, v, page: *page, keys_at, values_at, slot })?;
-        }
-        Ok(())
+        (self.table.store_kv)(&StoreJob {
+            k,
+            v,
+            head_dim: layer.head_dim,
+            value_dim: layer.value_dim,
+            page: *page,
+            start: layer.keys_at(0),
+            slot: token.position % BLOCK,
+        })
     }
 
     fn non_finite(&self, on: RowKind, row: usize, op: &dyn std::fmt::Debug) -> Error {

@@ -89,7 +89,7 @@ impl KvCache {
     pub fn reserve(&mut self, layout: &KvLayout, tokens: usize) -> Result<()> {
         while self.pages.len() * BLOCK < self.len + tokens {
             let bytes = layout.page_len * size_of::<u16>();
-            let page = Aligned::zeroed(layout.page_len)
+            let page = Aligned::streamed(layout.page_len)
                 .ok_or_else(|| Error::memory("a page of the key/value cache", Some(bytes)))?;
             self.total.fetch_add(page.bytes(), Ordering::Relaxed);
             self.counted += page.bytes();

@@ -99,7 +99,7 @@ pub fn attend<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     load_queries(s, job, scratch);
     scratch.total.clear(job.queries.len(), vectors);
     for chunk in job.chunks() {
-        attend_chunk(s, job, chunk, scratch);
+        attend_chunk(s, job, chunk, job.chunks().end, scratch);
         let AttendScratch { chunk, total, .. } = scratch;
         for row in 0..job.queries.len() {
             let o = row * vectors..(row + 1) * vectors;
@@ -125,8 +125,8 @@ pub fn attend_part<S: Simd>(
 ) {
     let (len, vectors) = (job.state_len(), job.value_dim.div_ceil(LANES));
     load_queries(s, job, scratch);
-    for (i, chunk) in chunks.enumerate() {
-        attend_chunk(s, job, chunk, scratch);
+    for (i, chunk) in chunks.clone().enumerate() {
+        attend_chunk(s, job, chunk, chunks.end, scratch);
         for row in 0..job.queries.len() {
             let at = (i * job.queries.len() + row) * len;
             // SAFETY: the part's states belong to its job alone.
@@ -225,23 +225,31 @@ fn load_queries<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     }
 }
 
-/// The queries' states over one chunk, into `scratch.chunk`.
+/// The queries' states over one chunk, into `scratch.chunk`. Chunks up to `chunks_end` come next.
 #[inline(always)]
-fn attend_chunk<S: Simd>(s: S, job: &AttendJob, chunk: usize, scratch: &mut AttendScratch) {
+fn attend_chunk<S: Simd>(
+    s: S,
+    job: &AttendJob,
+    chunk: usize,
+    chunks_end: usize,
+    scratch: &mut AttendScratch,
+) {
     scratch.chunk.clear(job.queries.len(), job.value_dim.div_ceil(LANES));
     let Range { start, end } = job.span();
     let first = start.max(chunk * CHUNK) / BLOCK;
     let last = end.min((chunk + 1) * CHUNK).div_ceil(BLOCK);
     match job.kept {
         None => {
+            let all = end.min(chunks_end * CHUNK).div_ceil(BLOCK);
             for index in first..last {
-                attend_block(s, job, KeyBlock { index: index as u32, whole: true }, end, scratch);
+                let next = if index + 1 < all { Some(index + 1) } else { None };
+                attend_block(s, job, KeyBlock { index: index as u32, whole: true }, end, next, scratch);
             }
         }
         Some(kept) => {
             let from = kept.blocks.partition_point(|block| (block.index as usize) < first);
             for &block in kept.blocks[from..].iter().take_while(|block| (block.index as usize) < last) {
-                attend_block(s, job, block, end, scratch);
+                attend_block(s, job, block, end, None, scratch);
             }
         }
     }
@@ -250,8 +258,16 @@ fn attend_chunk<S: Simd>(s: S, job: &AttendJob, chunk: usize, scratch: &mut Atte
 /// What one query sees of a block: slots of the sequence's start, and of what is recent.
 type Seen = [Range<usize>; 2];
 
+/// `next`: the block that comes next, which is asked for meanwhile.
 #[inline(always)]
-fn attend_block<S: Simd>(s: S, job: &AttendJob, block: KeyBlock, end: usize, scratch: &mut AttendScratch) {
+fn attend_block<S: Simd>(
+    s: S,
+    job: &AttendJob,
+    block: KeyBlock,
+    end: usize,
+    next: Option<usize>,
+    scratch: &mut AttendScratch,
+) {
     let base = block.index as usize * BLOCK;
     let page = &job.pages[block.index as usize];
     // SAFETY: pages are written before the step's attention starts, not during it.
@@ -260,18 +276,22 @@ fn attend_block<S: Simd>(s: S, job: &AttendJob, block: KeyBlock, end: usize, scr
     let values = unsafe { page.read(job.values_at..job.values_at + value_len(job.value_dim)) };
     let inner = job.seen_by_all();
     let plain = block.whole && inner.start <= base && base + BLOCK <= inner.end;
-    let written = (end - base).min(BLOCK) * job.value_dim.div_ceil(LANES);
-    let keys = keys.as_chunks::<LANES>().0;
-    let values = &values.as_chunks::<LANES>().0[..written];
+    // What comes after the last query need not be read.
+    let written = (end - base).min(BLOCK);
+    let keys = &keys.as_chunks::<LANES>().0[..written.div_ceil(LANES) * job.head_dim];
+    let values = &values.as_chunks::<LANES>().0[..written * job.value_dim.div_ceil(LANES)];
     let AttendScratch { q, keys: wide_keys, values: wide_values, scores, chunk, .. } = scratch;
     if job.queries.len() <= S::QUERIES {
-        return attend_groups(s, GroupsOf { job, block, plain, q, keys, values, scores, states: chunk });
+        let next = next.map_or(0, |next| page.distance(&job.pages[next]));
+        return attend_groups(
+            s,
+            GroupsOf { job, block, plain, next, q, keys, values, scores, states: chunk },
+        );
     }
-    let wide_values = &mut wide_values[..written];
     widen(s, keys, wide_keys);
     widen(s, values, wide_values);
-    let (keys, values) = (wide_keys.as_slice(), &*wide_values);
-    attend_groups(s, GroupsOf { job, block, plain, q, keys, values, scores, states: chunk });
+    let (keys, values) = (&wide_keys[..keys.len()], &wide_values[..values.len()]);
+    attend_groups(s, GroupsOf { job, block, plain, next: 0, q, keys, values, scores, states: chunk });
 }
 
 #[inline(always)]
@@ -306,9 +326,11 @@ struct GroupsOf<'a, 'b, T> {
     block: KeyBlock,
     /// Every query sees all of the block.
     plain: bool,
+    /// How far after each item lies that of the next block, which is asked for; 0: none is.
+    next: usize,
     q: &'a [f32],
+    /// Of the sub-blocks, and of the positions, that are written.
     keys: &'a [T],
-    /// Of the positions that are written.
     values: &'a [T],
     scores: &'a mut [[f32; BLOCK]; MAX_GROUP],
     states: &'a mut Rows,
@@ -407,7 +429,18 @@ fn mask([early, recent]: &Seen, scores: &mut [f32; BLOCK]) {
     }
 }
 
+/// Items of a cache line.
+const fn per_line<T>() -> usize {
+    64 / size_of::<T>()
+}
+
 impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
+    /// The first group of a block asks for the next.
+    #[inline(always)]
+    fn next(&self) -> usize {
+        if self.first == 0 { self.of.next } else { 0 }
+    }
+
     #[inline(always)]
     fn seen(&self, query: &Query) -> Seen {
         let (job, block) = (self.of.job, self.of.block);
@@ -425,37 +458,54 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
         }
     }
 
-    /// Scores, N sub-blocks of 16 keys at a time.
+    /// Scores, N sub-blocks of 16 keys at a time. Those of sub-blocks that are not written stay as they are: no query sees them.
     #[inline(always)]
     fn score<S: Simd, const N: usize>(&mut self, s: S) {
+        let subs = self.of.keys.len() / self.of.job.head_dim;
+        let mut at = 0;
+        while at + N <= subs {
+            self.score_subs::<S, N>(s, at);
+            at += N;
+        }
+        while at < subs {
+            self.score_subs::<S, 1>(s, at);
+            at += 1;
+        }
+    }
+
+    /// Sub-blocks `first..first + N`.
+    #[inline(always)]
+    fn score_subs<S: Simd, const N: usize>(&mut self, s: S, first: usize) {
+        let next = self.next();
         let GroupsOf { job, q, keys, scores, .. } = &mut *self.of;
         let dim = job.head_dim;
         let queries = &q[self.first * dim..][..R * dim].as_chunks::<R>().0[..dim];
-        for first in (0..SUBS).step_by(N) {
-            let keys: [&[T]; N] = std::array::from_fn(|n| &keys[(first + n) * dim..][..dim]);
-            let mut dots = [[s.splat(0.0); N]; R];
-            for d in 0..dim {
-                let mut key = [s.splat(0.0); N];
-                for n in 0..N {
-                    key[n] = keys[n][d].load(s);
-                }
-                for r in 0..R {
-                    let q = s.splat(queries[d][r]);
-                    for n in 0..N {
-                        dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
-                    }
+        let keys: [&[T]; N] = std::array::from_fn(|n| &keys[(first + n) * dim..][..dim]);
+        let mut dots = [[s.splat(0.0); N]; R];
+        for d in 0..dim {
+            let mut key = [s.splat(0.0); N];
+            for n in 0..N {
+                key[n] = keys[n][d].load(s);
+                if next != 0 && d.is_multiple_of(per_line::<T>()) {
+                    s.prefetch_next(&keys[n][d], next);
                 }
             }
             for r in 0..R {
-                let to = scores[r].as_chunks_mut::<LANES>().0;
+                let q = s.splat(queries[d][r]);
                 for n in 0..N {
-                    let score = s.mul(dots[r][n], s.splat(job.scale));
-                    let score = match job.softcap {
-                        Some(cap) => softcap(s, score, cap),
-                        None => score,
-                    };
-                    s.store(score, &mut to[first + n]);
+                    dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
                 }
+            }
+        }
+        for r in 0..R {
+            let to = scores[r].as_chunks_mut::<LANES>().0;
+            for n in 0..N {
+                let score = s.mul(dots[r][n], s.splat(job.scale));
+                let score = match job.softcap {
+                    Some(cap) => softcap(s, score, cap),
+                    None => score,
+                };
+                s.store(score, &mut to[first + n]);
             }
         }
     }
@@ -519,6 +569,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
         at: usize,
         vectors: usize,
     ) {
+        let next = self.next();
         let GroupsOf { values, scores, states, .. } = &mut *self.of;
         let o = &mut states.o[self.first * vectors..][..R * vectors];
         let mut sums = [[s.splat(0.0); N]; R];
@@ -533,6 +584,9 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
             let mut value = [s.splat(0.0); N];
             for n in 0..N {
                 value[n] = values[n].load(s);
+                if next != 0 && (at + n).is_multiple_of(per_line::<T>()) {
+                    s.prefetch_next(&values[n], next);
+                }
             }
             for r in 0..R {
                 let p = s.splat(scores[r][slot]);

@@ -136,30 +136,75 @@ pub const fn state_len(value_dim: usize) -> usize {
     LANES + value_dim.next_multiple_of(LANES)
 }
 
-/// One token's key and value of one KV head, to be stored.
+/// One token's keys and values of all KV heads of a layer, to be stored.
 pub struct StoreJob<'a> {
     pub k: &'a [f32],
     pub v: &'a [f32],
+    pub head_dim: usize,
+    pub value_dim: usize,
     pub page: Shared<'a, u16>,
-    pub keys_at: usize,
-    pub values_at: usize,
+    /// Where the layer starts in the page: each head's keys, then its values.
+    pub start: usize,
     /// Which of the page's positions; its elements belong to the job alone.
     pub slot: usize,
 }
 
-/// Appends a token's key and value of one KV head to its page.
+/// One KV head of a [`StoreJob`]: its key and value, and where their first elements belong.
+struct HeadSlot<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    key_at: usize,
+    value_at: usize,
+}
+
+impl StoreJob<'_> {
+    /// How many KV heads there are.
+    pub fn heads(&self) -> usize {
+        self.k.len() / self.head_dim
+    }
+
+    /// Where a head's keys and values start in the page.
+    pub fn head_at(&self, head: usize) -> [usize; 2] {
+        let keys_at = self.start + head * (key_len(self.head_dim) + value_len(self.value_dim));
+        [keys_at, keys_at + key_len(self.head_dim)]
+    }
+
+    #[inline(always)]
+    fn slot_of(&self, head: usize) -> HeadSlot<'_> {
+        let (dim, value_dim) = (self.head_dim, self.value_dim);
+        let [keys_at, values_at] = self.head_at(head);
+        HeadSlot {
+            k: &self.k[head * dim..(head + 1) * dim],
+            v: &self.v[head * value_dim..(head + 1) * value_dim],
+            key_at: keys_at + self.slot / LANES * dim * LANES + self.slot % LANES,
+            value_at: values_at + self.slot * value_dim.next_multiple_of(LANES),
+        }
+    }
+}
+
+/// Appends a token's keys and values to its page. A key is spread over as many cache lines as it has pairs of dimensions, which
+/// no cache has kept since the last token: all heads' are asked for before any is written.
 ///
 /// # Errors
 /// [`NonFinite`] when a value does not fit F16.
 #[inline(always)]
 pub fn store_kv<S: Simd>(s: S, job: &StoreJob) -> Result<(), NonFinite> {
-    let first_key = job.keys_at + job.slot / LANES * job.k.len() * LANES + job.slot % LANES;
-    let first_value = job.values_at + job.slot * job.v.len().next_multiple_of(LANES);
-    // SAFETY: the slot belongs to this job alone.
-    let (keys, values) = unsafe {
-        (store_half(s, job.k, &job.page, first_key, LANES), store_half(s, job.v, &job.page, first_value, 1))
-    };
-    if keys && values { Ok(()) } else { Err(NonFinite) }
+    for head in 0..job.heads() {
+        let HeadSlot { k, v, key_at, value_at } = job.slot_of(head);
+        let keys = (0..k.len()).step_by(2).map(|d| key_at + d * LANES);
+        let values = (0..v.len()).step_by(2 * LANES).map(|d| value_at + d);
+        for place in keys.chain(values) {
+            s.prefetch_write(job.page.address(place));
+        }
+    }
+    let mut finite = true;
+    for head in 0..job.heads() {
+        let HeadSlot { k, v, key_at, value_at } = job.slot_of(head);
+        // SAFETY: the slot belongs to this job alone.
+        finite &=
+            unsafe { store_half(s, k, &job.page, key_at, LANES) & store_half(s, v, &job.page, value_at, 1) };
+    }
+    if finite { Ok(()) } else { Err(NonFinite) }
 }
 
 /// Writes x as F16, `stride` elements apart; false where a value does not fit.
@@ -172,11 +217,10 @@ unsafe fn store_half<S: Simd>(s: S, x: &[f32], page: &Shared<u16>, first: usize,
     let mut finite = true;
     for (i, part) in x.chunks(LANES).enumerate() {
         s.store_f16(s.load(&padded(part)), &mut half);
-        for (j, &bits) in half.iter().take(part.len()).enumerate() {
-            finite &= bits & 0x7c00 != 0x7c00;
-            // SAFETY: the caller's promise.
-            unsafe { page.set(first + (i * LANES + j) * stride, bits) };
-        }
+        let half = &half[..part.len()];
+        finite &= half.iter().all(|bits| bits & 0x7c00 != 0x7c00);
+        // SAFETY: the caller's promise.
+        unsafe { page.scatter(first + i * LANES * stride, stride, half) };
     }
     finite
 }
