@@ -45,8 +45,9 @@ const ITEM_WORK: usize = 1 << 15;
 const SHARED_WORK: usize = 1 << 20;
 /// Memory for logits: how many rows a step may return.
 const LOGITS_BYTES: usize = 64 << 20;
-/// Looks at a phase's end before a waiting thread gives way, and before it sleeps.
-const SPINS: usize = 4_000;
+/// Looks at a phase's end before a waiting thread gives way, and before it sleeps. (WebAssembly cannot pause between
+/// them, nor give way, and a sleeper is woken late.)
+const SPINS: usize = if cfg!(target_arch = "wasm32") { 60_000 } else { 4_000 };
 const YIELDS: usize = 50;
 
 /// One token of a step.

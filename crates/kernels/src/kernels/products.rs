@@ -213,6 +213,13 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         let x = block_columns::<C>(acts, place.column);
         let bytes = const { V::LAYOUT.bytes() };
         let mut sums = [[s.splat(0.0); C]; R];
+        if R == 1
+            && K::HALF
+            && let Some(own) = s.tile::<V, C>(tiles[0], x)
+        {
+            sums[0] = own;
+            return sums;
+        }
         let mut groups = Groups::new(acts.k / QK, const { [1, V::LAYOUT.bytes(), K::BYTES] });
         while let Some(group) = groups.next() {
             for block in 0..group.runs {

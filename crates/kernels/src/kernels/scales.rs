@@ -7,6 +7,8 @@ pub(crate) trait Scales {
     /// Of a block.
     const BYTES: usize;
     const MINIMUM: bool;
+    /// Whether they are F16 numbers and nothing else.
+    const HALF: bool = false;
     fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F;
     fn minimum<S: Simd>(s: S, scales: &[u8]) -> S::F;
 }
@@ -47,6 +49,7 @@ pub(crate) struct FourBitPairs;
 impl Scales for Half {
     const BYTES: usize = 32;
     const MINIMUM: bool = false;
+    const HALF: bool = true;
 
     #[inline(always)]
     fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F {

@@ -13,6 +13,8 @@ pub mod neon;
 pub mod values;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub mod wasm;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm_columns;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 pub mod wasm_relaxed;
 
@@ -185,6 +187,12 @@ pub trait Simd: Words {
     #[inline(always)]
     fn prefetch_write<T>(self, _: *const T) {}
 
+    /// A tile of blocks of 32 with an F16 scale each, times C columns, in a loop of the ISA's own where it has a better
+    /// one than blocks one by one.
+    #[inline(always)]
+    fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[Self::F; C]> {
+        None
+    }
     /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
     fn dot<V: Values, const R: usize, const C: usize>(
         self,

@@ -2,6 +2,7 @@
 //! engine with simd128 has, of 16-bit numbers, and two that relaxed SIMD adds ([`super::wasm_relaxed`]).
 
 use super::values::Values;
+use super::wasm_columns::{Whole, multiply_all};
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use crate::packed::Layout;
 use relaxable::{mul_add, select, swizzle};
@@ -14,6 +15,11 @@ pub struct Wasm<D>(pub(super) D);
 
 /// A form of integer dot products.
 pub trait Dots: Copy {
+    /// See [`Simd::tile`].
+    #[inline(always)]
+    fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
+        None
+    }
     /// What the bytes that are multiplied are larger by than the values that they stand for.
     fn offset<V: Values>(self) -> i32;
     /// Adds to four rows' sums the products of four bytes of each with the same four values.
@@ -49,7 +55,7 @@ impl Wasm<WordDots> {
     }
 }
 
-type F32x16 = [v128; 4];
+pub(super) type F32x16 = [v128; 4];
 pub(super) type I32x16 = [v128; 4];
 
 /// An operation on each of the four registers.
@@ -204,18 +210,9 @@ impl<D: Dots> Simd for Wasm<D> {
     }
     #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> F32x16 {
-        let [low, high] = load_halves(from);
-        let special = v128_or(not_finite(low), not_finite(high));
-        if v128_any_true(special) {
-            return load_quads(&widen_each(from));
-        }
-        let zero = i16x8_splat(0);
-        [
-            widen_f16(low_words(zero, low)),
-            widen_f16(high_words(zero, low)),
-            widen_f16(low_words(zero, high)),
-            widen_f16(high_words(zero, high)),
-        ]
+        let mut wide = [0.0; LANES];
+        Widening::new(|constant| constant).widen(from, &mut wide);
+        load_quads(&wide)
     }
     #[inline(always)]
     fn load_bf16(self, from: &[u16; LANES]) -> F32x16 {
@@ -294,6 +291,10 @@ impl<D: Dots> Simd for Wasm<D> {
         quads!(i32x4_dot_i16x8(numbers, pairs))
     }
 
+    #[inline(always)]
+    fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
+        self.0.tile::<V, C>(tile, x)
+    }
     #[inline(always)]
     fn dot<V: Values, const R: usize, const C: usize>(
         self,
@@ -392,6 +393,10 @@ impl<D: Dots> Wasm<D> {
 
 impl Dots for WordDots {
     #[inline(always)]
+    fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
+        matches!(V::LAYOUT, Layout::Bytes).then(|| multiply_all::<Whole, C>(tile, x))
+    }
+    #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
         V::OFFSET
     }
@@ -464,18 +469,52 @@ fn widen_u16(low: v128, high: v128) -> I32x16 {
     ]
 }
 
-/// Not zero where an F16 number is infinite or NaN.
-#[inline(always)]
-fn not_finite(halves: v128) -> v128 {
-    u16x8_sub_sat(i16x8_add(halves, halves), u16x8_splat(0xf7ff))
+/// F16 numbers to floats. Moved to where a float has its sign, exponent and mantissa, a finite number is 2^-112 times its
+/// value, subnormal or not.
+#[derive(Clone, Copy)]
+pub(super) struct Widening {
+    /// The bits of a float's upper half that an F16 number has.
+    upper: v128,
+    factor: v128,
+    /// Twice the largest number.
+    finite: v128,
 }
 
-/// Finite F16 numbers in the upper halves of words: moved to where a float has its exponent and
-/// mantissa, they are 2^-112 times the value, subnormals too.
-#[inline(always)]
-fn widen_f16(words: v128) -> v128 {
-    let moved = v128_and(i32x4_shr(words, 3), u32x4_splat(0x8fff_ffff));
-    f32x4_mul(moved, u32x4_splat(0x7780_0000))
+impl Widening {
+    /// With its constants as `kept` gives them.
+    #[inline(always)]
+    pub(super) fn new(kept: fn(v128) -> v128) -> Self {
+        Self {
+            upper: kept(u16x8_splat(0x8fff)),
+            factor: kept(u32x4_splat(0x7780_0000)),
+            finite: kept(u16x8_splat(0xf7ff)),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn widen(self, from: &[u16; LANES], to: &mut [f32; LANES]) {
+        let [low, high] = load_halves(from);
+        let special = v128_or(self.not_finite(low), self.not_finite(high));
+        if v128_any_true(special) {
+            *to = widen_each(from);
+            return;
+        }
+        let ([a, b], [c, d]) = (self.eight(low), self.eight(high));
+        store_quads([a, b, c, d], to);
+    }
+
+    /// Not zero where a number is infinite or NaN.
+    #[inline(always)]
+    fn not_finite(self, halves: v128) -> v128 {
+        u16x8_sub_sat(i16x8_add(halves, halves), self.finite)
+    }
+
+    #[inline(always)]
+    fn eight(self, halves: v128) -> [v128; 2] {
+        let upper = v128_and(i16x8_shr(halves, 3), self.upper);
+        let lower = i16x8_shl(halves, 13);
+        [f32x4_mul(low_words(lower, upper), self.factor), f32x4_mul(high_words(lower, upper), self.factor)]
+    }
 }
 
 #[cold]

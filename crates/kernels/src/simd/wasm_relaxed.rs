@@ -7,8 +7,10 @@
 //! which it is, and whether bytes of seven bits are multiplied right at all.
 
 use super::values::Values;
-use super::wasm::{Dots, I32x16, QUADS, Wasm, add_words, broadcast};
+use super::wasm::{Dots, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
+use super::wasm_columns::{Nibbles, Whole, multiply_all};
 use super::{ActBlock, each_group};
+use crate::packed::Layout;
 use std::arch::wasm32::*;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -108,6 +110,14 @@ impl Dots for WholeDots {
 }
 
 impl Dots for PairDots {
+    #[inline(always)]
+    fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
+        match (V::LAYOUT, V::OFFSET) {
+            (Layout::Four, 8) => Some(multiply_all::<Nibbles, C>(tile, x)),
+            (Layout::Bytes, _) => Some(multiply_all::<Whole, C>(tile, x)),
+            _ => None,
+        }
+    }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
         V::OFFSET

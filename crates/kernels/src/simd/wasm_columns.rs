@@ -1,0 +1,246 @@
+//! Q4_0 and Q8_0 tiles times one or two columns, in loops that are written for what engines make of them.
+//!
+//! V8 makes a constant anew, in three instructions, wherever it is used, and adds the offset of a broadcast to its
+//! address in one of its own. LLVM moves a sum's terms together, quad by quad, so that broadcasts are spilled. So
+//! constants are hidden from both, and a round of a loop, whose length LLVM does not know, is 64 bytes of weights: they
+//! are read in order, and the sums of 16 rows and two columns stay in registers.
+
+use super::wasm::{F32x16, Widening};
+use super::{ActBlock, LANES};
+use crate::packed::{Layout, group_of};
+use std::arch::wasm32::*;
+use std::hint::black_box;
+use std::mem::offset_of;
+
+/// How a line of weights, 64 bytes, is multiplied.
+pub trait Line: Copy {
+    const LAYOUT: Layout;
+    /// Once per tile.
+    fn new() -> Self;
+    /// What takes the offset of the weights out of a column's sums, from its [`ActBlock::minus_halves`].
+    fn start(self, minus_halves: v128) -> v128;
+    /// Adds the products of a line.
+    ///
+    /// # Safety
+    /// 64 bytes follow `w`, and all values of a block that the line is multiplied with `x`.
+    unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]);
+    /// A block's sums in 32 bits.
+    fn finish(self, sums: v128) -> v128;
+}
+
+/// What no compiler knows.
+#[inline(always)]
+fn kept(constant: v128) -> v128 {
+    black_box(constant)
+}
+
+/// # Safety
+/// 16 bytes follow `at`.
+#[inline(always)]
+unsafe fn load(at: *const u8) -> v128 {
+    // SAFETY: the caller's promise; it needs no alignment.
+    unsafe { v128_load(at.cast()) }
+}
+
+/// # Safety
+/// Four bytes follow `at`.
+#[inline(always)]
+unsafe fn broadcast(at: *const u8) -> v128 {
+    // SAFETY: the caller's promise; it needs no alignment.
+    unsafe { v128_load32_splat(at.cast()) }
+}
+
+/// Q4_0: products of bytes, those of a whole block added in 16 bits. 8 * 2 * 15 * 127 is 30,480; with what takes out
+/// the offset, which is of other columns, the extremes of a lane are 31,496: of 16 products of its own the offset is
+/// taken out of eight, and of eight others' values.
+#[cfg(target_feature = "relaxed-simd")]
+#[derive(Clone, Copy)]
+pub struct Nibbles {
+    low: v128,
+    ones: v128,
+}
+
+#[cfg(target_feature = "relaxed-simd")]
+impl Line for Nibbles {
+    const LAYOUT: Layout = Layout::Four;
+
+    #[inline(always)]
+    fn new() -> Self {
+        Self { low: kept(u8x16_splat(15)), ones: kept(i16x8_splat(1)) }
+    }
+    /// Of 8 in each value.
+    #[inline(always)]
+    fn start(self, minus_halves: v128) -> v128 {
+        i16x8_shl(minus_halves, 3)
+    }
+    #[inline(always)]
+    unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
+        let mut values = [[self.low; 2]; C];
+        for c in 0..C {
+            // SAFETY: the caller's promise.
+            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(crate::simd::QK / 2))] };
+        }
+        for quad in 0..4 {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { load(w.add(quad * 16)) };
+            let (low, high) = (v128_and(bytes, self.low), v128_and(u16x8_shr(bytes, 4), self.low));
+            for c in 0..C {
+                let sum = i16x8_add(sums[quad][c], i16x8_relaxed_dot_i8x16_i7x16(values[c][0], low));
+                sums[quad][c] = i16x8_add(sum, i16x8_relaxed_dot_i8x16_i7x16(values[c][1], high));
+            }
+        }
+    }
+    #[inline(always)]
+    fn finish(self, sums: v128) -> v128 {
+        i32x4_dot_i16x8(sums, self.ones)
+    }
+}
+
+/// Q8_0: products of even and odd bytes as 16-bit numbers.
+#[derive(Clone, Copy)]
+pub struct Whole {
+    low: v128,
+    offset: v128,
+}
+
+impl Line for Whole {
+    const LAYOUT: Layout = Layout::Bytes;
+
+    #[inline(always)]
+    fn new() -> Self {
+        Self { low: kept(u16x8_splat(255)), offset: kept(i16x8_splat(128)) }
+    }
+    #[inline(always)]
+    fn start(self, minus_halves: v128) -> v128 {
+        i32x4_dot_i16x8(minus_halves, self.offset)
+    }
+    #[inline(always)]
+    unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
+        let mut values = [[self.low; 2]; C];
+        for c in 0..C {
+            // SAFETY: the caller's promise.
+            let four = unsafe { broadcast(x[c]) };
+            values[c] = [i16x8_shr(i16x8_shl(four, 8), 8), i16x8_shr(four, 8)];
+        }
+        for quad in 0..4 {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { load(w.add(quad * 16)) };
+            let (even, odd) = (v128_and(bytes, self.low), u16x8_shr(bytes, 8));
+            for c in 0..C {
+                let sum = i32x4_add(sums[quad][c], i32x4_dot_i16x8(even, values[c][0]));
+                sums[quad][c] = i32x4_add(sum, i32x4_dot_i16x8(odd, values[c][1]));
+            }
+        }
+    }
+    #[inline(always)]
+    fn finish(self, sums: v128) -> v128 {
+        sums
+    }
+}
+
+/// Bytes of a block's scales.
+const SCALES: usize = LANES * 2;
+/// Blocks of a group.
+const GROUP: usize = group_of(SCALES);
+
+/// A tile times C columns, two at a time.
+#[inline(always)]
+pub fn multiply_all<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F32x16; C] {
+    if C == 1 {
+        let [sums] = multiply::<L, 1>(tile, [x[0]]);
+        return [sums; C];
+    }
+    let mut sums = [[f32x4_splat(0.0); 4]; C];
+    for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
+        *sums = multiply::<L, 2>(tile, *x);
+    }
+    sums
+}
+
+/// A tile times C columns. (A function of its own: within a larger one V8 keeps less in registers.)
+#[inline(never)]
+pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F32x16; C] {
+    let blocks = x[0].len();
+    let block_bytes = const { L::LAYOUT.bytes() };
+    assert!(tile.len() == blocks * (SCALES + block_bytes) && x.iter().all(|x| x.len() == blocks));
+    let (line, widening, bytes) = (L::new(), Widening::new(kept), black_box(block_bytes));
+    let mut scales = [[0.0; LANES]; GROUP];
+    let mut sums = [[f32x4_splat(0.0); 4]; C];
+    let (mut at, mut x) = (tile.as_ptr(), x.map(<[ActBlock]>::as_ptr));
+    let mut left = blocks;
+    while left > 0 {
+        let count = left.min(GROUP);
+        for scales in &mut scales[..count] {
+            // SAFETY: the tile has so many bytes.
+            widening.widen(unsafe { &*at.cast() }, scales);
+            at = at.wrapping_add(SCALES);
+        }
+        let mut scales = scales.as_ptr();
+        let end = at.wrapping_add(count * bytes);
+        while at != end {
+            // SAFETY: the length was checked for so many blocks, of the tile and of the columns.
+            unsafe { add_block(line, &mut sums, at, bytes, &*scales, x) };
+            at = at.wrapping_add(bytes);
+            scales = scales.wrapping_add(1);
+            for c in 0..C {
+                x[c] = x[c].wrapping_add(1);
+            }
+        }
+        left -= count;
+    }
+    sums
+}
+
+/// Adds the products of a block of `bytes` bytes.
+///
+/// # Safety
+/// `w` and `x` point to a block of the weights and of each column.
+#[inline(always)]
+unsafe fn add_block<L: Line, const C: usize>(
+    line: L,
+    sums: &mut [F32x16; C],
+    w: *const u8,
+    bytes: usize,
+    scales: &[f32; LANES],
+    x: [*const ActBlock; C],
+) {
+    let mut dots = [[scales_of(scales, 0); C]; 4];
+    let mut values = [w; C];
+    for c in 0..C {
+        let column: *const u8 = x[c].cast();
+        // SAFETY: the caller's promise.
+        let start = line.start(unsafe { broadcast(column.add(offset_of!(ActBlock, minus_halves))) });
+        for dots in &mut dots {
+            dots[c] = start;
+        }
+        values[c] = column.wrapping_add(offset_of!(ActBlock, values));
+    }
+    let (mut at, end) = (w, w.wrapping_add(bytes));
+    loop {
+        // SAFETY: rounds of 64 bytes up to the end of the block, which has as many groups of four values.
+        unsafe { line.add(&mut dots, at, values) };
+        at = at.wrapping_add(64);
+        if at == end {
+            break;
+        }
+        for value in &mut values {
+            *value = value.wrapping_add(4);
+        }
+    }
+    for c in 0..C {
+        // SAFETY: the caller's promise.
+        let d_x = unsafe { broadcast(x[c].cast()) };
+        for quad in 0..4 {
+            let t = f32x4_mul(scales_of(scales, quad), d_x);
+            let dots = f32x4_convert_i32x4(line.finish(dots[quad][c]));
+            sums[c][quad] = f32x4_add(sums[c][quad], f32x4_mul(t, dots));
+        }
+    }
+}
+
+/// Those of four rows.
+#[inline(always)]
+fn scales_of(scales: &[f32; LANES], quad: usize) -> v128 {
+    // SAFETY: within the array, and no alignment is needed.
+    unsafe { load(scales.as_ptr().add(quad * 4).cast()) }
+}
