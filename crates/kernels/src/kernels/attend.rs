@@ -304,12 +304,18 @@ fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
 /// 16 elements of the cache, as a page has them or widened.
 trait Elements {
     fn load<S: Simd>(&self, s: S) -> S::F;
+    /// What has been taken out of them: the other factor is multiplied by it, exactly.
+    fn factor<S: Simd>() -> f32;
 }
 
 impl Elements for [u16; LANES] {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load_f16(self)
+        s.load_cached(self)
+    }
+    #[inline(always)]
+    fn factor<S: Simd>() -> f32 {
+        S::CACHED
     }
 }
 
@@ -317,6 +323,10 @@ impl Elements for [f32; LANES] {
     #[inline(always)]
     fn load<S: Simd>(&self, s: S) -> S::F {
         s.load(self)
+    }
+    #[inline(always)]
+    fn factor<S: Simd>() -> f32 {
+        1.0
     }
 }
 
@@ -491,7 +501,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
                 }
             }
             for r in 0..R {
-                let q = s.splat(queries[d][r]);
+                let q = s.splat(queries[d][r] * T::factor::<S>());
                 for n in 0..N {
                     dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
                 }
@@ -589,7 +599,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
                 }
             }
             for r in 0..R {
-                let p = s.splat(scores[r][slot]);
+                let p = s.splat(scores[r][slot] * T::factor::<S>());
                 for n in 0..N {
                     sums[r][n] = s.mul_add_exact(value[n], p, sums[r][n]);
                 }

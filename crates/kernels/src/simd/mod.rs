@@ -148,6 +148,13 @@ pub trait Simd: Words {
     fn select_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
 
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    /// F16 numbers of the key/value cache, which are finite, over [`Simd::CACHED`].
+    #[inline(always)]
+    fn load_cached(self, from: &[u16; LANES]) -> Self::F {
+        self.load_f16(from)
+    }
+    /// A power of two that is one factor of a float with any F16 number as the other: what meets the cache's numbers is multiplied by it.
+    const CACHED: f32 = 1.0;
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
     /// The nearest F16 values, ties to even.
     #[inline(always)]

@@ -210,9 +210,15 @@ impl<D: Dots> Simd for Wasm<D> {
     }
     #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> F32x16 {
-        let mut wide = [0.0; LANES];
-        Widening::new(|constant| constant).widen(from, &mut wide);
-        load_quads(&wide)
+        Widening::new(|constant| constant).widen(from)
+    }
+    /// Without the last of [`Widening`]'s steps.
+    const CACHED: f32 = f32::from_bits(0x7780_0000);
+    #[inline(always)]
+    fn load_cached(self, from: &[u16; LANES]) -> F32x16 {
+        let widening = Widening::new(|constant| constant);
+        let [[a, b], [c, d]] = load_halves(from).map(|halves| widening.moved(halves));
+        [a, b, c, d]
     }
     #[inline(always)]
     fn load_bf16(self, from: &[u16; LANES]) -> F32x16 {
@@ -436,7 +442,7 @@ fn load_quads(from: &[f32; LANES]) -> [v128; 4] {
 }
 
 #[inline(always)]
-fn store_quads(v: [v128; 4], to: &mut [f32; LANES]) {
+pub(super) fn store_quads(v: [v128; 4], to: &mut [f32; LANES]) {
     for (v, to) in v.into_iter().zip(to.as_chunks_mut::<4>().0) {
         store(v, to);
     }
@@ -492,15 +498,13 @@ impl Widening {
     }
 
     #[inline(always)]
-    pub(super) fn widen(self, from: &[u16; LANES], to: &mut [f32; LANES]) {
+    pub(super) fn widen(self, from: &[u16; LANES]) -> F32x16 {
         let [low, high] = load_halves(from);
-        let special = v128_or(self.not_finite(low), self.not_finite(high));
-        if v128_any_true(special) {
-            *to = widen_each(from);
-            return;
+        if v128_any_true(v128_or(self.not_finite(low), self.not_finite(high))) {
+            return load_quads(&widen_each(from));
         }
-        let ([a, b], [c, d]) = (self.eight(low), self.eight(high));
-        store_quads([a, b, c, d], to);
+        let ([a, b], [c, d]) = (self.moved(low), self.moved(high));
+        [a, b, c, d].map(|moved| f32x4_mul(moved, self.factor))
     }
 
     /// Not zero where a number is infinite or NaN.
@@ -509,11 +513,12 @@ impl Widening {
         u16x8_sub_sat(i16x8_add(halves, halves), self.finite)
     }
 
+    /// Eight numbers where a float has its bits.
     #[inline(always)]
-    fn eight(self, halves: v128) -> [v128; 2] {
+    fn moved(self, halves: v128) -> [v128; 2] {
         let upper = v128_and(i16x8_shr(halves, 3), self.upper);
         let lower = i16x8_shl(halves, 13);
-        [f32x4_mul(low_words(lower, upper), self.factor), f32x4_mul(high_words(lower, upper), self.factor)]
+        [low_words(lower, upper), high_words(lower, upper)]
     }
 }
 

@@ -5,7 +5,7 @@
 //! constants are hidden from both, and a round of a loop, whose length LLVM does not know, is 64 bytes of weights: they
 //! are read in order, and the sums of 16 rows and two columns stay in registers.
 
-use super::wasm::{F32x16, Widening};
+use super::wasm::{F32x16, Widening, store_quads};
 use super::{ActBlock, LANES};
 use crate::packed::{Layout, group_of};
 use std::arch::wasm32::*;
@@ -78,15 +78,15 @@ impl Line for Nibbles {
         let mut values = [[self.low; 2]; C];
         for c in 0..C {
             // SAFETY: the caller's promise.
-            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(crate::simd::QK / 2))] };
+            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(super::QK / 2))] };
         }
-        for quad in 0..4 {
+        for (quad, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             let bytes = unsafe { load(w.add(quad * 16)) };
             let (low, high) = (v128_and(bytes, self.low), v128_and(u16x8_shr(bytes, 4), self.low));
             for c in 0..C {
-                let sum = i16x8_add(sums[quad][c], i16x8_relaxed_dot_i8x16_i7x16(values[c][0], low));
-                sums[quad][c] = i16x8_add(sum, i16x8_relaxed_dot_i8x16_i7x16(values[c][1], high));
+                let sum = i16x8_add(sums[c], i16x8_relaxed_dot_i8x16_i7x16(values[c][0], low));
+                sums[c] = i16x8_add(sum, i16x8_relaxed_dot_i8x16_i7x16(values[c][1], high));
             }
         }
     }
@@ -122,13 +122,13 @@ impl Line for Whole {
             let four = unsafe { broadcast(x[c]) };
             values[c] = [i16x8_shr(i16x8_shl(four, 8), 8), i16x8_shr(four, 8)];
         }
-        for quad in 0..4 {
+        for (quad, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
             let bytes = unsafe { load(w.add(quad * 16)) };
             let (even, odd) = (v128_and(bytes, self.low), u16x8_shr(bytes, 8));
             for c in 0..C {
-                let sum = i32x4_add(sums[quad][c], i32x4_dot_i16x8(even, values[c][0]));
-                sums[quad][c] = i32x4_add(sum, i32x4_dot_i16x8(odd, values[c][1]));
+                let sum = i32x4_add(sums[c], i32x4_dot_i16x8(even, values[c][0]));
+                sums[c] = i32x4_add(sum, i32x4_dot_i16x8(odd, values[c][1]));
             }
         }
     }
@@ -162,7 +162,8 @@ pub fn multiply_all<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -
 pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F32x16; C] {
     let blocks = x[0].len();
     let block_bytes = const { L::LAYOUT.bytes() };
-    assert!(tile.len() == blocks * (SCALES + block_bytes) && x.iter().all(|x| x.len() == blocks));
+    // Tiles end on cache lines.
+    assert!(tile.len() >= blocks * (SCALES + block_bytes) && x.iter().all(|x| x.len() == blocks));
     let (line, widening, bytes) = (L::new(), Widening::new(kept), black_box(block_bytes));
     let mut scales = [[0.0; LANES]; GROUP];
     let mut sums = [[f32x4_splat(0.0); 4]; C];
@@ -171,8 +172,9 @@ pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F
     while left > 0 {
         let count = left.min(GROUP);
         for scales in &mut scales[..count] {
-            // SAFETY: the tile has so many bytes.
-            widening.widen(unsafe { &*at.cast() }, scales);
+            // SAFETY: the tile has so many bytes, and scales are on even ones.
+            let wide = widening.widen(unsafe { &*at.cast() });
+            store_quads(wide, scales);
             at = at.wrapping_add(SCALES);
         }
         let mut scales = scales.as_ptr();
@@ -182,9 +184,7 @@ pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F
             unsafe { add_block(line, &mut sums, at, bytes, &*scales, x) };
             at = at.wrapping_add(bytes);
             scales = scales.wrapping_add(1);
-            for c in 0..C {
-                x[c] = x[c].wrapping_add(1);
-            }
+            x = x.map(|x| x.wrapping_add(1));
         }
         left -= count;
     }
