@@ -50,9 +50,8 @@ unsafe fn broadcast(at: *const u8) -> v128 {
     unsafe { v128_load32_splat(at.cast()) }
 }
 
-/// Q4_0: products of bytes, those of a whole block added in 16 bits. 8 * 2 * 15 * 127 is 30,480; with what takes out
-/// the offset, which is of other columns, the extremes of a lane are 31,496: of 16 products of its own the offset is
-/// taken out of eight, and of eight others' values.
+/// Q4_0: products of bytes, those of a whole block added in 16 bits. A lane has 16 of a row's 32 products and takes out the
+/// offset of half of these and as many others: 127 * (8 * 15 + 8 * 8 + 8 * 8) is 31,496 at most.
 #[cfg(target_feature = "relaxed-simd")]
 #[derive(Clone, Copy)]
 pub struct Nibbles {
