@@ -69,10 +69,26 @@ impl TensorReader for FileReader {
     #[cfg(target_os = "linux")]
     fn announce(&self, offset: u64, bytes: usize) {
         use std::os::fd::AsRawFd;
+        let last = offset + bytes.saturating_sub(1) as u64;
+        // What is there already would be looked for page by page, which takes a tenth as long as reading it.
+        if is_cached(&self.file, offset) && is_cached(&self.file, last) {
+            return;
+        }
         let (start, length) = (offset as libc::off64_t, bytes as libc::off64_t);
         // SAFETY: the file is open, and the advice touches no memory. Where it is not taken, reads are slower.
         unsafe { libc::posix_fadvise64(self.file.as_raw_fd(), start, length, libc::POSIX_FADV_WILLNEED) };
     }
+}
+
+/// Whether the system has a byte of the file in memory; where it does not tell, it has not.
+#[cfg(target_os = "linux")]
+fn is_cached(file: &File, offset: u64) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut byte = 0u8;
+    let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: the file is open, and there is room for the one byte.
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &to, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
+    read == 1
 }
 
 #[cfg(unix)]

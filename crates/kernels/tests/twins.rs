@@ -4,7 +4,7 @@ mod common;
 
 use common::{Random, bits, fast, scalar};
 use kernels::acts::{ActStore, NonFinite};
-use kernels::float16::f32_to_f16;
+use kernels::float16::{BF16_TINY, f16_to_f32, f32_to_f16};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::kernels::rows::Activation;
 use kernels::packed::{ActKind, Format, Matrix, Shape, pack_tile};
@@ -323,20 +323,73 @@ fn rows_read_back_as_gguf_py_has_them() {
     }
 }
 
-/// The same in another tile's last row, with other rows around it.
+/// The same in every row and every block of a whole tile and of one that is not, with other rows around it.
 #[test]
 fn rows_keep_apart() {
+    const BLOCKS: usize = 3;
     let mut random = Random(31);
     for (format, block, step, want) in VECTORS {
-        let mut source: Vec<u8> = (0..31 * 2).flat_map(|_| random.file_block(format)).collect();
-        source.extend(random.file_block(format));
-        source.extend(bytes(block));
-        let w = packed(format, 32, 2 * format.block(), &source);
-        let mut values = vec![0.0; 2 * format.block()];
-        w.read_row(31, &mut values);
-        let last = &values[format.block()..];
-        let got: Vec<u8> = last.iter().step_by(step).flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(got, bytes(want), "{format:?}");
+        for row in 0..LANES + 5 {
+            let at = row % BLOCKS;
+            let before = row * BLOCKS + at;
+            let after = (LANES + 5) * BLOCKS - before - 1;
+            let mut source: Vec<u8> = (0..before).flat_map(|_| random.file_block(format)).collect();
+            source.extend(bytes(block));
+            source.extend((0..after).flat_map(|_| random.file_block(format)));
+            let w = packed(format, LANES + 5, BLOCKS * format.block(), &source);
+            let mut values = vec![0.0; BLOCKS * format.block()];
+            w.read_row(row, &mut values);
+            let part = &values[at * format.block()..][..format.block()];
+            let got: Vec<u8> = part.iter().step_by(step).flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!(got, bytes(want), "{format:?}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn floats_read_back_as_they_were() {
+    let mut random = Random(32);
+    for format in [Format::F32, Format::F16, Format::BF16] {
+        for (rows, cols) in [(1, 1), (16, 32), (21, 75), (5, 64), (16, 31)] {
+            // What the format can hold.
+            let rounded = |x: f32| match format {
+                Format::F32 => x,
+                Format::F16 => f16_to_f32(f32_to_f16(x)),
+                _ if x.abs() < BF16_TINY => 0.0f32.copysign(x),
+                _ => f32::from_bits(x.to_bits() >> 16 << 16),
+            };
+            let values: Vec<f32> = random.floats(rows * cols).into_iter().map(rounded).collect();
+            let to_bytes = |&x: &f32| match format {
+                Format::F32 => x.to_le_bytes().to_vec(),
+                Format::F16 => f32_to_f16(x).to_le_bytes().to_vec(),
+                _ => ((x.to_bits() >> 16) as u16).to_le_bytes().to_vec(),
+            };
+            let w = packed(format, rows, cols, &values.iter().flat_map(to_bytes).collect::<Vec<_>>());
+            for (row, want) in values.chunks(cols).enumerate() {
+                let mut got = vec![0.0; cols];
+                w.read_row(row, &mut got);
+                assert_eq!(bits(&got), bits(want), "{format:?}, row {row} of {rows}x{cols}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_tile_held_before_does_not_matter() {
+    let mut random = Random(33);
+    for format in Format::ALL {
+        let cols = 2 * format.block();
+        for rows in [1, 9, 16] {
+            let source: Vec<u8> = (0..rows * 2).flat_map(|_| random.file_block(format)).collect();
+            let mut fresh = Matrix::zeroed(Shape { format, rows, cols }).unwrap();
+            fresh.pack(&source);
+            let used = random.matrix(format, LANES, cols);
+            let mut used = used.reshaped(Shape { format, rows, cols }).unwrap();
+            used.pack(&source);
+            assert!(used.tile(0) == fresh.tile(0), "{format:?}, {rows} rows");
+        }
+        let small = random.matrix(format, 1, format.block());
+        assert!(small.reshaped(Shape { format, rows: 64, cols: cols * 8 }).is_none());
     }
 }
 

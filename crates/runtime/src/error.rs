@@ -50,6 +50,14 @@ impl Error {
         }
     }
 
+    pub fn source_read(message: String) -> Self {
+        Self {
+            code: "SOURCE_READ",
+            message,
+            cure: "Check that the file is complete, unchanged since it was opened, and readable.",
+        }
+    }
+
     /// Every sequence of the step was freed while it ran.
     pub fn cancelled() -> Self {
         Self { code: "CANCELLED", message: "the step's sequences were freed".into(), cure: "Nothing to do." }

@@ -16,6 +16,7 @@ use crate::reuse::emptied;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
 use crate::sparse::Sources;
+use crate::stream::Streams;
 use crate::threads::Pool;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
@@ -113,6 +114,7 @@ pub struct Executor {
     /// Of each of the plan's shapes of attention.
     divisions: Vec<Division>,
     chosen: Chosen,
+    streams: Vec<Mutex<Streams>>,
     states: Vec<f32>,
     /// Empty: memory for a list that every run needs.
     views: Vec<Shared<'static, f32>>,
@@ -189,6 +191,7 @@ impl Executor {
             scratch: (0..pool.threads()).map(|_| Mutex::new(Scratch::new(&plan.kv_layers))).collect(),
             divisions: compiled.shapes.iter().map(|&shape| Division::new(shape)).collect(),
             chosen: Chosen::default(),
+            streams: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             states: Vec::new(),
             views: Vec::new(),
             angles: vec![Vec::new(); plan.ropes.len()],
@@ -243,6 +246,11 @@ impl Executor {
         self.experts.set_window(window);
     }
 
+    /// Those of the experts in use that `run` computes next.
+    pub fn admitted(&self) -> &[u32] {
+        &self.experts.active()[self.experts.window()]
+    }
+
     /// Goes on with a step, to its end (None) or to a mixture of experts that are read on demand,
     /// whose number it gives. An error leaves nothing behind but the activations.
     pub fn run(&mut self, bound: &Bound, work: &Work) -> Result<Option<usize>> {
@@ -283,6 +291,7 @@ impl Executor {
             experts: self.experts.shared(),
             logits: self.logits.shared(),
             scratch: &self.scratch,
+            streams: &self.streams,
             angles: &self.angles,
             counters: &self.counters[start..end],
             threads,
@@ -379,6 +388,7 @@ struct Run<'a> {
     experts: SharedExperts<'a>,
     logits: Shared<'a, f32>,
     scratch: &'a [Mutex<Scratch>],
+    streams: &'a [Mutex<Streams>],
     angles: &'a [Vec<[f32; 2]>],
     counters: &'a [Counter],
     threads: usize,
@@ -537,13 +547,19 @@ impl Run<'_> {
             Phase::Spread(of) => {
                 self.experts.spread(of, &self.acts, part.start..part.end.min(self.slots(of)))
             }
-            Phase::ExpertGlu(of) => self.experts.glu(of, self.weights, self.table, part),
+            Phase::ExpertGlu(of) => {
+                let streams = &mut lock(&self.streams[thread]);
+                self.experts.glu(of, self.weights, self.table, part, streams)?;
+            }
             Phase::PrepareSlots(of) => {
                 let slots = part.start..part.end.min(self.slots(of));
                 let result = self.experts.prepare(of, self.table, slots);
                 result.map_err(|(token, NonFinite)| self.non_finite(RowKind::Tokens, token, &phase))?;
             }
-            Phase::ExpertDown(of) => self.experts.down(of, self.weights, self.table, part),
+            Phase::ExpertDown(of) => {
+                let streams = &mut lock(&self.streams[thread]);
+                self.experts.down(of, self.weights, self.table, part, streams)?;
+            }
         }
         Ok(())
     }

@@ -7,10 +7,12 @@
 
 use crate::compile::{Compiled, Experts, Phase};
 use crate::error::{Error, Result};
+use crate::stream::Streams;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::route::Route;
+use kernels::simd::LANES;
 use kernels::table::KernelTable;
 use kernels::view::{Aligned, Shared};
 use std::ops::Range;
@@ -231,8 +233,8 @@ impl<'a> SharedExperts<'a> {
         &self,
         units: Range<usize>,
         tiles: usize,
-        run: impl Fn(usize, Range<usize>, Range<usize>),
-    ) {
+        mut run: impl FnMut(usize, Range<usize>, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
         let window = self.window();
         // SAFETY: grouped in an earlier phase.
         let (active, starts) = unsafe { (self.active(), self.starts.read(0..window.end + 1)) };
@@ -241,27 +243,38 @@ impl<'a> SharedExperts<'a> {
             let at = window.start + unit / tiles;
             let first = unit % tiles;
             let last = (first + units.end - unit).min(tiles);
-            run(active[at] as usize, first..last, starts[at] as usize..starts[at + 1] as usize);
+            run(active[at] as usize, first..last, starts[at] as usize..starts[at + 1] as usize)?;
             unit += last - first;
         }
+        Ok(())
     }
 
-    pub fn glu(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
-        let biases = [of.gate_bias, of.up_bias];
+    pub fn glu(
+        &self,
+        of: &Experts,
+        weights: &Weights,
+        table: &KernelTable,
+        units: Range<usize>,
+        streams: &mut Streams,
+    ) -> Result<()> {
         self.each_expert(units, weights.expert_tiles(of.gate).0, |expert, tiles, slots| {
+            let biases = [of.gate_bias, of.up_bias].map(|bias| bias_of(weights, bias, expert, of.inner));
             // SAFETY: spread in an earlier phase.
             let acts = unsafe { self.acts.all(of.x_kind, slots.end, of.width) };
-            (table.glu)(&GluJob {
-                gate: weights.expert(of.mixture, of.gate, expert),
-                up: weights.expert(of.mixture, of.up, expert),
-                biases: biases.map(|bias| bias_of(weights, bias, expert, of.inner)),
-                tiles,
-                acts: acts.part(slots.start, slots.len()),
-                activation: of.activation,
-                out: self.inner.from(slots.start * of.inner),
-                width: of.inner,
-            });
-        });
+            let place = weights.expert(of.mixture, [of.gate, of.up], expert);
+            place.each_part(tiles, streams, |[gate, up], tiles, before| {
+                (table.glu)(&GluJob {
+                    gate,
+                    up,
+                    biases: biases.map(|bias| bias.map(|bias| &bias[before * LANES..])),
+                    tiles,
+                    acts: acts.part(slots.start, slots.len()),
+                    activation: of.activation,
+                    out: self.inner.from(slots.start * of.inner + before * LANES),
+                    width: of.inner,
+                });
+            })
+        })
     }
 
     /// Prepares what the slots of computed experts hold, counted from the first; the token of the first that is not finite.
@@ -287,20 +300,31 @@ impl<'a> SharedExperts<'a> {
         Ok(())
     }
 
-    pub fn down(&self, of: &Experts, weights: &Weights, table: &KernelTable, units: Range<usize>) {
+    pub fn down(
+        &self,
+        of: &Experts,
+        weights: &Weights,
+        table: &KernelTable,
+        units: Range<usize>,
+        streams: &mut Streams,
+    ) -> Result<()> {
         self.each_expert(units, weights.expert_tiles(of.down).0, |expert, tiles, slots| {
+            let bias = bias_of(weights, of.down_bias, expert, of.width);
             // SAFETY: prepared in an earlier phase.
             let acts = unsafe { self.inner_acts.all(of.inner_kind, slots.end, of.inner) };
-            (table.linear)(&LinearJob {
-                weight: weights.expert(of.mixture, of.down, expert),
-                tiles,
-                acts: acts.part(slots.start, slots.len()),
-                bias: bias_of(weights, of.down_bias, expert, of.width),
-                add: false,
-                out: self.out.from(slots.start * of.width),
-                width: of.width,
-            });
-        });
+            let place = weights.expert(of.mixture, [of.down], expert);
+            place.each_part(tiles, streams, |[weight], tiles, before| {
+                (table.linear)(&LinearJob {
+                    weight,
+                    tiles,
+                    acts: acts.part(slots.start, slots.len()),
+                    bias: bias.map(|bias| &bias[before * LANES..]),
+                    add: false,
+                    out: self.out.from(slots.start * of.width + before * LANES),
+                    width: of.width,
+                });
+            })
+        })
     }
 
     /// x += the sum of the token's slots, in order of rank, by their weights.

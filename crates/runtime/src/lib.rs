@@ -15,5 +15,6 @@ mod reuse;
 pub mod rope;
 pub mod routing;
 pub mod sparse;
+mod stream;
 pub mod threads;
 pub mod weights;

@@ -496,7 +496,8 @@ impl Model {
             let window = demand.admit(mixture, active, from);
             executor.admit(window);
         }
-        demand.fill(mixture, executor.pool.as_ref(), self.threads_of_step())
+        let wanted = executor.admitted();
+        demand.fill(mixture, wanted, executor.pool.as_ref(), self.threads_of_step())
     }
 
     /// Begins a step or goes on with it: see [`Executor::run`].

@@ -4,6 +4,7 @@ use crate::compile::{Compiled, Use};
 use crate::demand::Demand;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Tensor};
+use crate::stream::Place;
 use crate::threads::Pool;
 use kernels::float16::{bf16_to_f32, f16_to_f32};
 use kernels::packed::{Format, Matrix, Shape, pack_tile};
@@ -111,11 +112,11 @@ impl Weights {
         }
     }
 
-    /// An expert's matrix, which must be in memory: see [`Demand`].
-    pub fn expert(&self, mixture: usize, id: usize, expert: usize) -> &Matrix {
-        match (&self.tensors[id], &self.demand) {
-            (Weight::OnDemand { .. }, Some(demand)) => demand.matrix(mixture, id, expert),
-            _ => &self.experts(id)[expert],
+    /// Matrices of an expert, of tensors of one mixture, or where they are read from.
+    pub fn expert<const N: usize>(&self, mixture: usize, ids: [usize; N], expert: usize) -> Place<'_, N> {
+        match &self.demand {
+            Some(demand) => demand.place(mixture, ids, expert),
+            None => Place::Memory(ids.map(|id| &self.experts(id)[expert])),
         }
     }
 
@@ -264,13 +265,7 @@ impl<'a> Filling<'a> {
             }
         });
         let fault = lock(&fault).take();
-        fault.map_or(Ok(()), |message| {
-            Err(Error {
-                code: "SOURCE_READ",
-                message,
-                cure: "Check that the file is complete, unchanged since it was opened, and readable.",
-            })
-        })
+        fault.map_or(Ok(()), |message| Err(Error::source_read(message)))
     }
 }
 

@@ -14,6 +14,7 @@ use runtime::sparse::{BlockSource, Pattern};
 use runtime::threads::OsPool;
 use runtime::weights::TensorReader;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 fn build(plan: &Value) -> Result<Model, Error> {
@@ -639,8 +640,13 @@ fn routers_and_copies_that_do_not_fit_are_refused() {
 /// Bytes that one expert of each mixture of [`mixture`] takes when packed.
 const EXPERT_BYTES: usize = 2 * 2 * (2 * 48 * WIDTH + 32 * 40);
 
-/// A mixture of which so many bytes of experts fit into memory; attached to readers, or to the caller.
-fn on_demand(isa: usize, threads: usize, expert_memory: usize, readers: bool) -> Model {
+/// A mixture of which so many bytes of experts fit into memory; attached to readers that `open` gives, or to the caller.
+fn on_demand<R: TensorReader + Send + 'static>(
+    isa: usize,
+    threads: usize,
+    expert_memory: usize,
+    open: Option<&dyn Fn(Mixed) -> R>,
+) -> Model {
     let value = mixture();
     let types: Vec<String> =
         value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
@@ -650,9 +656,8 @@ fn on_demand(isa: usize, threads: usize, expert_memory: usize, readers: bool) ->
     for id in 0..types.len() {
         let reader = Mixed(types.clone(), id);
         if model.is_on_demand(id).unwrap() {
-            let reader = Announced { inner: reader, stretches: Mutex::default() };
-            let origin: (Arc<dyn TensorReader + Send>, u64) = (Arc::new(reader), 0);
-            model.attach_tensor(id, readers.then_some(origin)).unwrap();
+            let origin = open.map(|open| (Arc::new(open(reader)) as Arc<dyn TensorReader + Send>, 0));
+            model.attach_tensor(id, origin).unwrap();
         } else {
             model.load_tensor(id, &reader, 0).unwrap();
         }
@@ -692,7 +697,9 @@ fn experts_on_demand_change_no_result() {
     for isa in 0..available().len() {
         for slots in [1, 3, 8, 20, 31] {
             for readers in [true, false] {
-                let model = on_demand(isa, 1 + slots % 3, EXPERT_BYTES * slots, readers);
+                let open = |inner| Announced { inner, stretches: Mutex::default() };
+                let open = readers.then_some(&open as &dyn Fn(Mixed) -> Announced);
+                let model = on_demand(isa, 1 + slots % 3, EXPERT_BYTES * slots, open);
                 for chunk in [1, 7, 60] {
                     let sequence = model.create_sequence(None).unwrap();
                     let run = if readers { logits } else { supplied_logits };
@@ -703,4 +710,42 @@ fn experts_on_demand_change_no_result() {
             }
         }
     }
+}
+
+/// Experts that can be read so many times more.
+struct Breakable {
+    inner: Mixed,
+    reads: Arc<AtomicUsize>,
+}
+
+impl TensorReader for Breakable {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        let less = |reads: usize| reads.checked_sub(1);
+        match self.reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
+            Ok(_) => self.inner.read(offset, to),
+            Err(_) => Err("the disk is gone".into()),
+        }
+    }
+}
+
+#[test]
+fn a_step_whose_experts_cannot_be_read_fails_as_a_whole() {
+    let prompt = tokens(40);
+    let whole = mixture_on(0, 1);
+    let want = logits(&whole, whole.create_sequence(None).unwrap(), &prompt);
+    let reads = Arc::new(AtomicUsize::new(usize::MAX));
+    let open = |inner| Breakable { inner, reads: Arc::clone(&reads) };
+    let model = on_demand(0, 2, EXPERT_BYTES * 4, Some(&open));
+    let sequence = model.create_sequence(None).unwrap();
+    let mut got = logits(&model, sequence, &prompt[..20]);
+    // Slots are full now: some experts are read into them, others while they are multiplied, gate, up and down.
+    for left in [0, 1, 3, 10, 25, 40, 60] {
+        reads.store(left, Ordering::Relaxed);
+        let entry = Entry { sequence, tokens: &prompt[20..], want: Want::AllLogits };
+        let refused = model.step(&[entry]).unwrap_err();
+        assert_eq!((refused.code, refused.message.as_str()), ("SOURCE_READ", "the disk is gone"), "{left}");
+    }
+    reads.store(usize::MAX, Ordering::Relaxed);
+    got.extend(logits(&model, sequence, &prompt[20..]));
+    assert!(got == want);
 }

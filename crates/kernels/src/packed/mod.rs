@@ -264,6 +264,11 @@ impl Shape {
         assert!(cols.is_multiple_of(format.block()), "{cols} columns of {}", format.name());
         rows.div_ceil(LANES).checked_mul(format.tile_bytes(cols))
     }
+
+    /// In a file.
+    pub fn file_bytes(&self) -> usize {
+        self.rows * self.format.row_bytes(self.cols)
+    }
 }
 
 /// A packed weight matrix.
@@ -289,6 +294,28 @@ impl Matrix {
         let bytes: Option<Vec<usize>> = shapes.iter().map(|shape| shape.bytes()).collect();
         let parts = Aligned::streamed_parts(&bytes?)?;
         Some(shapes.iter().zip(parts).map(|(&shape, data)| Self { shape, data }).collect())
+    }
+
+    /// The same memory as another matrix, to be packed anew; None where that is larger.
+    ///
+    /// # Panics
+    /// As [`Self::zeroed`].
+    pub fn reshaped(self, shape: Shape) -> Option<Self> {
+        shape.bytes().filter(|&bytes| bytes <= self.data.bytes()).map(|_| Self { shape, ..self })
+    }
+
+    /// Packs all rows, as a file has them.
+    ///
+    /// # Panics
+    /// If `source` is not as many rows as the matrix has.
+    pub fn pack(&mut self, source: &[u8]) {
+        let Shape { format, rows, cols } = self.shape;
+        let row_bytes = format.row_bytes(cols);
+        assert_eq!(source.len(), rows * row_bytes);
+        let tiles = self.data.as_mut_slice().chunks_exact_mut(format.tile_bytes(cols));
+        for (rows, tile) in source.chunks(row_bytes * LANES).zip(tiles) {
+            pack_tile(format, cols, rows, tile);
+        }
     }
 
     pub fn format(&self) -> Format {

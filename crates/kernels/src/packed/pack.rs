@@ -3,8 +3,12 @@
 use super::layout::{Layout, SIX_PAIRS, VECTOR};
 use super::{Format, LANES, group_of};
 use crate::float16::{BF16_TINY, bf16_to_f32};
+use crate::simd::each_group;
+use crate::simd::turn::turn_words;
 
-/// Packs up to 16 rows, as a file has them one after another, into one tile.
+/// Packs up to 16 rows, as a file has them one after another, into one tile; a tile of fewer is zero elsewhere.
+///
+/// The words of a block are put together row by row, then turned, so that writes are few and in order.
 ///
 /// # Panics
 /// If `source` is not 1 to 16 whole rows or `tile` is not one tile.
@@ -13,62 +17,33 @@ pub fn pack_tile(format: Format, cols: usize, source: &[u8], tile: &mut [u8]) {
     let rows = source.len() / row_bytes;
     assert!(rows * row_bytes == source.len() && (1..=LANES).contains(&rows));
     assert_eq!(tile.len(), format.tile_bytes(cols));
-    let parts = format.parts();
-    for (lane, row) in source.chunks_exact(row_bytes).enumerate() {
-        let mut to = Tile { lane, parts, bytes: tile };
-        match format {
-            Format::F32 => scatter::<4>(row, lane, to.bytes),
-            Format::F16 => scatter::<2>(row, lane, to.bytes),
-            Format::BF16 => pack_bf16(row, lane, to.bytes),
-            Format::Q8_0 => to.blocks(row, |b: &[u8; 34], to| {
-                to.scale_bytes(0, &b[..2]);
-                to.words(0, words::<8>(&b[2..]).map(|w| w ^ 0x8080_8080));
-            }),
-            Format::Q4_0 | Format::IQ4_NL => to.blocks(row, |b: &[u8; 18], to| {
-                to.scale_bytes(0, &b[..2]);
-                to.words(0, words::<4>(&b[2..]));
-            }),
-            Format::Q4_1 => to.blocks(row, |b: &[u8; 20], to| {
-                to.scale_bytes(0, &b[..2]);
-                to.scale_bytes(32, &b[2..4]);
-                to.words(0, words::<4>(&b[4..]));
-            }),
-            Format::Q5_0 => to.blocks(row, |b: &[u8; 22], to| {
-                to.scale_bytes(0, &b[..2]);
-                to.five(&b[2..]);
-            }),
-            Format::Q5_1 => to.blocks(row, |b: &[u8; 24], to| {
-                to.scale_bytes(0, &b[..2]);
-                to.scale_bytes(32, &b[2..4]);
-                to.five(&b[4..]);
-            }),
-            Format::MXFP4 => to.blocks(row, |b: &[u8; 17], to| {
-                to.scales[to.lane] = b[0];
-                to.words(0, words::<4>(&b[1..]));
-            }),
-            Format::Q2_K => to.blocks(row, pack_q2_k),
-            Format::Q3_K => to.blocks(row, pack_q3_k),
-            Format::Q4_K => to.blocks(row, pack_q4_k),
-            Format::Q5_K => to.blocks(row, pack_q5_k),
-            Format::Q6_K => to.blocks(row, pack_q6_k),
-            Format::IQ4_XS => to.blocks(row, pack_iq4_xs),
-        }
+    if rows < LANES {
+        tile.fill(0);
+    }
+    let to = Tile { format, cols, source, bytes: tile };
+    match format {
+        Format::F32 => to.floats(),
+        Format::F16 => to.halves(|bits| bits),
+        Format::BF16 => to.halves(flush_tiny),
+        Format::Q8_0 => to.blocks(Q80),
+        Format::Q4_0 | Format::IQ4_NL => to.blocks(Q40),
+        Format::Q4_1 => to.blocks(Q41),
+        Format::Q5_0 => to.blocks(Q50),
+        Format::Q5_1 => to.blocks(Q51),
+        Format::MXFP4 => to.blocks(Mxfp4),
+        Format::Q2_K => to.blocks(Q2K),
+        Format::Q3_K => to.blocks(Q3K),
+        Format::Q4_K => to.blocks(Q4K),
+        Format::Q5_K => to.blocks(Q5K),
+        Format::Q6_K => to.blocks(Q6K),
+        Format::IQ4_XS => to.blocks(Iq4Xs),
     }
 }
 
-fn scatter<const N: usize>(row: &[u8], lane: usize, values: &mut [u8]) {
-    for (k, value) in row.chunks_exact(N).enumerate() {
-        values[(k * LANES + lane) * N..][..N].copy_from_slice(value);
-    }
-}
-
-fn pack_bf16(row: &[u8], lane: usize, values: &mut [u8]) {
-    for (k, bytes) in row.chunks_exact(2).enumerate() {
-        let bits = u16::from_le_bytes([bytes[0], bytes[1]]);
-        let tiny = bf16_to_f32(bits).abs() < BF16_TINY;
-        let kept = if tiny { bits & 0x8000 } else { bits };
-        values[(k * LANES + lane) * 2..][..2].copy_from_slice(&kept.to_le_bytes());
-    }
+/// Magnitudes of a BF16 number under 2^-60 to zero.
+fn flush_tiny(bits: u16) -> u16 {
+    let tiny = bf16_to_f32(bits).abs() < BF16_TINY;
+    if tiny { bits & 0x8000 } else { bits }
 }
 
 fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
@@ -77,26 +52,123 @@ fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
     })
 }
 
-/// A tile that takes one of its rows.
+/// Writes word v of every row into vector v; rows are `BYTES` long.
+#[inline(always)]
+fn turn<const BYTES: usize>(rows: &[[u8; BYTES]; LANES], vectors: &mut [u8]) {
+    let vectors = &mut vectors.as_chunks_mut::<VECTOR>().0[..BYTES / 4];
+    let (fours, rest) = vectors.as_chunks_mut::<4>();
+    for (i, four) in fours.iter_mut().enumerate() {
+        for (first, rows) in rows.as_chunks::<4>().0.iter().enumerate() {
+            let rows = rows.each_ref().map(|row| &row.as_chunks::<16>().0[i]);
+            for (vector, turned) in four.iter_mut().zip(turn_words(rows)) {
+                vector.as_chunks_mut::<16>().0[first] = turned;
+            }
+        }
+    }
+    for (v, vector) in (BYTES / 16 * 4..).zip(rest) {
+        for lane in 0..LANES {
+            vector[lane * 4..lane * 4 + 4].copy_from_slice(&rows[lane][v * 4..v * 4 + 4]);
+        }
+    }
+}
+
+/// A row's block of `FILE` bytes in a file, of which a tile has `BYTES` bytes of values. (Functions that are passed on
+/// are not sure to be inlined.)
+trait FileBlock<const FILE: usize, const BYTES: usize> {
+    fn pack(b: &[u8; FILE], to: &mut Row);
+}
+
+/// A tile and the rows of a file that it takes.
 struct Tile<'a> {
-    lane: usize,
-    /// Bytes of the values and of the scales of a block of the file, of 16 rows.
-    parts: [usize; 2],
+    format: Format,
+    cols: usize,
+    source: &'a [u8],
     bytes: &'a mut [u8],
 }
 
-impl Tile<'_> {
-    /// Packs every block of a file, `FILE` bytes each, into its part of its group.
-    fn blocks<const FILE: usize>(&mut self, row: &[u8], pack: impl Fn(&[u8; FILE], &mut Row)) {
-        let [value_bytes, scale_bytes] = self.parts;
-        let group = group_of(scale_bytes);
-        let groups = self.bytes.chunks_mut(group * (value_bytes + scale_bytes));
-        for (blocks, bytes) in row.as_chunks::<FILE>().0.chunks(group).zip(groups) {
-            let (scales, values) = bytes.split_at_mut(blocks.len() * scale_bytes);
+impl<'a> Tile<'a> {
+    /// The file's rows as chunks of `FILE` bytes and what is left; empty past the last row.
+    fn rows<const FILE: usize>(&self) -> [(&'a [[u8; FILE]], &'a [u8]); LANES] {
+        let bytes = self.format.row_bytes(self.cols);
+        let row = |lane| self.source.get(lane * bytes..(lane + 1) * bytes).unwrap_or_default();
+        std::array::from_fn(|lane| row(lane).as_chunks())
+    }
+
+    /// Packs every block of a file into its part of its group.
+    #[inline(always)]
+    fn blocks<B: FileBlock<FILE, BYTES>, const FILE: usize, const BYTES: usize>(self, _: B) {
+        let [value_bytes, scale_bytes] = self.format.parts();
+        assert_eq!(value_bytes, BYTES * LANES);
+        let rows = self.rows::<FILE>();
+        let (blocks, group) = (self.cols / self.format.block(), group_of(scale_bytes));
+        let full = !rows[LANES - 1].0.is_empty();
+        let mut staged = [[0; BYTES]; LANES];
+        for (i, bytes) in self.bytes.chunks_mut(group * (value_bytes + scale_bytes)).enumerate() {
+            let first = i * group;
+            let (scales, values) = bytes.split_at_mut(group.min(blocks - first) * scale_bytes);
             let parts = values.chunks_exact_mut(value_bytes).zip(scales.chunks_exact_mut(scale_bytes));
-            for (block, (values, scales)) in blocks.iter().zip(parts) {
-                pack(block, &mut Row { lane: self.lane, values, scales });
+            for (block, (values, scales)) in (first..).zip(parts) {
+                if const { FILE < 64 } && full {
+                    // So little work that a loop would cost as much.
+                    each_group!(lane in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+                        let block = &rows[lane].0[block];
+                        B::pack(block, &mut Row { lane, words: &mut staged[lane], scales });
+                    });
+                } else {
+                    for (lane, ((blocks, _), words)) in rows.iter().zip(&mut staged).enumerate() {
+                        let Some(block) = blocks.get(block) else { break };
+                        B::pack(block, &mut Row { lane, words, scales });
+                    }
+                }
+                turn(&staged, values);
             }
+        }
+    }
+
+    /// Floats of 32 bits.
+    fn floats(self) {
+        let rows = self.rows::<16>();
+        let (chunks, rest) = self.bytes.as_chunks_mut::<{ 16 * LANES }>();
+        for (i, out) in chunks.iter_mut().enumerate() {
+            turn(&rows.map(|(chunks, _)| chunks.get(i).copied().unwrap_or_default()), out);
+        }
+        scatter::<4>(rows.map(|(_, left)| left), rest, |value| value);
+    }
+
+    /// Floats of 16 bits, each changed by `change`.
+    #[inline(always)]
+    fn halves(self, change: impl Fn(u16) -> u16) {
+        const BYTES: usize = 64;
+        let rows = self.rows::<BYTES>();
+        // Tiles may be longer than their columns.
+        let (chunks, rest) = self.bytes.split_at_mut(self.cols / (BYTES / 2) * BYTES * LANES);
+        let mut staged = [[0; BYTES]; LANES];
+        for (i, out) in chunks.chunks_exact_mut(BYTES * LANES).enumerate() {
+            for ((chunks, _), staged) in rows.iter().zip(&mut staged) {
+                let Some(chunk) = chunks.get(i) else { break };
+                *staged = *chunk;
+            }
+            turn(&staged, out);
+            // Two columns side by side become one after the other.
+            for vector in out.as_chunks_mut::<VECTOR>().0 {
+                let both: [u32; LANES] = words(vector);
+                let (first, second) = vector.split_at_mut(VECTOR / 2);
+                for (lane, word) in both.into_iter().enumerate() {
+                    first[lane * 2..][..2].copy_from_slice(&change(word as u16).to_le_bytes());
+                    second[lane * 2..][..2].copy_from_slice(&change((word >> 16) as u16).to_le_bytes());
+                }
+            }
+        }
+        let change = |bytes| change(u16::from_le_bytes(bytes)).to_le_bytes();
+        scatter::<2>(rows.map(|(_, left)| left), rest, change);
+    }
+}
+
+/// Values of `N` bytes of 16 rows, each changed by `change`, side by side.
+fn scatter<const N: usize>(rows: [&[u8]; LANES], to: &mut [u8], change: impl Fn([u8; N]) -> [u8; N]) {
+    for (lane, row) in rows.into_iter().enumerate() {
+        for (column, value) in row.as_chunks().0.iter().enumerate() {
+            to[(column * LANES + lane) * N..][..N].copy_from_slice(&change(*value));
         }
     }
 }
@@ -104,7 +176,8 @@ impl Tile<'_> {
 /// One row's part of a block of a tile.
 struct Row<'a> {
     lane: usize,
-    values: &'a mut [u8],
+    /// A word for each vector.
+    words: &'a mut [u8],
     scales: &'a mut [u8],
 }
 
@@ -121,8 +194,8 @@ impl Row<'_> {
 
     /// The lane's words of the vectors from `first`.
     fn words<const N: usize>(&mut self, first: usize, words: [u32; N]) {
-        for (i, word) in words.into_iter().enumerate() {
-            self.values[(first + i) * VECTOR + self.lane * 4..][..4].copy_from_slice(&word.to_le_bytes());
+        for (to, word) in self.words[first * 4..(first + N) * 4].as_chunks_mut().0.iter_mut().zip(words) {
+            *to = word.to_le_bytes();
         }
     }
 
@@ -156,8 +229,8 @@ impl Row<'_> {
 
     /// Part `block` of the eight that share a super-scale.
     fn part(&mut self, layout: Layout, block: usize) -> Row<'_> {
-        let values = &mut self.values[block * layout.bytes()..(block + 1) * layout.bytes()];
-        Row { lane: self.lane, values, scales: &mut *self.scales }
+        let words = &mut self.words[block * layout.vectors() * 4..(block + 1) * layout.vectors() * 4];
+        Row { lane: self.lane, words, scales: &mut *self.scales }
     }
 }
 
@@ -171,34 +244,104 @@ fn file_pairs(bytes: &[u8], block: usize) -> [u32; 8] {
     words::<8>(&bytes[block / 4 * 32..]).map(|word| word >> (block % 4 * 2))
 }
 
-fn pack_q2_k(b: &[u8; 84], to: &mut Row) {
-    for block in 0..8 {
-        to.part(Layout::Two, block).pairs([0, 1], file_pairs(&b[16..80], block));
-        to.scale_bytes(block * 32, &b[block * 2..block * 2 + 2]);
+struct Q80;
+
+impl FileBlock<34, 32> for Q80 {
+    #[inline(always)]
+    fn pack(b: &[u8; 34], to: &mut Row) {
+        to.scale_bytes(0, &b[..2]);
+        to.words(0, words::<8>(&b[2..]).map(|w| w ^ 0x8080_8080));
     }
-    to.scale_bytes(256, &b[80..82]);
-    to.scale_bytes(288, &b[82..84]);
 }
 
-fn pack_q3_k(b: &[u8; 110], to: &mut Row) {
-    let high = words::<8>(&b[..32]);
-    for block in 0..8 {
-        let mut part = to.part(Layout::Three, block);
-        part.pairs([1, 2], file_pairs(&b[32..96], block));
-        part.bits(high.map(|word| word >> block));
+struct Q40;
+
+impl FileBlock<18, 16> for Q40 {
+    #[inline(always)]
+    fn pack(b: &[u8; 18], to: &mut Row) {
+        to.scale_bytes(0, &b[..2]);
+        to.words(0, words::<4>(&b[2..]));
     }
-    // Scale j: its low nibble in byte j % 8, its high pair in byte 8 + j % 4.
-    let file = &b[96..108];
-    let mut packed = [0u32; 3];
-    for j in 0..16 {
-        let low = (file[j % 8] >> (j / 8 * 4) & 15) as u32;
-        let high = (file[8 + j % 4] >> (j / 4 * 2) & 3) as u32;
-        let (block, half) = (j / 2, j % 2 * 16);
-        packed[block / 4] |= low << (block % 4 * 4 + half);
-        packed[2] |= high << (block * 2 + half);
+}
+
+struct Q41;
+
+impl FileBlock<20, 16> for Q41 {
+    #[inline(always)]
+    fn pack(b: &[u8; 20], to: &mut Row) {
+        to.scale_bytes(0, &b[..2]);
+        to.scale_bytes(32, &b[2..4]);
+        to.words(0, words::<4>(&b[4..]));
     }
-    packed.into_iter().enumerate().for_each(|(i, word)| to.scale_word(i, word));
-    to.scale_bytes(192, &b[108..110]);
+}
+
+struct Q50;
+
+impl FileBlock<22, 20> for Q50 {
+    #[inline(always)]
+    fn pack(b: &[u8; 22], to: &mut Row) {
+        to.scale_bytes(0, &b[..2]);
+        to.five(&b[2..]);
+    }
+}
+
+struct Q51;
+
+impl FileBlock<24, 20> for Q51 {
+    #[inline(always)]
+    fn pack(b: &[u8; 24], to: &mut Row) {
+        to.scale_bytes(0, &b[..2]);
+        to.scale_bytes(32, &b[2..4]);
+        to.five(&b[4..]);
+    }
+}
+
+struct Mxfp4;
+
+impl FileBlock<17, 16> for Mxfp4 {
+    #[inline(always)]
+    fn pack(b: &[u8; 17], to: &mut Row) {
+        to.scale_bytes(0, &b[..1]);
+        to.words(0, words::<4>(&b[1..]));
+    }
+}
+
+struct Q2K;
+
+impl FileBlock<84, 64> for Q2K {
+    fn pack(b: &[u8; 84], to: &mut Row) {
+        for block in 0..8 {
+            to.part(Layout::Two, block).pairs([0, 1], file_pairs(&b[16..80], block));
+            to.scale_bytes(block * 32, &b[block * 2..block * 2 + 2]);
+        }
+        to.scale_bytes(256, &b[80..82]);
+        to.scale_bytes(288, &b[82..84]);
+    }
+}
+
+struct Q3K;
+
+impl FileBlock<110, 96> for Q3K {
+    fn pack(b: &[u8; 110], to: &mut Row) {
+        let high = words::<8>(&b[..32]);
+        for block in 0..8 {
+            let mut part = to.part(Layout::Three, block);
+            part.pairs([1, 2], file_pairs(&b[32..96], block));
+            part.bits(high.map(|word| word >> block));
+        }
+        // Scale j: its low nibble in byte j % 8, its high pair in byte 8 + j % 4.
+        let file = &b[96..108];
+        let mut packed = [0u32; 3];
+        for j in 0..16 {
+            let low = (file[j % 8] >> (j / 8 * 4) & 15) as u32;
+            let high = (file[8 + j % 4] >> (j / 4 * 2) & 3) as u32;
+            let (block, half) = (j / 2, j % 2 * 16);
+            packed[block / 4] |= low << (block % 4 * 4 + half);
+            packed[2] |= high << (block * 2 + half);
+        }
+        packed.into_iter().enumerate().for_each(|(i, word)| to.scale_word(i, word));
+        to.scale_bytes(192, &b[108..110]);
+    }
 }
 
 /// The nibbles of Q4_K and Q5_K: 32 bytes hold two blocks, the second in the high nibbles.
@@ -225,46 +368,62 @@ fn six_bit_scales(file: &[u8], to: &mut Row) {
     packed.into_iter().enumerate().for_each(|(i, word)| to.scale_word(i, word));
 }
 
-fn pack_q4_k(b: &[u8; 144], to: &mut Row) {
-    for block in 0..8 {
-        to.part(Layout::Four, block).nibbles(0, split(file_nibbles(&b[16..], block)));
+struct Q4K;
+
+impl FileBlock<144, 128> for Q4K {
+    fn pack(b: &[u8; 144], to: &mut Row) {
+        for block in 0..8 {
+            to.part(Layout::Four, block).nibbles(0, split(file_nibbles(&b[16..], block)));
+        }
+        six_bit_scales(&b[4..16], to);
+        to.scale_bytes(192, &b[..2]);
+        to.scale_bytes(224, &b[2..4]);
     }
-    six_bit_scales(&b[4..16], to);
-    to.scale_bytes(192, &b[..2]);
-    to.scale_bytes(224, &b[2..4]);
 }
 
-fn pack_q5_k(b: &[u8; 176], to: &mut Row) {
-    let high = words::<8>(&b[16..48]);
-    for block in 0..8 {
-        let mut part = to.part(Layout::Five, block);
-        part.nibbles(1, split(file_nibbles(&b[48..], block)));
-        part.bits(high.map(|word| word >> block));
+struct Q5K;
+
+impl FileBlock<176, 160> for Q5K {
+    fn pack(b: &[u8; 176], to: &mut Row) {
+        let high = words::<8>(&b[16..48]);
+        for block in 0..8 {
+            let mut part = to.part(Layout::Five, block);
+            part.nibbles(1, split(file_nibbles(&b[48..], block)));
+            part.bits(high.map(|word| word >> block));
+        }
+        six_bit_scales(&b[4..16], to);
+        to.scale_bytes(192, &b[..2]);
+        to.scale_bytes(224, &b[2..4]);
     }
-    six_bit_scales(&b[4..16], to);
-    to.scale_bytes(192, &b[..2]);
-    to.scale_bytes(224, &b[2..4]);
 }
 
 /// Of each half of four blocks, 64 bytes have the low nibbles, blocks 2 and 3 in the high ones of blocks
 /// 0 and 1; 32 bytes have the high pairs.
-fn pack_q6_k(b: &[u8; 210], to: &mut Row) {
-    for block in 0..8 {
-        let (half, i) = (block / 4, block % 4);
-        let low = words::<8>(&b[half * 64 + i % 2 * 32..]).map(|word| word >> (i / 2 * 4));
-        let mut part = to.part(Layout::Six, block);
-        part.nibbles(1, split(low));
-        part.pairs(SIX_PAIRS, file_pairs(&b[128..192], block));
-        to.scale_bytes(block * 32, &b[192 + block * 2..][..2]);
+struct Q6K;
+
+impl FileBlock<210, 192> for Q6K {
+    fn pack(b: &[u8; 210], to: &mut Row) {
+        for block in 0..8 {
+            let (half, i) = (block / 4, block % 4);
+            let low = words::<8>(&b[half * 64 + i % 2 * 32..]).map(|word| word >> (i / 2 * 4));
+            let mut part = to.part(Layout::Six, block);
+            part.nibbles(1, split(low));
+            part.pairs(SIX_PAIRS, file_pairs(&b[128..192], block));
+            to.scale_bytes(block * 32, &b[192 + block * 2..][..2]);
+        }
+        to.scale_bytes(256, &b[208..210]);
     }
-    to.scale_bytes(256, &b[208..210]);
 }
 
-fn pack_iq4_xs(b: &[u8; 136], to: &mut Row) {
-    for block in 0..8 {
-        to.part(Layout::Four, block).words(0, words::<4>(&b[8 + block * 16..]));
+struct Iq4Xs;
+
+impl FileBlock<136, 128> for Iq4Xs {
+    fn pack(b: &[u8; 136], to: &mut Row) {
+        for block in 0..8 {
+            to.part(Layout::Four, block).words(0, words::<4>(&b[8 + block * 16..]));
+        }
+        to.scale_bytes(0, &b[4..8]);
+        to.scale_bytes(64, &b[2..4]);
+        to.scale_bytes(96, &b[..2]);
     }
-    to.scale_bytes(0, &b[4..8]);
-    to.scale_bytes(64, &b[2..4]);
-    to.scale_bytes(96, &b[..2]);
 }

@@ -10,6 +10,7 @@ pub mod avx2;
 pub mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub(crate) mod turn;
 pub mod values;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub mod wasm;
@@ -32,7 +33,7 @@ macro_rules! each_group {
     };
 }
 #[allow(unused_imports)]
-use each_group;
+pub(crate) use each_group;
 
 /// One column's quantised activations for one block, all that a dot product needs in one place.
 #[derive(Clone, Copy, PartialEq, Debug)]
