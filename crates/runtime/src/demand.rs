@@ -5,9 +5,11 @@
 //! a step follow one another in the same order again and again, so that in slots that all share the
 //! least recently used expert would always be one that is wanted next.
 //!
-//! A step that comes to a mixture is given as many of the wanted experts as fit, those in memory
-//! first; it computes them, and comes again for the others. Neither changes a result: each slot of
-//! the step's activations is computed by itself.
+//! Experts that have readers are multiplied while they are read, see [`crate::stream`], and get slots
+//! when they are used so often that it is worth it. Others must have slots: a step that comes to a
+//! mixture is given as many of the wanted experts as fit, those in memory first; it computes them, and
+//! comes again for the others. None of this changes a result: each slot of the step's activations is
+//! computed by itself.
 
 use crate::compile::{Mixture, TensorId, Use};
 use crate::error::{Error, Result};
