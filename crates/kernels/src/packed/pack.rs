@@ -31,11 +31,11 @@ pub fn pack_tile(format: Format, cols: usize, source: &[u8], tile: &mut [u8]) {
         Format::Q5_0 => to.blocks(Q50),
         Format::Q5_1 => to.blocks(Q51),
         Format::MXFP4 => to.blocks(Mxfp4),
-        Format::Q2_K => to.blocks(Q2K),
-        Format::Q3_K => to.blocks(Q3K),
-        Format::Q4_K => to.blocks(Q4K),
-        Format::Q5_K => to.blocks(Q5K),
-        Format::Q6_K => to.blocks(Q6K),
+        Format::Q2_K => to.super_blocks(Q2K),
+        Format::Q3_K => to.super_blocks(Q3K),
+        Format::Q4_K => to.super_blocks(Q4K),
+        Format::Q5_K => to.super_blocks(Q5K),
+        Format::Q6_K => to.super_blocks(Q6K),
         Format::IQ4_XS => to.blocks(Iq4Xs),
     }
 }
@@ -77,6 +77,9 @@ fn turn<const BYTES: usize>(rows: &[[u8; BYTES]; LANES], vectors: &mut [u8]) {
 trait FileBlock<const FILE: usize, const BYTES: usize> {
     fn pack(b: &[u8; FILE], to: &mut Row);
 }
+
+/// Words of the largest block of 256.
+const MOST_WORDS: usize = 52;
 
 /// A tile and the rows of a file that it takes.
 struct Tile<'a> {
@@ -122,6 +125,26 @@ impl<'a> Tile<'a> {
                 }
                 turn(&staged, values);
             }
+        }
+    }
+
+    /// Packs every block of 256 into its part of its group.
+    fn super_blocks<B: SuperBlock<FILE, BYTES>, const FILE: usize, const BYTES: usize>(self, _: B) {
+        let [value_bytes, scale_bytes] = self.format.parts();
+        let rows = self.rows::<FILE>();
+        let mut staged = [[0; BYTES]; LANES];
+        let mut words = [[0; VECTOR]; MOST_WORDS];
+        let words = &mut words[..BYTES / 4];
+        for (block, bytes) in self.bytes.chunks_exact_mut(value_bytes + scale_bytes).enumerate() {
+            let (scales, values) = bytes.split_at_mut(scale_bytes);
+            for (lane, ((blocks, _), staged)) in rows.iter().zip(&mut staged).enumerate() {
+                let Some(block) = blocks.get(block) else { break };
+                let (whole, last) = block.split_at(BYTES);
+                staged.copy_from_slice(whole);
+                scales[B::LAST + lane * last.len()..][..last.len()].copy_from_slice(last);
+            }
+            turn(&staged, words.as_flattened_mut());
+            B::pack(words, &mut Rows { values: values.as_chunks_mut().0, scales });
         }
     }
 
@@ -187,11 +210,6 @@ impl Row<'_> {
         self.scales[at + self.lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    /// The lane's word of vector `index` of scales.
-    fn scale_word(&mut self, index: usize, word: u32) {
-        self.scale_bytes(index * VECTOR, &word.to_le_bytes());
-    }
-
     /// The lane's words of the vectors from `first`.
     fn words<const N: usize>(&mut self, first: usize, words: [u32; N]) {
         for (to, word) in self.words[first * 4..(first + N) * 4].as_chunks_mut().0.iter_mut().zip(words) {
@@ -199,32 +217,13 @@ impl Row<'_> {
         }
     }
 
-    /// A block's nibbles from two times 16 values, four in each word.
-    fn nibbles(&mut self, first: usize, [low, high]: [[u32; 4]; 2]) {
-        let word = |i: usize| low[i] & 0x0f0f_0f0f | (high[i] & 0x0f0f_0f0f) << 4;
-        self.words(first, [0, 1, 2, 3].map(word));
-    }
-
-    /// Pairs of bits at the bottom of 32 values, four in each word.
-    fn pairs(&mut self, vectors: [usize; 2], values: [u32; 8]) {
-        let v = values.map(|value| value & 0x0303_0303);
-        for (vector, i) in vectors.into_iter().zip([0, 4]) {
-            self.words(vector, [v[i] | v[i + 1] << 2 | v[i + 2] << 4 | v[i + 3] << 6]);
-        }
-    }
-
-    /// Single bits at the bottom of 32 values, four in each word.
-    fn bits(&mut self, values: [u32; 8]) {
-        let word = values.iter().enumerate().fold(0, |word, (g, value)| word | (value & 0x0101_0101) << g);
-        self.words(0, [word]);
-    }
-
     /// Q5_0 and Q5_1: bit i of the first four bytes belongs to value i, the nibbles are in order.
     fn five(&mut self, bytes: &[u8]) {
         let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         self.words(1, words::<4>(&bytes[4..]));
-        // Bits 4g .. 4g + 4 to the bottoms of four bytes.
-        self.bits(std::array::from_fn(|g| (high >> (g * 4) & 15).wrapping_mul(0x0020_4081) & 0x0101_0101));
+        // Bits 4g .. 4g + 4 to bits g of four bytes.
+        let bits = |g: u32| ((high >> (g * 4) & 15).wrapping_mul(0x0020_4081) & 0x0101_0101) << g;
+        self.words(0, [(0..8).fold(0, |word, g| word | bits(g))]);
     }
 
     /// Part `block` of the eight that share a super-scale.
@@ -232,16 +231,6 @@ impl Row<'_> {
         let words = &mut self.words[block * layout.vectors() * 4..(block + 1) * layout.vectors() * 4];
         Row { lane: self.lane, words, scales: &mut *self.scales }
     }
-}
-
-/// Values 0..16 and 16..32 of a word array of 32 values.
-fn split(values: [u32; 8]) -> [[u32; 4]; 2] {
-    [[values[0], values[1], values[2], values[3]], [values[4], values[5], values[6], values[7]]]
-}
-
-/// The file's pairs of bits: 32 bytes hold four blocks, each two bits further up.
-fn file_pairs(bytes: &[u8], block: usize) -> [u32; 8] {
-    words::<8>(&bytes[block / 4 * 32..]).map(|word| word >> (block % 4 * 2))
 }
 
 struct Q80;
@@ -306,115 +295,6 @@ impl FileBlock<17, 16> for Mxfp4 {
     }
 }
 
-struct Q2K;
-
-impl FileBlock<84, 64> for Q2K {
-    fn pack(b: &[u8; 84], to: &mut Row) {
-        for block in 0..8 {
-            to.part(Layout::Two, block).pairs([0, 1], file_pairs(&b[16..80], block));
-            to.scale_bytes(block * 32, &b[block * 2..block * 2 + 2]);
-        }
-        to.scale_bytes(256, &b[80..82]);
-        to.scale_bytes(288, &b[82..84]);
-    }
-}
-
-struct Q3K;
-
-impl FileBlock<110, 96> for Q3K {
-    fn pack(b: &[u8; 110], to: &mut Row) {
-        let high = words::<8>(&b[..32]);
-        for block in 0..8 {
-            let mut part = to.part(Layout::Three, block);
-            part.pairs([1, 2], file_pairs(&b[32..96], block));
-            part.bits(high.map(|word| word >> block));
-        }
-        // Scale j: its low nibble in byte j % 8, its high pair in byte 8 + j % 4.
-        let file = &b[96..108];
-        let mut packed = [0u32; 3];
-        for j in 0..16 {
-            let low = (file[j % 8] >> (j / 8 * 4) & 15) as u32;
-            let high = (file[8 + j % 4] >> (j / 4 * 2) & 3) as u32;
-            let (block, half) = (j / 2, j % 2 * 16);
-            packed[block / 4] |= low << (block % 4 * 4 + half);
-            packed[2] |= high << (block * 2 + half);
-        }
-        packed.into_iter().enumerate().for_each(|(i, word)| to.scale_word(i, word));
-        to.scale_bytes(192, &b[108..110]);
-    }
-}
-
-/// The nibbles of Q4_K and Q5_K: 32 bytes hold two blocks, the second in the high nibbles.
-fn file_nibbles(bytes: &[u8], block: usize) -> [u32; 8] {
-    words::<8>(&bytes[block / 2 * 32..]).map(|word| word >> (block % 2 * 4))
-}
-
-/// Eight 6-bit scales and minimums of Q4_K and Q5_K: the first four are the low six bits of bytes 0..4
-/// and 4..8; of the others bytes 8..12 have the low nibbles, and the high pairs top the first eight.
-fn six_bit_scales(file: &[u8], to: &mut Row) {
-    let mut packed = [0u32; 3];
-    for block in 0..8 {
-        let (scale, minimum) = if block < 4 {
-            (file[block] & 63, file[block + 4] & 63)
-        } else {
-            let low = file[block + 4];
-            (low & 15 | file[block - 4] >> 6 << 4, low >> 4 | file[block] >> 6 << 4)
-        };
-        let (scale, minimum, at) = (scale as u32, minimum as u32, block * 4);
-        packed[0] |= (scale & 15) << at;
-        packed[1] |= (minimum & 15) << at;
-        packed[2] |= (scale >> 4 | minimum >> 4 << 2) << at;
-    }
-    packed.into_iter().enumerate().for_each(|(i, word)| to.scale_word(i, word));
-}
-
-struct Q4K;
-
-impl FileBlock<144, 128> for Q4K {
-    fn pack(b: &[u8; 144], to: &mut Row) {
-        for block in 0..8 {
-            to.part(Layout::Four, block).nibbles(0, split(file_nibbles(&b[16..], block)));
-        }
-        six_bit_scales(&b[4..16], to);
-        to.scale_bytes(192, &b[..2]);
-        to.scale_bytes(224, &b[2..4]);
-    }
-}
-
-struct Q5K;
-
-impl FileBlock<176, 160> for Q5K {
-    fn pack(b: &[u8; 176], to: &mut Row) {
-        let high = words::<8>(&b[16..48]);
-        for block in 0..8 {
-            let mut part = to.part(Layout::Five, block);
-            part.nibbles(1, split(file_nibbles(&b[48..], block)));
-            part.bits(high.map(|word| word >> block));
-        }
-        six_bit_scales(&b[4..16], to);
-        to.scale_bytes(192, &b[..2]);
-        to.scale_bytes(224, &b[2..4]);
-    }
-}
-
-/// Of each half of four blocks, 64 bytes have the low nibbles, blocks 2 and 3 in the high ones of blocks
-/// 0 and 1; 32 bytes have the high pairs.
-struct Q6K;
-
-impl FileBlock<210, 192> for Q6K {
-    fn pack(b: &[u8; 210], to: &mut Row) {
-        for block in 0..8 {
-            let (half, i) = (block / 4, block % 4);
-            let low = words::<8>(&b[half * 64 + i % 2 * 32..]).map(|word| word >> (i / 2 * 4));
-            let mut part = to.part(Layout::Six, block);
-            part.nibbles(1, split(low));
-            part.pairs(SIX_PAIRS, file_pairs(&b[128..192], block));
-            to.scale_bytes(block * 32, &b[192 + block * 2..][..2]);
-        }
-        to.scale_bytes(256, &b[208..210]);
-    }
-}
-
 struct Iq4Xs;
 
 impl FileBlock<136, 128> for Iq4Xs {
@@ -425,5 +305,191 @@ impl FileBlock<136, 128> for Iq4Xs {
         to.scale_bytes(0, &b[4..8]);
         to.scale_bytes(64, &b[2..4]);
         to.scale_bytes(96, &b[..2]);
+    }
+}
+
+/// A row's block of `FILE` bytes, 256 values that share super-scales, of which the first `BYTES` are whole words: packed
+/// for 16 rows at once, after their words have been turned.
+trait SuperBlock<const FILE: usize, const BYTES: usize> {
+    /// Where the scales have the two bytes that follow the words, if any do.
+    const LAST: usize = 0;
+    fn pack(words: &[Vector], to: &mut Rows);
+}
+
+/// A word of each of 16 rows.
+type Vector = [u8; VECTOR];
+
+/// Sixteen rows' part of a block of a tile.
+struct Rows<'a> {
+    values: &'a mut [Vector],
+    scales: &'a mut [u8],
+}
+
+/// `to` becomes what `of` makes of each row's words.
+#[inline(always)]
+fn each_row<const N: usize>(from: [&Vector; N], to: &mut Vector, of: impl Fn([u32; N]) -> u32) {
+    for lane in 0..LANES {
+        let words = from.map(|words| u32::from_le_bytes(words.as_chunks().0[lane]));
+        to.as_chunks_mut().0[lane] = of(words).to_le_bytes();
+    }
+}
+
+impl Rows<'_> {
+    /// Vector `index` of scales.
+    fn scale_words(&mut self, index: usize) -> &mut Vector {
+        &mut self.scales.as_chunks_mut().0[index]
+    }
+
+    /// Sixteen bits of each row's word as scales at `at`.
+    #[inline(always)]
+    fn half_words(&mut self, at: usize, words: &Vector, shift: usize) {
+        for (to, word) in
+            self.scales[at..at + 2 * LANES].as_chunks_mut().0.iter_mut().zip(words.as_chunks().0)
+        {
+            *to = ((u32::from_le_bytes(*word) >> shift) as u16).to_le_bytes();
+        }
+    }
+
+    /// A block's nibbles from 32 values of four bits at bit `shift` of a byte.
+    #[inline(always)]
+    fn nibbles(&mut self, first: usize, values: &[Vector], shift: usize) {
+        const BITS: u32 = 0x0f0f_0f0f;
+        for i in 0..4 {
+            each_row([&values[i], &values[i + 4]], &mut self.values[first + i], |[low, high]| {
+                low >> shift & BITS | (high >> shift & BITS) << 4
+            });
+        }
+    }
+
+    /// A block's pairs of bits from 32 values of two bits at bit `shift` of a byte.
+    #[inline(always)]
+    fn pairs(&mut self, vectors: [usize; 2], values: &[Vector], shift: usize) {
+        for (vector, i) in vectors.into_iter().zip([0, 4]) {
+            let four = [&values[i], &values[i + 1], &values[i + 2], &values[i + 3]];
+            each_row(four, &mut self.values[vector], |words| {
+                let [a, b, c, d] = words.map(|word| word >> shift & 0x0303_0303);
+                a | b << 2 | c << 4 | d << 6
+            });
+        }
+    }
+
+    /// A block's single bits from 32 values of one bit at bit `shift` of a byte.
+    #[inline(always)]
+    fn bits(&mut self, vector: usize, values: &[Vector], shift: usize) {
+        let eight: [&Vector; 8] = std::array::from_fn(|i| &values[i]);
+        each_row(eight, &mut self.values[vector], |words| {
+            (0..8).fold(0, |bits, g| bits | (words[g] >> shift & 0x0101_0101) << g)
+        });
+    }
+
+    /// Eight 6-bit scales and minimums of Q4_K and Q5_K: the first four are the low six bits of bytes 0..4
+    /// and 4..8; of the others bytes 8..12 have the low nibbles, and the high pairs top the first eight.
+    #[inline(always)]
+    fn six_bit_scales(&mut self, [first, second, third]: [&Vector; 3]) {
+        // Of blocks j and j + 4.
+        let place = |word: u32, j: usize, [low, high]: [u32; 2]| word | low << (j * 4) | high << (j * 4 + 16);
+        each_row([first, third], self.scale_words(0), |[first, third]| {
+            (0..4).fold(0, |word, j| place(word, j, [first, third].map(|from| from >> (j * 8) & 15)))
+        });
+        each_row([second, third], self.scale_words(1), |[second, third]| {
+            (0..4).fold(0, |word, j| place(word, j, [second, third >> 4].map(|from| from >> (j * 8) & 15)))
+        });
+        each_row([first, second], self.scale_words(2), |[first, second]| {
+            let pairs = |at: usize| first >> at & 3 | (second >> at & 3) << 2;
+            (0..4).fold(0, |word, j| place(word, j, [4, 6].map(|at| pairs(j * 8 + at))))
+        });
+    }
+}
+
+/// The values of Q2_K and of others' parts: 32 bytes hold four blocks, each two bits further up.
+fn file_pairs(words: &[Vector], block: usize) -> (&[Vector], usize) {
+    (&words[block / 4 * 8..][..8], block % 4 * 2)
+}
+
+struct Q2K;
+
+impl SuperBlock<84, 84> for Q2K {
+    fn pack(words: &[Vector], to: &mut Rows) {
+        for block in 0..8 {
+            let (values, shift) = file_pairs(&words[4..20], block);
+            to.pairs([block * 2, block * 2 + 1], values, shift);
+            to.half_words(block * 32, &words[block / 2], block % 2 * 16);
+        }
+        to.half_words(256, &words[20], 0);
+        to.half_words(288, &words[20], 16);
+    }
+}
+
+struct Q3K;
+
+impl SuperBlock<110, 108> for Q3K {
+    const LAST: usize = 192;
+
+    fn pack(words: &[Vector], to: &mut Rows) {
+        for block in 0..8 {
+            let (values, shift) = file_pairs(&words[8..24], block);
+            to.pairs([block * 3 + 1, block * 3 + 2], values, shift);
+            to.bits(block * 3, &words[..8], block);
+        }
+        // Scale j: its low nibble in byte j % 8, its high pair in byte 8 + j % 4. It is of block j / 2, half j % 2.
+        for index in 0..2 {
+            each_row([&words[24], &words[25]], to.scale_words(index), |words| {
+                (0..8).fold(0, |packed, j| {
+                    let low = words[j / 4] >> (j % 4 * 8 + index * 4) & 15;
+                    packed | low << (j / 2 * 4 + j % 2 * 16)
+                })
+            });
+        }
+        each_row([&words[26]], to.scale_words(2), |[word]| {
+            (0..16).fold(0, |packed, j| {
+                packed | (word >> (j % 4 * 8 + j / 4 * 2) & 3) << (j / 2 * 2 + j % 2 * 16)
+            })
+        });
+    }
+}
+
+struct Q4K;
+
+impl SuperBlock<144, 144> for Q4K {
+    fn pack(words: &[Vector], to: &mut Rows) {
+        // 32 bytes hold two blocks, the second in the high nibbles.
+        for block in 0..8 {
+            to.nibbles(block * 4, &words[4 + block / 2 * 8..], block % 2 * 4);
+        }
+        to.six_bit_scales([&words[1], &words[2], &words[3]]);
+        to.half_words(192, &words[0], 0);
+        to.half_words(224, &words[0], 16);
+    }
+}
+
+struct Q5K;
+
+impl SuperBlock<176, 176> for Q5K {
+    fn pack(words: &[Vector], to: &mut Rows) {
+        for block in 0..8 {
+            to.nibbles(block * 5 + 1, &words[12 + block / 2 * 8..], block % 2 * 4);
+            to.bits(block * 5, &words[4..12], block);
+        }
+        to.six_bit_scales([&words[1], &words[2], &words[3]]);
+        to.half_words(192, &words[0], 0);
+        to.half_words(224, &words[0], 16);
+    }
+}
+
+struct Q6K;
+
+impl SuperBlock<210, 208> for Q6K {
+    const LAST: usize = 256;
+
+    /// Of each half of four blocks, 64 bytes have the low nibbles, blocks 2 and 3 in the high ones of blocks
+    /// 0 and 1; 32 bytes have the high pairs.
+    fn pack(words: &[Vector], to: &mut Rows) {
+        for block in 0..8 {
+            let (half, i) = (block / 4, block % 4);
+            to.nibbles(block * 6 + 1, &words[half * 16 + i % 2 * 8..], i / 2 * 4);
+            let (values, shift) = file_pairs(&words[32..48], block);
+            to.pairs(SIX_PAIRS.map(|vector| block * 6 + vector), values, shift);
+            to.half_words(block * 32, &words[48 + block / 2], block % 2 * 16);
+        }
     }
 }
