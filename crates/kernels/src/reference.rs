@@ -279,6 +279,14 @@ fn key_dot(keys: &[[u16; LANES]], lane: usize, q: impl Iterator<Item = f32>) -> 
     keys.iter().zip(q).fold(0.0, |sum, (key, q)| f16_to_f32(key[lane]) * q + sum)
 }
 
+pub fn widen(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
+    from.iter().zip(to).for_each(|(from, to)| *to = from.map(f16_to_f32));
+}
+
+pub fn round_halves(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = round_f16(*x));
+}
+
 pub fn row_scores(job: &RowScores, out: &mut [[f32; LANES]]) {
     let subs = job.keys.len() / job.dim;
     for (query, out) in job.queries.chunks_exact(job.dim).zip(out.chunks_exact_mut(subs.max(1))) {

@@ -30,6 +30,9 @@ pub struct KernelTable {
     pub attend_part: fn(&AttendJob, Range<usize>, Shared<f32>, &mut AttendScratch),
     pub merge_parts: fn(&AttendJob, &[f32], &mut AttendScratch),
     /// What chooses blocks of keys; see [`crate::select`].
+    pub widen: fn(&[[u16; LANES]], &mut [[f32; LANES]]),
+    /// To the nearest F16 values, in place.
+    pub round_halves: fn(&mut [f32]),
     pub row_scores: fn(&RowScores, &mut [[f32; LANES]]),
     pub row_sums: fn(scores: &[[f32; LANES]], &mut [[f32; 2]]),
     pub softmax: fn(&mut [[f32; LANES]]),
@@ -52,6 +55,8 @@ static SCALAR: KernelTable = KernelTable {
     attend: reference::attend,
     attend_part: reference::attend_part,
     merge_parts: reference::merge_parts,
+    widen: reference::widen,
+    round_halves: reference::round_halves,
     row_scores: reference::row_scores,
     row_sums: reference::row_sums,
     softmax: reference::softmax,
@@ -75,6 +80,8 @@ macro_rules! isa_table {
             attend: $module::attend,
             attend_part: $module::attend_part,
             merge_parts: $module::merge_parts,
+            widen: $module::widen,
+            round_halves: $module::round_halves,
             row_scores: $module::row_scores,
             row_sums: $module::row_sums,
             softmax: $module::softmax,
@@ -108,6 +115,9 @@ macro_rules! isa_table {
             isa_table!(@entry $features,
                 merge_parts(job: &AttendJob, states: &[f32], scratch: &mut AttendScratch) -> (),
                 attend::merge_parts);
+            isa_table!(@entry $features,
+                widen(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) -> (), select::widen);
+            isa_table!(@entry $features, round_halves(x: &mut [f32]) -> (), select::round_halves);
             isa_table!(@entry $features,
                 row_scores(job: &RowScores, out: &mut [[f32; LANES]]) -> (), select::row_scores);
             isa_table!(@entry $features,

@@ -143,7 +143,7 @@ const CASES: [Case; 4] = [
 
 fn queries(random: &mut Random, case: &Case, dim: usize) -> Queries {
     let rows: Vec<Vec<f32>> = (0..case.heads * case.tokens).map(|_| random.normals(dim)).collect();
-    Queries::new(case.heads, case.tokens, dim, rows.iter().map(Vec::as_slice))
+    Queries::new(available()[0], case.heads, case.tokens, dim, rows.iter().map(Vec::as_slice))
 }
 
 #[test]
@@ -186,8 +186,13 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (0..rows * dim).map(|_| std::array::from_fn(|_| random.normal())).collect();
         let real: Vec<[f32; LANES]> =
             (0..rows).map(|_| std::array::from_fn(|lane| (lane % 3).min(1) as f32)).collect();
+        let unrounded = random.normals(rows * dim + 5);
         let run = |table: &KernelTable| {
             let scale = scale(dim);
+            let mut wide = vec![[0.0; LANES]; keys.len()];
+            (table.widen)(&keys, &mut wide);
+            let mut halves = unrounded.clone();
+            (table.round_halves)(&mut halves);
             let mut scores = vec![[0.0; LANES]; rows * subs];
             (table.row_scores)(&RowScores { keys: &keys, dim, queries: &queries, scale }, &mut scores);
             let whole = &scores[..scores.len() / SUB * SUB];
@@ -206,7 +211,14 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (table.add_shares)(&mut sampled, &real, &mut mass);
             let mut hashes = vec![0; rows * rows];
             (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &queries }, &mut hashes);
-            let floats = [scores.as_flattened(), sums.as_flattened(), shares.as_flattened(), &before];
+            let floats = [
+                wide.as_flattened(),
+                &halves,
+                scores.as_flattened(),
+                sums.as_flattened(),
+                shares.as_flattened(),
+                &before,
+            ];
             let floats = floats.into_iter().chain([mass.as_flattened()]).flatten();
             (floats.map(|x| x.to_bits()).collect::<Vec<u32>>(), hashes)
         };
@@ -310,13 +322,31 @@ fn what_later_changes_is_forgotten() {
     });
 }
 
+/// The bounds of each page, for one query along each dimension and its opposite: no key scores higher, and where
+/// all keys of a page are the same, zeros of both signs among them, the bound is the score.
+#[test]
+fn bounds_choose_by_the_highest_values_of_either_sign() {
+    let dim = 32;
+    let table = available()[0];
+    for sign in [1.0, -1.0] {
+        let mut hay = Haystack { pages: vec![vec![f32_to_f16(-sign); key_len(dim)]; 6], dim };
+        hay.set(3 * BLOCK + 17, &vec![-0.0; dim]);
+        hay.set(4 * BLOCK + 60, &vec![sign * 1e-7; dim]);
+        let query = vec![sign; dim];
+        let one = Queries::new(table, 1, 1, dim, std::iter::once(query.as_slice()));
+        let budget = |blocks| Budget { blocks, mass: 1.0, least: 0 };
+        assert_eq!(hay.with(|keys| by_bounds(table, keys, &one, 6, budget(3))), [0, 4, 5]);
+        assert_eq!(hay.with(|keys| by_bounds(table, keys, &one, 6, budget(4))), [0, 3, 4, 5]);
+    }
+}
+
 #[test]
 fn bounds_are_bounds() {
     let mut random = Random(4);
     for dim in [32, 80, 128, 256] {
         let mut hay = Haystack::new(&mut random, 3, dim);
         let query = random.normals(dim);
-        let one = Queries::new(1, 1, dim, std::iter::once(query.as_slice()));
+        let one = Queries::new(available()[0], 1, 1, dim, std::iter::once(query.as_slice()));
         // With a budget of one block beside the first and the last, only the block of the best key may be it.
         plant(&mut hay, BLOCK + 5, 1, &query, 60.0);
         let kept = hay

@@ -336,7 +336,7 @@ impl Attending<'_> {
                 .clone()
                 .map(move |token| &q[(token * self.of.heads + head) * layer.head_dim..][..layer.head_dim])
         });
-        Queries::new(group, tokens.len(), layer.head_dim, rows)
+        Queries::new(self.table, group, tokens.len(), layer.head_dim, rows)
     }
 
     fn layer(&self) -> LayerLayout {

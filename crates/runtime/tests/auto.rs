@@ -79,7 +79,7 @@ fn queries(random: &mut Random, tokens: usize, direction: &[f32], pull: f32) -> 
     let rows: Vec<Vec<f32>> = (0..HEADS * tokens)
         .map(|_| random.normals(DIM).iter().zip(direction).map(|(x, u)| 0.5 * x + pull * u).collect())
         .collect();
-    Queries::new(HEADS, tokens, DIM, rows.iter().map(Vec::as_slice))
+    Queries::new(available()[0], HEADS, tokens, DIM, rows.iter().map(Vec::as_slice))
 }
 
 /// The earlier blocks that `auto` keeps, and the share of the attention mass of all queries that these hold.

@@ -14,6 +14,11 @@ use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 
+/// Groups that go over some blocks of keys together: with heads of 64 their queries and one block's keys
+/// are in the first-level cache, and the keys of so many blocks in the second.
+const GROUPS: usize = 4;
+const AT_ONCE: usize = 8;
+
 /// The blocks among the first `blocks` that queries of a block need. `stride` divides 16.
 pub fn antidiagonal(
     table: &KernelTable,
@@ -40,9 +45,15 @@ pub fn antidiagonal(
     let mut sums = vec![Sums::NONE; blocks * groups];
     for head in 0..queries.heads {
         let lanes = arrange(queries, head, stride, groups);
-        for (block, out) in sums.chunks_exact_mut(groups).enumerate() {
-            let (keys, dim) = (keys.block(block), keys.head_dim);
-            (table.sampled_sums)(&SampledScores { keys, dim, lanes: &lanes, scale }, out);
+        for first in (0..blocks).step_by(AT_ONCE) {
+            for (part, lanes) in lanes.chunks(GROUPS * keys.head_dim).enumerate() {
+                for block in first..blocks.min(first + AT_ONCE) {
+                    let of_block = &mut sums[block * groups..][..groups];
+                    let out = of_block.chunks_mut(GROUPS).nth(part).unwrap_or_default();
+                    let (keys, dim) = (keys.block(block), keys.head_dim);
+                    (table.sampled_sums)(&SampledScores { keys, dim, lanes, scale }, out);
+                }
+            }
         }
         (table.add_shares)(&mut sums, &real, &mut mass);
     }

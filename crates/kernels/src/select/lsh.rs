@@ -7,8 +7,7 @@
 //! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
 //! buckets cost 16 products per dimension.
 
-use super::{Budget, Hashing, Keys, Queries, choose};
-use crate::float16::f16_to_f32;
+use super::{Budget, Hashing, Keys, Queries, SUB, choose};
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
 use crate::simd::LANES;
@@ -77,12 +76,13 @@ impl Hashes {
             self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
         }
         let dim = keys.head_dim;
-        let mut rows = vec![0.0; BLOCK * dim];
+        let (mut keys_f32, mut rows) = (vec![[0.0; LANES]; SUB * dim], vec![0.0; BLOCK * dim]);
         let mut buckets = vec![0; BLOCK * rotations.rounds];
         for block in self.blocks..blocks {
-            for (sub, values) in keys.block(block).chunks_exact(dim).enumerate() {
-                for (i, row) in rows[sub * LANES * dim..][..LANES * dim].chunks_exact_mut(dim).enumerate() {
-                    row.iter_mut().zip(values).for_each(|(x, of_dim)| *x = f16_to_f32(of_dim[i]));
+            (table.widen)(keys.block(block), &mut keys_f32);
+            for (values, rows) in keys_f32.chunks_exact(dim).zip(rows.chunks_exact_mut(LANES * dim)) {
+                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
+                    row.iter_mut().zip(values).for_each(|(x, of_dim)| *x = of_dim[i]);
                 }
             }
             rotations.buckets(table, &rows, &mut buckets);

@@ -27,13 +27,14 @@ pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, bounds};
 pub use scores::{
-    Hashing, RowScores, SampledScores, Sums, add_shares, buckets, row_scores, row_sums, sampled_sums, softmax,
+    Hashing, RowScores, SampledScores, Sums, add_shares, buckets, round_halves, row_scores, row_sums,
+    sampled_sums, softmax, widen,
 };
 pub use vertical_slash::{LAST_QUERIES, vertical_slash};
 
-use crate::float16::round_f16;
 use crate::kernels::attention::{BLOCK, key_len};
 use crate::simd::LANES;
+use crate::table::KernelTable;
 use crate::view::Shared;
 
 /// Sub-blocks of 16 keys in a block.
@@ -69,12 +70,15 @@ pub struct Queries {
 impl Queries {
     /// `rows` gives each query, head by head and within one token by token.
     pub fn new<'a>(
+        table: &KernelTable,
         heads: usize,
         tokens: usize,
         head_dim: usize,
         rows: impl Iterator<Item = &'a [f32]>,
     ) -> Self {
-        let values: Vec<f32> = rows.flatten().copied().map(round_f16).collect();
+        let mut values = Vec::with_capacity(heads * tokens * head_dim);
+        rows.for_each(|row| values.extend_from_slice(row));
+        (table.round_halves)(&mut values);
         assert_eq!(values.len(), heads * tokens * head_dim, "a row for each head and token");
         Self { values, heads, tokens, head_dim }
     }

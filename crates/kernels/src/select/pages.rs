@@ -8,10 +8,20 @@
 //! the negative and the positive parts of q as a query, and is computed like 16 keys' scores at once.
 
 use super::{Budget, Keys, Queries, RowScores, choose};
-use crate::float16::{f16_to_f32, f32_to_f16};
 use crate::kernels::attention::BLOCK;
 use crate::simd::LANES;
 use crate::table::KernelTable;
+
+/// Whole numbers in the order of the F16 values with these bits: those of negative values are turned round.
+fn ordered(bits: u16) -> i16 {
+    let bits = bits as i16;
+    bits ^ ((bits >> 15) & i16::MAX)
+}
+
+/// What [`ordered`] was given.
+fn f16_bits(ordered: i16) -> u16 {
+    (ordered ^ ((ordered >> 15) & i16::MAX)) as u16
+}
 
 /// The bounds of one KV head's whole blocks, so far.
 #[derive(Default)]
@@ -59,9 +69,14 @@ impl Bounds {
         let dim = of_sub.len();
         let to = &mut self.pages[page / LANES * 2 * dim..][..2 * dim];
         for (d, of_dim) in of_sub.iter().enumerate() {
-            let values = || of_dim[keys.clone()].iter().map(|&bits| f16_to_f32(bits));
-            to[d][page % LANES] = f32_to_f16(values().fold(f32::INFINITY, f32::min));
-            to[dim + d][page % LANES] = f32_to_f16(values().fold(f32::NEG_INFINITY, f32::max));
+            let (mut lowest, mut highest) = (i16::MAX, i16::MIN);
+            for &bits in &of_dim[keys.clone()] {
+                let key = ordered(bits);
+                lowest = lowest.min(key);
+                highest = highest.max(key);
+            }
+            to[d][page % LANES] = f16_bits(lowest);
+            to[dim + d][page % LANES] = f16_bits(highest);
         }
     }
 

@@ -1,9 +1,28 @@
 //! The vector kernels of block selection: scores of some queries with many keys, of many queries with one
 //! key in `stride`, what their softmax comes to, and hashes.
 
+use crate::float16::round_f16;
 use crate::kernels::{exp_negative, tree_sum};
 use crate::select::SUB;
 use crate::simd::{LANES, Simd};
+
+/// F16 values as f32.
+#[inline(always)]
+pub fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
+    for (from, to) in from.iter().zip(to) {
+        s.store(s.load_f16(from), to);
+    }
+}
+
+/// To the nearest F16 values, in place.
+#[inline(always)]
+pub fn round_halves<S: Simd>(s: S, x: &mut [f32]) {
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for x in whole {
+        s.store(s.round_f16(s.load(x)), x);
+    }
+    rest.iter_mut().for_each(|x| *x = round_f16(*x));
+}
 
 /// Scores of rows of queries with keys.
 pub struct RowScores<'a> {

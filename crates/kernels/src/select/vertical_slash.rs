@@ -86,5 +86,10 @@ fn fill_slashes(rows: &[&[[f32; LANES]]], slashes: &mut [f32]) {
 fn line(slashes: &[f32], block: usize, first: usize) -> f32 {
     let start = (block * BLOCK + first + 1).saturating_sub(BLOCK);
     let end = (block * BLOCK + BLOCK + first).min(slashes.len());
-    slashes[start.min(end)..end].iter().fold(0.0, |most, &x| if x > most { x } else { most })
+    let (whole, rest) = slashes[start.min(end)..end].as_chunks::<LANES>();
+    let mut most = [0.0f32; LANES];
+    for x in whole {
+        most.iter_mut().zip(x).for_each(|(most, &x)| *most = if x > *most { x } else { *most });
+    }
+    most.iter().chain(rest).fold(0.0, |most, &x| if x > most { x } else { most })
 }
