@@ -142,6 +142,8 @@ describe('wrong options', () => {
     [{ decode: { policy: 'auto', quality: 2 } }, /attention\.quality/],
     [{ encode: { policy: 'dense' } }, /encode/],
     ['dense', /attention/],
+    [{ prefill: 'auto' }, /such as \{ policy: 'auto' \}, got "auto"/],
+    [{ decode: null }, /such as \{ policy: 'auto' \}/],
   ])('%j is refused by name', (options, message) => {
     expect(() => checkAttention(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     expect(() => checkAttention(options)).toThrow(message);

@@ -141,6 +141,8 @@ function planned(policy: AttentionPolicy): SparsePolicy {
         from: number('from', policy.from, TOKENS, 4096),
       };
     default:
+      if (typeof policy !== 'object' || policy === null)
+        throw invalid('A policy of attention', "an object such as { policy: 'auto' }", policy);
       throw invalid(
         'A policy of attention',
         `one of ${POLICIES.join(', ')}`,
