@@ -321,9 +321,13 @@ pub fn sampled_sums(job: &SampledScores, out: &mut [Sums]) {
             let subs = job.keys.chunks_exact(job.dim);
             let score = |sub: &[[u16; LANES]]| key_dot(sub, lane, group.iter().map(|q| q[lane])) * job.scale;
             let scores: Vec<f32> = subs.map(score).collect();
-            let most = highest(scores.iter().copied());
+            let in_order = |a: f32, b: f32| if a < b { (a, b) } else { (b, a) };
+            let (low, high) = in_order(scores[0], scores[1]);
+            let (other_low, other_high) = in_order(scores[2], scores[3]);
+            let (between, most) = in_order(high, other_high);
             out.most[lane] = most;
-            out.sum[lane] = scores.iter().map(|x| exp(x - most)).reduce(|a, b| a + b).unwrap_or(0.0);
+            // exp(most - most) is 1.
+            out.sum[lane] = exp(low - most) + exp(other_low - most) + exp(between - most) + 1.0;
         }
     }
 }

@@ -233,16 +233,21 @@ fn sum_groups<S: Simd, const G: usize, const N: usize>(
         for n in 0..SUB {
             x[n] = s.load(&scores[g][n]);
         }
-        let most = s.max(s.max(x[0], x[1]), s.max(x[2], x[3]));
-        for n in 0..SUB {
-            x[n] = s.sub(x[n], most);
-        }
-        let powers = exp_negative(s, x);
+        let [(low, high), (other_low, other_high)] = [in_order(s, x[0], x[1]), in_order(s, x[2], x[3])];
+        let (between, most) = in_order(s, high, other_high);
+        // That of the highest is 1.
+        let powers = exp_negative(s, [low, other_low, between].map(|x| s.sub(x, most)));
         let to = &mut out[first + g];
         s.store(most, &mut to.most);
-        s.store(s.add(s.add(s.add(powers[0], powers[1]), powers[2]), powers[3]), &mut to.sum);
+        s.store(s.add(s.add(s.add(powers[0], powers[1]), powers[2]), s.splat(1.0)), &mut to.sum);
     }
     G
+}
+
+/// The lower and the higher of each lane.
+#[inline(always)]
+fn in_order<S: Simd>(s: S, a: S::F, b: S::F) -> (S::F, S::F) {
+    (s.select_less(a, b, a, b), s.max(a, b))
 }
 
 /// Adds to each block's `mass` what each lane of each group has of its exponentials there. `sums`:
