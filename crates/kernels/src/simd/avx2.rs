@@ -409,7 +409,7 @@ fn add_nibbles<V: Values, const GROUPS: usize, const C: usize, const SECOND: boo
                 eight.and_bits(bytes, 0x0f0f_0f0f),
                 eight.and_bits(_mm256_srli_epi16::<4>(bytes), 0x0f0f_0f0f),
             ];
-            add_pairs(&mut pairs, nibbles, x, group, group % GROUPS == 0);
+            add_pairs(&mut pairs, nibbles, x, group, group.is_multiple_of(GROUPS));
             if group % GROUPS == GROUPS - 1 {
                 for c in 0..C {
                     let [low, high] = pairs[c];
@@ -443,10 +443,8 @@ fn add_pairs<const C: usize>(
                 pairs[c][i] = if start { products } else { _mm256_add_epi16(pairs[c][i], products) };
             }
         }
-        for c in 0..C {
-            for i in 0..2 {
-                asm!("/* {0} */", inout(ymm_reg) pairs[c][i], options(nomem, nostack, preserves_flags));
-            }
+        for sum in pairs.as_flattened_mut() {
+            asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags));
         }
     }
 }

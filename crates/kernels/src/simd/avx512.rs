@@ -304,8 +304,8 @@ fn start_of_half<V: Values, const SECOND: bool, const R: usize, const C: usize>(
                     _mm512_slli_epi32::<16>(pair)
                 };
                 let start = _mm512_sra_epi32(pair, by);
-                for r in 0..R {
-                    acc[r][c] = start;
+                for acc in &mut acc {
+                    acc[c] = start;
                 }
             }
         }
