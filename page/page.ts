@@ -152,6 +152,8 @@ async function write(): Promise<void> {
   try {
     const model = await loading;
     controller.signal.throwIfAborted();
+    // What was said of the last text is not true of this one.
+    el.say('');
     await show(...begin(model, text, controller.signal));
   } catch (reason) {
     if (controller.signal.aborted) el.say('Stopped');
