@@ -594,6 +594,20 @@ fn scores_that_are_not_numbers_end_the_step() {
 }
 
 #[test]
+fn a_gate_and_an_up_matrix_that_take_different_activations_are_refused_by_name() {
+    for name in ["gate", "up"] {
+        let mut plan = mixture();
+        let tensors = plan["tensors"].as_array_mut().unwrap();
+        tensors.iter_mut().find(|tensor| tensor["name"] == name).unwrap()["type"] = json!("Q8_0");
+        let error = build(&plan).map(|_| ()).unwrap_err();
+        assert_eq!(error.code, "UNSUPPORTED_FEATURE");
+        let types =
+            if name == "gate" { ["gate is Q8_0", "up is F16"] } else { ["gate is F16", "up is Q8_0"] };
+        assert!(types.into_iter().all(|of| error.message.contains(of)), "{error}");
+    }
+}
+
+#[test]
 fn routers_and_copies_that_do_not_fit_are_refused() {
     type Change = fn(&mut Value);
     let experts = |plan: &mut Value, field: &str, to: Value| {
