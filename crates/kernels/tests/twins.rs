@@ -156,14 +156,14 @@ proptest! {
         seed: u64,
         format in prop::sample::select(Format::ALL.to_vec()),
         rows in 1usize..70,
-        blocks in 1usize..6,
+        blocks in 1usize..40,
         ragged in 0usize..32,
         count in 1usize..20,
         biased: bool,
         precise: bool,
     ) {
         let mut random = Random(seed);
-        let cols = if format.block() == 1 { blocks * 32 + ragged } else { blocks * format.block() };
+        let cols = if format.block() == 1 { blocks * 32 + ragged } else { (blocks * 32).next_multiple_of(format.block()) };
         let w = random.matrix(format, rows, cols);
         let x = random.floats(cols * count);
         let bias = random.floats(rows);
@@ -172,6 +172,25 @@ proptest! {
         let want = run_linear(scalar(), &w, &x, precise, bias, &start);
         for table in fast() {
             prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, bias, &start)), bits(&want), "{}", table.isa);
+        }
+    }
+
+    /// More columns than a kernel takes at once.
+    #[test]
+    fn linear_of_many_columns(
+        seed: u64,
+        format in prop::sample::select(Format::ALL.to_vec()),
+        rows in 1usize..40,
+        count in 140usize..300,
+    ) {
+        let mut random = Random(seed);
+        let cols = format.block().max(64);
+        let w = random.matrix(format, rows, cols);
+        let x = random.floats(cols * count);
+        let start = random.floats(rows * count);
+        let want = run_linear(scalar(), &w, &x, false, None, &start);
+        for table in fast() {
+            prop_assert_eq!(bits(&run_linear(table, &w, &x, false, None, &start)), bits(&want), "{}", table.isa);
         }
     }
 

@@ -19,7 +19,9 @@
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
 use super::padded;
-use super::products::{Blocks, Floats, Half, Kernel, Place, Runs, STREAMED, Single};
+use super::products::{
+    Blocks, Floats, Half, Kernel, Place, Runs, SLAB, STREAMED, Single, Slab, block_columns,
+};
 use super::rows::{Activation, gated};
 use super::scales;
 use crate::acts::Acts;
@@ -103,7 +105,7 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
 
 /// How many columns' products with a gate are kept until those with the up matrix are known; a multiple of every
 /// group's size.
-const GATES: usize = 24;
+const GATES: usize = SUMS;
 
 /// The gate and the up matrix take the places of two tiles, or follow each other.
 #[inline(always)]
@@ -327,6 +329,10 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
+        if const { S::UNPACKS && K::UNPACKS } && self.columns.len() >= UNPACKED_FROM {
+            self.unpacked(s);
+            return;
+        }
         let mut column = self.columns.start;
         while column < self.columns.end {
             match group::<S>(self.columns.end - column) {
@@ -340,7 +346,59 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
     }
 }
 
+/// How many columns' sums are kept while a slab after the other is unpacked; a multiple of every group's size.
+const SUMS: usize = 144;
+/// How many slabs of a tile are unpacked at once: half of a first-level cache.
+const SLABS: usize = 4;
+/// How many columns are worth it to unpack weights into memory.
+const UNPACKED_FROM: usize = 12;
+
 impl<K: Kernel, const R: usize> Pass<'_, K, R> {
+    /// Some blocks are unpacked and multiplied with all columns, then the next.
+    #[inline(always)]
+    fn unpacked<S: Simd>(mut self, s: S) {
+        let blocks = self.acts.k / QK;
+        for start in self.columns.clone().step_by(SUMS) {
+            let columns = start..(start + SUMS).min(self.columns.end);
+            let mut sums = [[[0.0; LANES]; R]; SUMS];
+            let mut slabs = [[Slab::EMPTY; R]; SLABS];
+            for first in (0..blocks).step_by(SLAB * SLABS) {
+                let of_slabs = first..(first + SLAB * SLABS).min(blocks);
+                let count = of_slabs.len().div_ceil(SLAB);
+                for i in 0..count {
+                    let first = first + i * SLAB;
+                    for r in 0..R {
+                        K::unpack(s, self.tiles[r], first, SLAB.min(blocks - first), &mut slabs[i][r]);
+                    }
+                }
+                s.call(SlabPass::<K, R> {
+                    slabs: &slabs[..count],
+                    acts: self.acts,
+                    columns: columns.clone(),
+                    blocks: of_slabs,
+                    sums: &mut sums,
+                    kernel: PhantomData,
+                });
+            }
+            let mut column = columns.start;
+            while column < columns.end {
+                let sums = &sums[column - start..];
+                match group::<S>(columns.end - column) {
+                    6 if const { S::COLUMNS >= 6 } => self.take::<S, 6>(s, sums, &mut column),
+                    4 => self.take::<S, 4>(s, sums, &mut column),
+                    2 => self.take::<S, 2>(s, sums, &mut column),
+                    _ => self.take::<S, 1>(s, sums, &mut column),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn take<S: Simd, const C: usize>(&mut self, s: S, sums: &[[[f32; LANES]; R]], column: &mut usize) {
+        self.sink.take(s, self.acts.kind, *column, loaded::<S, R, C>(s, sums));
+        *column += C;
+    }
+
     #[inline(always)]
     fn group<S: Simd, const C: usize>(&mut self, s: S, column: &mut usize) {
         if C > STREAMED {
@@ -352,6 +410,68 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
         self.sink.take(s, self.acts.kind, *column, sums);
         *column += C;
     }
+}
+
+/// R unpacked slabs times columns.
+struct SlabPass<'a, K, const R: usize> {
+    slabs: &'a [[Slab; R]],
+    acts: &'a Acts<'a>,
+    columns: Range<usize>,
+    blocks: Range<usize>,
+    /// Of `columns`.
+    sums: &'a mut [[[f32; LANES]; R]],
+    kernel: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kernel, const R: usize> Work<S> for SlabPass<'_, K, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self, s: S) {
+        let mut column = self.columns.start;
+        while column < self.columns.end {
+            match group::<S>(self.columns.end - column) {
+                6 if const { S::COLUMNS >= 6 } => self.group::<S, 6>(s, &mut column),
+                4 => self.group::<S, 4>(s, &mut column),
+                2 => self.group::<S, 2>(s, &mut column),
+                _ => self.group::<S, 1>(s, &mut column),
+            }
+        }
+    }
+}
+
+impl<K: Kernel, const R: usize> SlabPass<'_, K, R> {
+    #[inline(always)]
+    fn group<S: Simd, const C: usize>(&mut self, s: S, column: &mut usize) {
+        let kept = &mut self.sums[*column - self.columns.start..][..C];
+        let mut sums = loaded::<S, R, C>(s, kept);
+        let x = block_columns::<C>(self.acts, *column, self.blocks.clone());
+        for (i, slabs) in self.slabs.iter().enumerate() {
+            let mut of_slab = x;
+            for c in 0..C {
+                of_slab[c] = &x[c][i * SLAB..(i * SLAB + SLAB).min(x[0].len())];
+            }
+            K::add_products::<S, R, C>(s, slabs, of_slab, &mut sums);
+        }
+        for c in 0..C {
+            for r in 0..R {
+                s.store(sums[r][c], &mut kept[c][r]);
+            }
+        }
+        *column += C;
+    }
+}
+
+/// The sums of C columns.
+#[inline(always)]
+fn loaded<S: Simd, const R: usize, const C: usize>(s: S, kept: &[[[f32; LANES]; R]]) -> [[S::F; C]; R] {
+    let mut sums = [[s.splat(0.0); C]; R];
+    for c in 0..C {
+        for r in 0..R {
+            sums[r][c] = s.load(&kept[c][r]);
+        }
+    }
+    sums
 }
 
 #[inline(always)]

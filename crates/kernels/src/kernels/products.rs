@@ -2,10 +2,11 @@
 
 use super::scales::{RunScales, Scales};
 use crate::acts::Acts;
-use crate::packed::{RUN, group_of};
+use crate::packed::{Layout, RUN, VECTOR, group_of};
 use crate::simd::values::Values;
-use crate::simd::{ActBlock, LANES, QK, Simd};
+use crate::simd::{ActBlock, LANES, QK, Simd, Words};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Which columns are multiplied with tiles.
 #[derive(Clone, Copy)]
@@ -24,6 +25,112 @@ pub(crate) trait Kernel {
         acts: &Acts,
         place: Place,
     ) -> [[S::F; C]; R];
+
+    /// Whether many columns gain by weights that are unpacked before.
+    const UNPACKS: bool = false;
+    /// Unpacks `count` blocks of a tile from `first` on, a multiple of [`SLAB`].
+    fn unpack<S: Simd>(_: S, _: &[u8], _first: usize, _count: usize, _: &mut Slab) {}
+    /// Adds the products of unpacked blocks with as many of each column.
+    fn add_products<S: Simd, const R: usize, const C: usize>(
+        _: S,
+        _: &[Slab; R],
+        _: [&[ActBlock]; C],
+        _: &mut [[S::F; C]; R],
+    ) {
+    }
+}
+
+/// So many blocks of a tile are unpacked at once: a run, or blocks that fill whole groups.
+pub(crate) const SLAB: usize = RUN;
+
+/// Unpacked blocks of a tile: each value in a byte, scales in 32 bits.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct Slab {
+    /// Of each block its scale, or the number that is its scale within a run; of each its minimum, or of each or of each
+    /// half its number; then a run's scale and minimum.
+    scales: [[f32; LANES]; SLAB * 2 + 2],
+    values: [[f32; LANES]; SLAB * VECTORS],
+}
+
+/// Vectors of a block's unpacked values, a group of four values each.
+const VECTORS: usize = QK / 4;
+
+impl Slab {
+    pub const EMPTY: Self =
+        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * VECTORS] };
+
+    #[inline(always)]
+    fn put_values<S: Simd, V: Values>(&mut self, s: S, block: usize, packed: &[u8]) {
+        for group in 0..VECTORS {
+            let words = V::group(s, packed, group);
+            s.store(s.float_bits(words), &mut self.values[block * VECTORS + group]);
+        }
+    }
+
+    /// The values of a block, and the scales from its own on.
+    #[inline(always)]
+    fn block(&self, block: usize) -> [&[u8]; 2] {
+        [&self.values[block * VECTORS..][..VECTORS], &self.scales[block..]].map(bytes_of)
+    }
+}
+
+/// Vectors as bytes.
+#[inline(always)]
+fn bytes_of(vectors: &[[f32; LANES]]) -> &[u8] {
+    // SAFETY: floats have no padding, and bytes no alignment.
+    unsafe { std::slice::from_raw_parts(vectors.as_ptr().cast(), size_of_val(vectors)) }
+}
+
+/// Values or scales of a slab.
+struct Unpacked<T>(PhantomData<T>);
+
+impl<V: Values> Values for Unpacked<V> {
+    const LAYOUT: Layout = Layout::Bytes;
+    const OFFSET: i32 = V::OFFSET;
+    const MAX: i32 = V::MAX;
+
+    #[inline(always)]
+    fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
+        w.load_words(block, group)
+    }
+}
+
+impl<K: Scales> Scales for Unpacked<K> {
+    const BYTES: usize = VECTOR;
+    const MINIMUM: bool = K::MINIMUM;
+
+    #[inline(always)]
+    fn scale<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        s.float_bits(s.load_words(scales, 0))
+    }
+    #[inline(always)]
+    fn minimum<S: Simd>(s: S, scales: &[u8]) -> S::F {
+        s.float_bits(s.load_words(scales, SLAB))
+    }
+}
+
+impl<K: RunScales> RunScales for Unpacked<K> {
+    const BYTES: usize = VECTOR * (SLAB * 2 + 2);
+    const HALVES: bool = K::HALVES;
+    const MINIMUM: bool = K::MINIMUM;
+
+    #[inline(always)]
+    fn scale<S: Simd>(s: S, run: &[u8]) -> S::F {
+        s.float_bits(s.load_words(run, SLAB * 2))
+    }
+    #[inline(always)]
+    fn minimum<S: Simd>(s: S, run: &[u8]) -> S::F {
+        s.float_bits(s.load_words(run, SLAB * 2 + 1))
+    }
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
+        s.load_words(run, block)
+    }
+    #[inline(always)]
+    fn minimums<S: Simd>(s: S, run: &[u8], i: usize) -> S::I {
+        s.load_words(run, SLAB + i)
+    }
 }
 
 /// F32.
@@ -170,6 +277,13 @@ impl Groups {
         Self { done: 0, all, at: 0, sizes }
     }
 
+    /// Those of `count` blocks from `first` on, where a group starts.
+    #[inline(always)]
+    fn from(first: usize, count: usize, sizes: [usize; 3]) -> Self {
+        let [run, values, scales] = sizes;
+        Self { done: first, all: first + count, at: first * values + first / run * scales, sizes }
+    }
+
     #[inline(always)]
     fn next(&mut self) -> Option<Group> {
         let [run, values, scales] = self.sizes;
@@ -185,11 +299,15 @@ impl Groups {
     }
 }
 
-/// C columns' blocks.
+/// Some blocks of C columns.
 #[inline(always)]
-fn block_columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [ActBlock]; C] {
-    let blocks = acts.k / QK;
-    std::array::from_fn(|c| &acts.blocks[(column + c) * blocks..(column + c + 1) * blocks])
+pub(crate) fn block_columns<'a, const C: usize>(
+    acts: &Acts<'a>,
+    column: usize,
+    blocks: Range<usize>,
+) -> [&'a [ActBlock]; C] {
+    let per_column = acts.k / QK;
+    std::array::from_fn(|c| &acts.blocks[(column + c) * per_column..][blocks.clone()])
 }
 
 /// `len` bytes of each slice.
@@ -210,7 +328,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         acts: &Acts,
         place: Place,
     ) -> [[S::F; C]; R] {
-        let x = block_columns::<C>(acts, place.column);
+        let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
         let bytes = const { V::LAYOUT.bytes() };
         let mut sums = [[s.splat(0.0); C]; R];
         if R == 1
@@ -220,36 +338,87 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             sums[0] = own;
             return sums;
         }
-        let mut groups = Groups::new(acts.k / QK, const { [1, V::LAYOUT.bytes(), K::BYTES] });
+        let mut groups = Groups::new(acts.k / QK, Self::SIZES);
         while let Some(group) = groups.next() {
             for block in 0..group.runs {
                 let scales = range(tiles, group.scales + block * K::BYTES, K::BYTES);
                 let values = range(tiles, group.values + block * bytes, bytes);
                 ask::<S, _, R, C>(s, values, place);
                 ask::<S, _, R, C>(s, scales, place);
-                let x = at(x, group.first + block);
-                let dots = s.dot::<V, R, C>(values, x);
-                let (mut d, mut minimums) = ([s.splat(0.0); R], [s.splat(0.0); R]);
-                for r in 0..R {
-                    d[r] = K::scale(s, scales[r]);
-                    if K::MINIMUM {
-                        minimums[r] = K::minimum(s, scales[r]);
-                    }
-                }
-                add_scaled(s, &mut sums, d, x, dots);
-                if K::MINIMUM {
-                    let mut minus = [[s.pairs(0); C]; R];
-                    for c in 0..C {
-                        let sum = s.pair_dot(&x[c].minus_halves, s.pairs(1));
-                        for r in 0..R {
-                            minus[r][c] = sum;
-                        }
-                    }
-                    add_scaled(s, &mut sums, minimums, x, minus);
-                }
+                add_block::<S, V, K, R, C>(s, values, scales, at(x, group.first + block), &mut sums);
             }
         }
         sums
+    }
+
+    const UNPACKS: bool = !matches!(V::LAYOUT, Layout::Bytes);
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
+        let bytes = const { V::LAYOUT.bytes() };
+        let mut groups = Groups::from(first, count, Self::SIZES);
+        while let Some(group) = groups.next() {
+            for block in 0..group.runs {
+                let scales = &tile[group.scales + block * K::BYTES..][..K::BYTES];
+                let values = &tile[group.values + block * bytes..][..bytes];
+                let to = group.first + block - first;
+                slab.put_values::<S, V>(s, to, values);
+                s.store(K::scale(s, scales), &mut slab.scales[to]);
+                if K::MINIMUM {
+                    s.store(K::minimum(s, scales), &mut slab.scales[SLAB + to]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_products<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        slabs: &[Slab; R],
+        x: [&[ActBlock]; C],
+        sums: &mut [[S::F; C]; R],
+    ) {
+        for block in 0..x[0].len() {
+            let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
+            for r in 0..R {
+                [values[r], scales[r]] = slabs[r].block(block);
+            }
+            add_block::<S, Unpacked<V>, Unpacked<K>, R, C>(s, values, scales, at(x, block), sums);
+        }
+    }
+}
+
+impl<V: Values, K: Scales> Blocks<V, K> {
+    const SIZES: [usize; 3] = [1, V::LAYOUT.bytes(), K::BYTES];
+}
+
+/// Adds a block's products.
+#[inline(always)]
+fn add_block<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
+    s: S,
+    values: [&[u8]; R],
+    scales: [&[u8]; R],
+    x: [&ActBlock; C],
+    sums: &mut [[S::F; C]; R],
+) {
+    let dots = s.dot::<V, R, C>(values, x);
+    let (mut d, mut minimums) = ([s.splat(0.0); R], [s.splat(0.0); R]);
+    for r in 0..R {
+        d[r] = K::scale(s, scales[r]);
+        if K::MINIMUM {
+            minimums[r] = K::minimum(s, scales[r]);
+        }
+    }
+    add_scaled(s, sums, d, x, dots);
+    if K::MINIMUM {
+        let mut minus = [[s.pairs(0); C]; R];
+        for c in 0..C {
+            let sum = s.pair_dot(&x[c].minus_halves, s.pairs(1));
+            for r in 0..R {
+                minus[r][c] = sum;
+            }
+        }
+        add_scaled(s, sums, minimums, x, minus);
     }
 }
 
@@ -278,10 +447,10 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         acts: &Acts,
         place: Place,
     ) -> [[S::F; C]; R] {
-        let x = block_columns::<C>(acts, place.column);
+        let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
         let run_bytes = const { V::LAYOUT.bytes() * RUN };
         let mut sums = [[s.splat(0.0); C]; R];
-        let mut groups = Groups::new(acts.k / QK, const { [RUN, V::LAYOUT.bytes(), K::BYTES] });
+        let mut groups = Groups::new(acts.k / QK, Self::SIZES);
         while let Some(group) = groups.next() {
             for run in 0..group.runs {
                 let scales = range(tiles, group.scales + run * K::BYTES, K::BYTES);
@@ -291,21 +460,85 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
                     of_run[c] = &x[c][group.first + run * RUN..][..RUN];
                 }
                 ask::<S, _, R, C>(s, scales, place);
-                let dots = run_dots::<S, V, K, R, C>(s, values, scales, of_run, place);
-                let (first, mut d) = (at(of_run, 0), [s.splat(0.0); R]);
-                for r in 0..R {
-                    d[r] = K::scale(s, scales[r]);
-                }
-                add_scaled(s, &mut sums, d, first, dots);
-                if K::MINIMUM {
-                    for r in 0..R {
-                        d[r] = K::minimum(s, scales[r]);
-                    }
-                    add_scaled(s, &mut sums, d, first, run_minimums::<S, K, R, C>(s, scales, of_run));
-                }
+                add_run::<S, V, K, R, C>(s, values, scales, of_run, place, &mut sums);
             }
         }
         sums
+    }
+
+    const UNPACKS: bool = !matches!(V::LAYOUT, Layout::Bytes);
+
+    #[inline(always)]
+    fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
+        let bytes = const { V::LAYOUT.bytes() };
+        let Some(group) = Groups::from(first, count, Self::SIZES).next() else { return };
+        let run = &tile[group.scales..][..K::BYTES];
+        for block in 0..RUN {
+            slab.put_values::<S, V>(s, block, &tile[group.values + block * bytes..][..bytes]);
+            s.store(s.float_bits(K::scales(s, run, block)), &mut slab.scales[block]);
+        }
+        s.store(K::scale(s, run), &mut slab.scales[SLAB * 2]);
+        if K::MINIMUM {
+            for i in 0..const { minimum_vectors::<K>() } {
+                s.store(s.float_bits(K::minimums(s, run, i)), &mut slab.scales[SLAB + i]);
+            }
+            s.store(K::minimum(s, run), &mut slab.scales[SLAB * 2 + 1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add_products<S: Simd, const R: usize, const C: usize>(
+        s: S,
+        slabs: &[Slab; R],
+        x: [&[ActBlock]; C],
+        sums: &mut [[S::F; C]; R],
+    ) {
+        let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
+        for r in 0..R {
+            values[r] = bytes_of(&slabs[r].values);
+            scales[r] = bytes_of(&slabs[r].scales);
+        }
+        add_run::<S, Unpacked<V>, Unpacked<K>, R, C>(
+            s,
+            values,
+            scales,
+            x,
+            Place { column: 0, next: 0 },
+            sums,
+        );
+    }
+}
+
+impl<V: Values, K: RunScales> Runs<V, K> {
+    const SIZES: [usize; 3] = [RUN, V::LAYOUT.bytes(), K::BYTES];
+}
+
+/// Vectors of a run's minimums.
+const fn minimum_vectors<K: RunScales>() -> usize {
+    if K::HALVES { RUN } else { RUN / 2 }
+}
+
+/// Adds a run's products.
+#[inline(always)]
+fn add_run<S: Simd, V: Values, K: RunScales, const R: usize, const C: usize>(
+    s: S,
+    values: [&[u8]; R],
+    scales: [&[u8]; R],
+    x: [&[ActBlock]; C],
+    place: Place,
+    sums: &mut [[S::F; C]; R],
+) {
+    let dots = run_dots::<S, V, K, R, C>(s, values, scales, x, place);
+    let (first, mut d) = (at(x, 0), [s.splat(0.0); R]);
+    for r in 0..R {
+        d[r] = K::scale(s, scales[r]);
+    }
+    add_scaled(s, sums, d, first, dots);
+    if K::MINIMUM {
+        for r in 0..R {
+            d[r] = K::minimum(s, scales[r]);
+        }
+        add_scaled(s, sums, d, first, run_minimums::<S, K, R, C>(s, scales, x));
     }
 }
 
@@ -344,7 +577,7 @@ fn run_minimums<S: Simd, K: RunScales, const R: usize, const C: usize>(
     x: [&[ActBlock]; C],
 ) -> [[S::I; C]; R] {
     let mut sums = [[s.pairs(0); C]; R];
-    for i in 0..if const { K::HALVES } { RUN } else { RUN / 2 } {
+    for i in 0..const { minimum_vectors::<K>() } {
         for r in 0..R {
             let numbers = K::minimums(s, scales[r], i);
             for c in 0..C {

@@ -31,7 +31,7 @@
 mod layout;
 mod pack;
 
-pub(crate) use layout::{Block, E2M1_VALUES, IQ4_VALUES, Layout, SIX_PAIRS, read_block};
+pub(crate) use layout::{Block, E2M1_VALUES, IQ4_VALUES, Layout, SIX_PAIRS, VECTOR, read_block};
 pub use pack::pack_tile;
 
 use crate::float16::{bf16_to_f32, f16_to_f32};

@@ -119,6 +119,7 @@ impl Simd for Avx2 {
     type F = F32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
+    const UNPACKS: bool = true;
     const QUERIES: usize = 4;
 
     #[inline(always)]

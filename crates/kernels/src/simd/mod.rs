@@ -103,6 +103,8 @@ pub trait Simd: Words {
     const QUERIES: usize;
     /// Whether products of many columns are so fast that asking for the next tiles meanwhile gains more than it costs.
     const ASKS_NEXT: bool = false;
+    /// Whether products of many columns gain by weights that are unpacked into memory before.
+    const UNPACKS: bool = false;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
 
