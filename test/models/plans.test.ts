@@ -40,18 +40,18 @@ buffer hidden [outputs, 8]
 rope 0 interleaved dims 4 base 10000
 tensor token_embd.weight Q8_0 [16, 8]
 tensor blk.0.attn_norm.weight F32 [1, 8]
-tensor blk.0.attn_q.weight Q8_0 [8, 8]
 tensor blk.0.attn_k.weight Q8_0 [4, 8]
 tensor blk.0.attn_v.weight Q8_0 [4, 8]
+tensor blk.0.attn_q.weight Q8_0 [8, 8]
 tensor blk.0.attn_output.weight Q8_0 [8, 8]
 tensor blk.0.ffn_norm.weight F32 [1, 8]
 tensor blk.0.ffn_gate.weight Q8_0 [12, 8]
 tensor blk.0.ffn_up.weight Q8_0 [12, 8]
 tensor blk.0.ffn_down.weight Q8_0 [8, 12]
 tensor blk.1.attn_norm.weight F32 [1, 8]
-tensor blk.1.attn_q.weight Q8_0 [8, 8]
 tensor blk.1.attn_k.weight Q8_0 [4, 8]
 tensor blk.1.attn_v.weight Q8_0 [4, 8]
+tensor blk.1.attn_q.weight Q8_0 [8, 8]
 tensor blk.1.attn_output.weight Q8_0 [8, 8]
 tensor blk.1.ffn_norm.weight F32 [1, 8]
 tensor blk.1.ffn_gate.weight Q8_0 [12, 8]
@@ -60,9 +60,9 @@ tensor blk.1.ffn_down.weight Q8_0 [8, 12]
 tensor output_norm.weight F32 [1, 8]
 0 x = embed(token_embd.weight)
 1 normed = rms_norm(x, blk.0.attn_norm.weight, eps 0.00001)
-2 q = linear(normed, blk.0.attn_q.weight, precise)
-3 k = linear(normed, blk.0.attn_k.weight, precise)
-4 v = linear(normed, blk.0.attn_v.weight, precise)
+2 k = linear(normed, blk.0.attn_k.weight, precise)
+3 v = linear(normed, blk.0.attn_v.weight, precise)
+4 q = linear(normed, blk.0.attn_q.weight)
 5 q = rope(q, rope 0, head 4)
 6 k = rope(k, rope 0, head 4)
 7 attended = attention(q, k, v, layer 0, heads 2)
@@ -71,9 +71,9 @@ tensor output_norm.weight F32 [1, 8]
 10 gated = glu(normed, blk.0.ffn_gate.weight, blk.0.ffn_up.weight, silu)
 11 x += linear(gated, blk.0.ffn_down.weight)
 12 normed = rms_norm(x, blk.1.attn_norm.weight, eps 0.00001)
-13 q = linear(normed, blk.1.attn_q.weight, precise)
-14 k = linear(normed, blk.1.attn_k.weight, precise)
-15 v = linear(normed, blk.1.attn_v.weight, precise)
+13 k = linear(normed, blk.1.attn_k.weight, precise)
+14 v = linear(normed, blk.1.attn_v.weight, precise)
+15 q = linear(normed, blk.1.attn_q.weight)
 16 q = rope(q, rope 0, head 4)
 17 k = rope(k, rope 0, head 4)
 18 attended = attention(q, k, v, layer 1, heads 2)
@@ -94,9 +94,9 @@ hidden hidden
     const text = printPlan(built);
     expect(text).toContain('rope 0 neox dims 4 base 10000\n');
     expect(opsOf(text).slice(2, 7)).toEqual([
-      '2 q = linear(normed, blk.0.attn_q.weight, bias blk.0.attn_q.bias, precise)',
-      '3 k = linear(normed, blk.0.attn_k.weight, bias blk.0.attn_k.bias, precise)',
-      '4 v = linear(normed, blk.0.attn_v.weight, bias blk.0.attn_v.bias, precise)',
+      '2 k = linear(normed, blk.0.attn_k.weight, bias blk.0.attn_k.bias, precise)',
+      '3 v = linear(normed, blk.0.attn_v.weight, bias blk.0.attn_v.bias, precise)',
+      '4 q = linear(normed, blk.0.attn_q.weight, bias blk.0.attn_q.bias)',
       '5 q = rope(q, rope 0, head 4)',
       '6 k = rope(k, rope 0, head 4)',
     ]);
@@ -125,7 +125,7 @@ hidden hidden
     expect(text).toContain('rope 0 neox dims 6 base 1000000\n');
     expect(text).toContain('buffer q [tokens, 12]\n');
     expect(opsOf(text).slice(4, 10)).toEqual([
-      '4 v = linear(normed, blk.0.attn_v.weight, precise)',
+      '4 q = linear(normed, blk.0.attn_q.weight)',
       '5 q = rms_norm(q, blk.0.attn_q_norm.weight, eps 0.00001)',
       '6 k = rms_norm(k, blk.0.attn_k_norm.weight, eps 0.00001)',
       '7 q = rope(q, rope 0, head 6)',

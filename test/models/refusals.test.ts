@@ -169,7 +169,7 @@ describe('tensors', () => {
   it('needs biases in qwen2 and head norms in qwen3', () => {
     expect(refusal(tinyValues('qwen2'), tinyShapes())).toEqual({
       code: 'MISSING_TENSOR',
-      message: 'the tensor blk.0.attn_q.bias is missing; every qwen2 model has it',
+      message: 'the tensor blk.0.attn_k.bias is missing; every qwen2 model has it',
     });
     expect(refusal(tinyValues('qwen3'), tinyShapes()).message).toContain('blk.0.attn_q_norm.weight');
   });

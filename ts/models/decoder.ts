@@ -106,7 +106,7 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
   const block = `blk.${layer}`;
   const local = isLocal(hyper, layer);
   const rope = local && hyper.localRopeBase !== undefined ? 1 : 0;
-  // Precise, because the softmax magnifies errors of queries and keys; these matrices are a small part of a layer.
+  // Keys and values are precise: every later token reads them, and their matrices are the smallest of a layer.
   const project = (name: 'q' | 'k' | 'v', count: number): PlanOp => ({
     ...linear(
       tensors,
@@ -117,7 +117,7 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
       name,
       row.qkvBias,
     ),
-    precise: true,
+    precise: name !== 'q',
   });
   // Q and K are normalised and rotated in place.
   const norm = (name: 'q' | 'k', count: number): PlanOp => {
@@ -126,9 +126,9 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
     return { op: 'rms_norm', x: name, weight, out: name, eps: normEps };
   };
   return [
-    project('q', heads),
     project('k', kvHeads),
     project('v', kvHeads),
+    project('q', heads),
     ...(row.qkNorm === undefined ? [] : [norm('q', heads), norm('k', kvHeads)]),
     { op: 'rope', x: 'q', rope, headDim },
     { op: 'rope', x: 'k', rope, headDim },

@@ -50,8 +50,11 @@ pub struct Acts<'a> {
     pub k: usize,
     /// Columns: one or two for each token.
     pub count: usize,
+    /// How far from one column to the next, in columns.
+    pub stride: usize,
+    /// [columns * stride][k].
     pub floats: &'a [f32],
-    /// [columns][k / 32].
+    /// [columns * stride][k / 32].
     pub blocks: &'a [ActBlock],
 }
 
@@ -59,13 +62,22 @@ impl<'a> Acts<'a> {
     /// Tokens `first..first + tokens` alone.
     pub fn part(&self, first: usize, tokens: usize) -> Self {
         let columns = self.kind.columns();
-        let of = |per_column: usize| first * columns * per_column..(first + tokens) * columns * per_column;
+        let stored = columns * self.stride;
+        let of = |per_column: usize| first * stored * per_column..(first + tokens) * stored * per_column;
         let (floats, blocks) = if self.kind.quantised() {
             (&self.floats[..0], &self.blocks[of(self.k / QK)])
         } else {
             (&self.floats[of(self.k)], &self.blocks[..0])
         };
         Acts { count: tokens * columns, floats, blocks, ..*self }
+    }
+}
+
+impl Acts<'_> {
+    /// The values alone, without what rounding left of them.
+    pub fn plain(self) -> Self {
+        let columns = self.kind.columns();
+        Self { kind: self.kind.plain(), count: self.count / columns, stride: self.stride * columns, ..self }
     }
 }
 
@@ -110,7 +122,8 @@ impl<'a> SharedActs<'a> {
         let (floats, blocks) = if kind.quantised() { (0, count * k / QK) } else { (count * k, 0) };
         // SAFETY: the caller's promise.
         unsafe {
-            Acts { kind, k, count, floats: self.floats.read(0..floats), blocks: self.blocks.read(0..blocks) }
+            let (floats, blocks) = (self.floats.read(0..floats), self.blocks.read(0..blocks));
+            Acts { kind, k, count, stride: 1, floats, blocks }
         }
     }
 }

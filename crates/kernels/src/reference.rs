@@ -23,7 +23,7 @@ fn dot(weight: &Matrix, row: usize, acts: &crate::acts::Acts, token: usize) -> f
 }
 
 fn dot_column(weight: &Matrix, row: usize, acts: &crate::acts::Acts, column: usize) -> f32 {
-    let k = acts.k;
+    let (k, column) = (acts.k, column * acts.stride);
     if !acts.kind.quantised() {
         let mut w = vec![0.0; k];
         weight.read_row(row, &mut w);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, bits, fast, scalar};
-use kernels::acts::{ActStore, NonFinite};
+use kernels::acts::{ActStore, Acts, NonFinite};
 use kernels::float16::{BF16_TINY, f16_to_f32, f32_to_f16};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::kernels::rows::Activation;
@@ -102,6 +102,19 @@ fn run_linear(
     bias: Option<&[f32]>,
     start: &[f32],
 ) -> Vec<f32> {
+    run_prepared(table, w, x, precise, |acts| acts, bias, start)
+}
+
+/// The product with what `of` takes of the activations.
+fn run_prepared(
+    table: &KernelTable,
+    w: &Matrix,
+    x: &[f32],
+    precise: bool,
+    of: fn(Acts) -> Acts,
+    bias: Option<&[f32]>,
+    start: &[f32],
+) -> Vec<f32> {
     let (kind, k) = (kind_of(w.format(), precise), w.cols());
     let count = x.len() / k;
     let mut store = ActStore::new(count, k).unwrap();
@@ -111,7 +124,7 @@ fn run_linear(
         weight: w,
         tiles: 0..w.tiles(),
         // SAFETY: one thread.
-        acts: unsafe { store.shared().all(kind, count, k) },
+        acts: of(unsafe { store.shared().all(kind, count, k) }),
         bias,
         add: true,
         out: Shared::new(&mut out),
@@ -172,6 +185,24 @@ proptest! {
         let want = run_linear(scalar(), &w, &x, precise, bias, &start);
         for table in fast() {
             prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, bias, &start)), bits(&want), "{}", table.isa);
+        }
+    }
+
+    /// The values of precise activations are plain activations.
+    #[test]
+    fn linear_of_values_alone(
+        seed: u64,
+        format in prop::sample::select(Format::ALL.to_vec()),
+        count in 1usize..40,
+    ) {
+        let mut random = Random(seed);
+        let cols = format.block().max(64);
+        let w = random.matrix(format, 33, cols);
+        let (x, start) = (random.floats(cols * count), random.floats(33 * count));
+        let want = run_linear(scalar(), &w, &x, false, None, &start);
+        for table in available() {
+            let got = run_prepared(table, &w, &x, true, |acts| acts.plain(), None, &start);
+            prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
         }
     }
 

@@ -103,6 +103,8 @@ pub struct LinearPart {
     pub bias: Option<TensorId>,
     pub out: Out,
     pub add: bool,
+    /// Of precise activations, only the values are multiplied.
+    pub plain: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -396,9 +398,11 @@ impl<'a> Compiler<'a> {
         let weight = self.matrix(weight, width, k)?;
         let bias = bias.map(|bias| self.vector(bias, width)).transpose()?;
         let plain = self.format(weight).activations();
-        let kind = if precise { plain.precise() } else { plain };
+        let both = plain.precise();
+        // What the precise kind holds is the plain kind too.
+        let kind = if precise || self.is_prepared(x, both) { both } else { plain };
         let fresh = self.prepare(x, kind);
-        let part = LinearPart { weight, bias, out, add };
+        let part = LinearPart { weight, bias, out, add, plain: !precise };
         match self.phases.last_mut() {
             // A kind prepared earlier is not fresh either, though the last phase may read another.
             Some(Phase::Linear { parts, kind: last, .. })
@@ -664,10 +668,14 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
+    fn is_prepared(&self, x: BufferId, kind: ActKind) -> bool {
+        self.prepared.get(&kind.quantised()) == Some(&(x, kind))
+    }
+
     /// Sees to it that x's rows are prepared as `kind`; false when they already are.
     fn prepare(&mut self, x: BufferId, kind: ActKind) -> bool {
         let bytes = kind.quantised();
-        if self.prepared.get(&bytes) == Some(&(x, kind)) {
+        if self.is_prepared(x, kind) {
             return false;
         }
         self.push_row(self.plan.buffers[x].rows, RowOp::Prepare { x, kind });

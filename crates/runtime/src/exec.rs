@@ -590,11 +590,12 @@ impl Run<'_> {
             };
             if !tiles.is_empty() {
                 let tiles = tiles.start - first..tiles.end - first;
+                // SAFETY: prepared in an earlier phase, and by none that runs now.
+                let acts = unsafe { self.acts.all(kind, self.row_count(on, logits), k) };
                 (self.table.linear)(&LinearJob {
                     weight,
                     tiles: tiles.clone(),
-                    // SAFETY: prepared in an earlier phase, and by none that runs now.
-                    acts: unsafe { self.acts.all(kind, self.row_count(on, logits), k) },
+                    acts: if part.plain { acts.plain() } else { acts },
                     bias: part.bias.map(|bias| self.weights.vector(bias)),
                     add: part.add,
                     out,

@@ -145,8 +145,8 @@ pub(crate) struct Blocks<V, K>(PhantomData<(V, K)>);
 pub(crate) struct Runs<V, K>(PhantomData<(V, K)>);
 
 #[inline(always)]
-fn columns<const C: usize>(floats: &[f32], k: usize, column: usize) -> [&[f32]; C] {
-    std::array::from_fn(|c| &floats[(column + c) * k..(column + c + 1) * k])
+fn columns<'a, const C: usize>(acts: &Acts<'a>, column: usize) -> [&'a [f32]; C] {
+    std::array::from_fn(|c| &acts.floats[(column + c) * acts.stride * acts.k..][..acts.k])
 }
 
 /// A floating-point type that weights are kept in.
@@ -200,7 +200,7 @@ impl<F: Float> Kernel for Floats<F> {
         acts: &Acts,
         place: Place,
     ) -> [[S::F; C]; R] {
-        let x = columns::<C>(acts.floats, acts.k, place.column);
+        let x = columns::<C>(acts, place.column);
         let rows = tiles.map(|tile| &F::rows(tile)[..acts.k]);
         let per_line = const { 64 / size_of::<[F::Bits; LANES]>() };
         let mut sums = [[s.splat(0.0); C]; R];
@@ -250,52 +250,23 @@ fn ask<S: Simd, T: ?Sized, const R: usize, const C: usize>(s: S, items: [&T; R],
     }
 }
 
-/// A group of blocks of a tile: see [`crate::packed`].
-struct Group {
-    /// Its first block, and its runs of blocks that share their scales.
-    first: usize,
-    runs: usize,
-    /// Where in the tile its scales are, and its values.
-    scales: usize,
+/// What tiles are made of: blocks, or runs of blocks that share their scales. See [`crate::packed`].
+#[derive(Clone, Copy)]
+struct Items {
+    /// Bytes of one's values and scales.
     values: usize,
+    scales: usize,
 }
 
-/// Walks the groups of a tile.
-struct Groups {
-    /// Blocks.
-    done: usize,
-    all: usize,
-    /// Where the next group is in the tile.
-    at: usize,
-    /// Blocks of a run, bytes of a block's values and of a run's scales.
-    sizes: [usize; 3],
-}
-
-impl Groups {
+impl Items {
+    /// Where in a tile of `all` item `i` has its scales and its values.
     #[inline(always)]
-    fn new(all: usize, sizes: [usize; 3]) -> Self {
-        Self { done: 0, all, at: 0, sizes }
-    }
-
-    /// Those of `count` blocks from `first` on, where a group starts.
-    #[inline(always)]
-    fn from(first: usize, count: usize, sizes: [usize; 3]) -> Self {
-        let [run, values, scales] = sizes;
-        Self { done: first, all: first + count, at: first * values + first / run * scales, sizes }
-    }
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Group> {
-        let [run, values, scales] = self.sizes;
-        let runs = group_of(scales).min((self.all - self.done) / run);
-        if runs == 0 {
-            return None;
-        }
-        let at = self.at + runs * scales;
-        let group = Group { first: self.done, runs, scales: self.at, values: at };
-        self.done += runs * run;
-        self.at = at + runs * run * values;
-        Some(group)
+    fn places(self, i: usize, all: usize) -> [usize; 2] {
+        let Self { values, scales } = self;
+        let group = group_of(scales);
+        let (first, within) = (i / group * group, i % group);
+        let start = first * (values + scales);
+        [start + within * scales, start + group.min(all - first) * scales + within * values]
     }
 }
 
@@ -307,7 +278,7 @@ pub(crate) fn block_columns<'a, const C: usize>(
     blocks: Range<usize>,
 ) -> [&'a [ActBlock]; C] {
     let per_column = acts.k / QK;
-    std::array::from_fn(|c| &acts.blocks[(column + c) * per_column..][blocks.clone()])
+    std::array::from_fn(|c| &acts.blocks[(column + c) * acts.stride * per_column..][blocks.clone()])
 }
 
 /// `len` bytes of each slice.
@@ -338,15 +309,13 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             sums[0] = own;
             return sums;
         }
-        let mut groups = Groups::new(acts.k / QK, Self::SIZES);
-        while let Some(group) = groups.next() {
-            for block in 0..group.runs {
-                let scales = range(tiles, group.scales + block * K::BYTES, K::BYTES);
-                let values = range(tiles, group.values + block * bytes, bytes);
-                ask::<S, _, R, C>(s, values, place);
-                ask::<S, _, R, C>(s, scales, place);
-                add_block::<S, V, K, R, C>(s, values, scales, at(x, group.first + block), &mut sums);
-            }
+        let blocks = acts.k / QK;
+        for block in 0..blocks {
+            let [scales, values] = Self::ITEMS.places(block, blocks);
+            let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, bytes));
+            ask::<S, _, R, C>(s, values, place);
+            ask::<S, _, R, C>(s, scales, place);
+            add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
         }
         sums
     }
@@ -356,17 +325,13 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
         let bytes = const { V::LAYOUT.bytes() };
-        let mut groups = Groups::from(first, count, Self::SIZES);
-        while let Some(group) = groups.next() {
-            for block in 0..group.runs {
-                let scales = &tile[group.scales + block * K::BYTES..][..K::BYTES];
-                let values = &tile[group.values + block * bytes..][..bytes];
-                let to = group.first + block - first;
-                slab.put_values::<S, V>(s, to, values);
-                s.store(K::scale(s, scales), &mut slab.scales[to]);
-                if K::MINIMUM {
-                    s.store(K::minimum(s, scales), &mut slab.scales[SLAB + to]);
-                }
+        for to in 0..count {
+            let [scales, values] = Self::ITEMS.places(first + to, first + count);
+            let scales = &tile[scales..][..K::BYTES];
+            slab.put_values::<S, V>(s, to, &tile[values..][..bytes]);
+            s.store(K::scale(s, scales), &mut slab.scales[to]);
+            if K::MINIMUM {
+                s.store(K::minimum(s, scales), &mut slab.scales[SLAB + to]);
             }
         }
     }
@@ -389,7 +354,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
 }
 
 impl<V: Values, K: Scales> Blocks<V, K> {
-    const SIZES: [usize; 3] = [1, V::LAYOUT.bytes(), K::BYTES];
+    const ITEMS: Items = Items { values: V::LAYOUT.bytes(), scales: K::BYTES };
 }
 
 /// Adds a block's products.
@@ -450,18 +415,16 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
         let run_bytes = const { V::LAYOUT.bytes() * RUN };
         let mut sums = [[s.splat(0.0); C]; R];
-        let mut groups = Groups::new(acts.k / QK, Self::SIZES);
-        while let Some(group) = groups.next() {
-            for run in 0..group.runs {
-                let scales = range(tiles, group.scales + run * K::BYTES, K::BYTES);
-                let values = range(tiles, group.values + run * run_bytes, run_bytes);
-                let mut of_run = x;
-                for c in 0..C {
-                    of_run[c] = &x[c][group.first + run * RUN..][..RUN];
-                }
-                ask::<S, _, R, C>(s, scales, place);
-                add_run::<S, V, K, R, C>(s, values, scales, of_run, place, &mut sums);
+        let runs = acts.k / QK / RUN;
+        for run in 0..runs {
+            let [scales, values] = Self::ITEMS.places(run, runs);
+            let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, run_bytes));
+            let mut of_run = x;
+            for c in 0..C {
+                of_run[c] = &x[c][run * RUN..][..RUN];
             }
+            ask::<S, _, R, C>(s, scales, place);
+            add_run::<S, V, K, R, C>(s, values, scales, of_run, place, &mut sums);
         }
         sums
     }
@@ -471,10 +434,10 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
         let bytes = const { V::LAYOUT.bytes() };
-        let Some(group) = Groups::from(first, count, Self::SIZES).next() else { return };
-        let run = &tile[group.scales..][..K::BYTES];
+        let [scales, values] = Self::ITEMS.places(first / RUN, (first + count) / RUN);
+        let run = &tile[scales..][..K::BYTES];
         for block in 0..RUN {
-            slab.put_values::<S, V>(s, block, &tile[group.values + block * bytes..][..bytes]);
+            slab.put_values::<S, V>(s, block, &tile[values + block * bytes..][..bytes]);
             s.store(s.float_bits(K::scales(s, run, block)), &mut slab.scales[block]);
         }
         s.store(K::scale(s, run), &mut slab.scales[SLAB * 2]);
@@ -510,7 +473,7 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
 }
 
 impl<V: Values, K: RunScales> Runs<V, K> {
-    const SIZES: [usize; 3] = [RUN, V::LAYOUT.bytes(), K::BYTES];
+    const ITEMS: Items = Items { values: RUN * V::LAYOUT.bytes(), scales: K::BYTES };
 }
 
 /// Vectors of a run's minimums.

@@ -110,6 +110,17 @@ impl ActKind {
             kind => kind,
         }
     }
+
+    /// The kind that does not.
+    pub fn plain(self) -> Self {
+        match self {
+            Self::F16Pair => Self::F16,
+            Self::BF16Pair => Self::BF16,
+            Self::Q8Pair => Self::Q8,
+            Self::Q8KPair => Self::Q8K,
+            kind => kind,
+        }
+    }
 }
 
 impl Format {
