@@ -1,7 +1,8 @@
-//! Time of attention for one KV head: `attention HEAD_DIM GROUP DEPTH TOKENS [REPEATS]`.
+//! Time of attention for one KV head: `attention HEAD_DIM GROUP DEPTH TOKENS [REPEATS]`, over an F16 cache or, with
+//! `FRUGAL_KV=q8_0`, over one of that type.
 //! Prints Gflop/s over all pairs of queries and the keys that they see, and the machine's f32 peak.
 use kernels::kernels::attend::AttendScratch;
-use kernels::kernels::attention::{AttendJob, BLOCK, MAX_QUERIES, Query, StoreJob, key_len, value_len};
+use kernels::kernels::attention::{AttendJob, BLOCK, CacheType, MAX_QUERIES, Query, StoreJob};
 use kernels::table::available;
 use kernels::view::{Aligned, Shared};
 use std::time::Instant;
@@ -13,7 +14,9 @@ fn main() {
     let isa = std::env::var("FRUGAL_ISA").ok();
     let table =
         available().into_iter().find(|t| isa.as_deref().is_none_or(|isa| isa == t.isa)).expect("the ISA");
-    let (keys, values) = (key_len(dim), value_len(dim));
+    let q8 = std::env::var("FRUGAL_KV").is_ok_and(|kind| kind == "q8_0");
+    let cache = if q8 { CacheType::Q8 } else { CacheType::F16 };
+    let (keys, values) = (cache.key_words(dim), cache.value_words(dim));
     let mut seed = 1u64;
     let mut random = || {
         seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -26,7 +29,7 @@ fn main() {
         let page = pages[position / BLOCK].shared();
         let slot = position % BLOCK;
         let (head_dim, value_dim) = (dim, dim);
-        let job = StoreJob { k: &k, v: &v, head_dim, value_dim, page, start: 0, slot };
+        let job = StoreJob { k: &k, v: &v, head_dim, value_dim, cache, page, start: 0, slot };
         (table.store_kv)(&job).unwrap();
     }
     let q: Vec<f32> = (0..tokens * group * dim).map(|_| random()).collect();
@@ -48,6 +51,7 @@ fn main() {
                     out: Shared::new(&mut out),
                     head_dim: dim,
                     value_dim: dim,
+                    cache,
                     pages: &pages,
                     keys_at: 0,
                     values_at: keys,
@@ -66,7 +70,7 @@ fn main() {
     let peak = ops as f64 / start.elapsed().as_secs_f64() / 1e9;
     let sum: f32 = out.iter().sum();
     let flops = 4.0 * (pairs * dim) as f64;
-    let bytes = (depth * dim * 4) as f64;
+    let bytes = (depth.div_ceil(BLOCK) * (keys + values) * 2) as f64;
     println!(
         "{} dim {dim} group {group} depth {depth} tokens {tokens}: {:.3} ms, {:.1} Gflop/s, {:.0}% of {peak:.0}, {:.1} GB/s of cache ({sum})",
         table.isa,

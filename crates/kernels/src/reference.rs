@@ -5,11 +5,11 @@ use crate::acts::{ActRow, NonFinite};
 use crate::exp::{clamped_swiglu, exp, gelu, silu};
 use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
 use crate::kernels::attend::AttendScratch;
-use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, Query, StoreJob};
+use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, CacheType, MAX_SCALE, Query, StoreJob, runs};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
-use crate::select::{Hashing, RowScores, SampledScores, Sums};
+use crate::select::{Hashing, PackedKeys, RowScores, SampledScores, Sums};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::view::Shared;
 use std::ops::Range;
@@ -165,20 +165,121 @@ fn quantise(x: &[f32], blocks: &mut [ActBlock], shared: usize) {
 }
 
 pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {
-    let (dim, stride) = (job.head_dim, job.value_dim.next_multiple_of(LANES));
-    for (i, &k) in job.k.iter().enumerate() {
-        let [keys_at, _] = job.head_at(i / dim);
-        let key = keys_at + (job.slot / LANES * dim + i % dim) * LANES + job.slot % LANES;
-        // SAFETY: the slot belongs to this job alone.
-        unsafe { job.page.set(key, f32_to_f16(k)) };
+    let mut finite = true;
+    for head in 0..job.heads() {
+        let [keys_at, values_at] = job.head_at(head);
+        let k = &job.k[head * job.head_dim..][..job.head_dim];
+        let v = &job.v[head * job.value_dim..][..job.value_dim];
+        let key = |d: usize| key_place(job.head_dim, job.slot, d);
+        let value = |d: usize| value_place(job.value_dim, job.slot, d);
+        finite &= match job.cache {
+            CacheType::F16 => store_half(job, k, keys_at, key) & store_half(job, v, values_at, value),
+            CacheType::Q8 => {
+                let key_scale = |run: usize| key_place(runs(job.head_dim), job.slot, run);
+                let value_scale = |run: usize| run * BLOCK + job.slot;
+                store_bytes(job, k, keys_at, key_scale, key)
+                    & store_bytes(job, v, values_at, value_scale, value)
+            }
+        };
     }
-    for (i, &v) in job.v.iter().enumerate() {
-        let [_, values_at] = job.head_at(i / job.value_dim);
-        // SAFETY: as above.
-        unsafe { job.page.set(values_at + job.slot * stride + i % job.value_dim, f32_to_f16(v)) };
-    }
-    let finite = job.k.iter().chain(job.v).all(|&x| round_f16(x).is_finite());
     if finite { Ok(()) } else { Err(NonFinite) }
+}
+
+/// Where dimension d of a position's key is among a page's: [4 sub-blocks][dim][16 keys].
+fn key_place(dim: usize, slot: usize, d: usize) -> usize {
+    (slot / LANES * dim + d) * LANES + slot % LANES
+}
+
+/// Where dimension d of a position's value is among a page's: [64 positions][dim padded to 16].
+fn value_place(dim: usize, slot: usize, d: usize) -> usize {
+    slot * dim.next_multiple_of(LANES) + d
+}
+
+fn store_half(job: &StoreJob, x: &[f32], at: usize, place: impl Fn(usize) -> usize) -> bool {
+    for (d, &x) in x.iter().enumerate() {
+        // SAFETY: the slot belongs to this job alone.
+        unsafe { job.page.set(at + place(d), f32_to_f16(x)) };
+    }
+    x.iter().all(|&x| round_f16(x).is_finite())
+}
+
+/// Runs of 32 as bytes and an F16 scale: d = amax / 127, q = nearest_even(x * (127 / amax)).
+fn store_bytes(
+    job: &StoreJob,
+    x: &[f32],
+    at: usize,
+    scale_place: impl Fn(usize) -> usize,
+    place: impl Fn(usize) -> usize,
+) -> bool {
+    let first = (at + runs(x.len()) * BLOCK) * 2;
+    let mut finite = true;
+    for (run, values) in x.chunks(QK).enumerate() {
+        let amax = values.iter().fold(0.0f32, |a, &b| if b.abs() > a { b.abs() } else { a });
+        let inverse = 127.0 / amax;
+        let (scale, inverse) =
+            if inverse.is_infinite() { (0, 0.0) } else { (f32_to_f16(amax / 127.0), inverse) };
+        finite &= f16_to_f32(scale) <= f16_to_f32(MAX_SCALE);
+        // SAFETY: the slot belongs to this job alone.
+        unsafe { job.page.set(at + scale_place(run), scale) };
+        for (i, &x) in values.iter().enumerate() {
+            finite &= x.is_finite();
+            let q = (x * inverse).round_ties_even() as i8;
+            // SAFETY: as above.
+            unsafe { job.page.bytes().set(first + place(run * QK + i), q) };
+        }
+    }
+    finite
+}
+
+/// One KV head's keys or values in a page, and how they are read back.
+struct Stored<'a> {
+    cache: CacheType,
+    dim: usize,
+    words: &'a [u16],
+}
+
+impl Stored<'_> {
+    /// A number by its place, without its scale.
+    fn number(&self, place: usize) -> f32 {
+        match self.cache {
+            CacheType::F16 => f16_to_f32(self.words[place]),
+            CacheType::Q8 => {
+                let word = self.words[runs(self.dim) * BLOCK + place / 2];
+                f32::from(word.to_ne_bytes()[place % 2] as i8)
+            }
+        }
+    }
+
+    /// A scale by its place.
+    fn scale(&self, place: usize) -> f32 {
+        f16_to_f32(self.words[place])
+    }
+
+    /// q · the key in a slot.
+    fn dot(&self, slot: usize, q: &[f32]) -> f32 {
+        let number = |d: usize| self.number(key_place(self.dim, slot, d));
+        let product = |dims: Range<usize>| dims.fold(0.0, |acc, d| acc + number(d) * round_f16(q[d]));
+        match self.cache {
+            CacheType::F16 => product(0..self.dim),
+            CacheType::Q8 => (0..runs(self.dim)).fold(0.0, |acc, run| {
+                let dims = run * QK..self.dim.min((run + 1) * QK);
+                acc + product(dims) * self.scale(key_place(runs(self.dim), slot, run))
+            }),
+        }
+    }
+
+    /// What dimension d of the value in a slot adds with the probability p: a product of two numbers, which is exact.
+    fn term(&self, slot: usize, d: usize, p: f32) -> f32 {
+        let number = self.number(value_place(self.dim, slot, d));
+        match self.cache {
+            CacheType::F16 => p * number,
+            CacheType::Q8 => {
+                let weight = p * self.scale(d / QK * BLOCK + slot);
+                let large = weight * 129.0;
+                (large - (large - weight)) * number
+            }
+        }
+    }
 }
 
 /// The softmax state of a row over some positions: o is relative to exp(max).
@@ -238,7 +339,6 @@ fn kept(job: &AttendJob, query: &Query, position: usize) -> bool {
 
 fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
     let dim = job.head_dim;
-    let stride = job.value_dim.next_multiple_of(LANES);
     let mut max = f32::NEG_INFINITY;
     let mut lanes = [0.0f32; LANES];
     let mut o = vec![0.0f32; job.value_dim];
@@ -246,14 +346,13 @@ fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
     for block in positions.start / BLOCK..positions.end.div_ceil(BLOCK) {
         // SAFETY: pages are written before the step's attention starts, not during it.
         let page = unsafe { job.pages[block].read(0..job.pages[block].len()) };
+        let keys = Stored { cache: job.cache, dim, words: &page[job.keys_at..] };
+        let values = Stored { cache: job.cache, dim: job.value_dim, words: &page[job.values_at..] };
         let is_kept = |slot: &usize| kept(job, query, block * BLOCK + slot);
         let slots: Vec<usize> = (0..BLOCK).filter(is_kept).collect();
         let mut scores = [f32::NEG_INFINITY; BLOCK];
         for &slot in &slots {
-            let key = |d: usize| page[job.keys_at + (slot / LANES * dim + d) * LANES + slot % LANES];
-            let q = &job.q[query.q..query.q + dim];
-            let dot = q.iter().enumerate().fold(0.0, |acc, (d, &q)| acc + f16_to_f32(key(d)) * round_f16(q));
-            let score = dot * job.scale;
+            let score = keys.dot(slot, &job.q[query.q..query.q + dim]) * job.scale;
             scores[slot] = job.softcap.map_or(score, |cap| crate::exp::softcap(score, cap));
         }
         let new = scores.iter().fold(max, |a, &b| if b > a { b } else { a });
@@ -267,7 +366,7 @@ fn attend_chunk(job: &AttendJob, query: &Query, chunk: usize) -> Partial {
         for (d, o) in o.iter_mut().enumerate() {
             *o = *o * correction + 0.0;
             for &slot in &slots {
-                *o += p[slot] * f16_to_f32(page[job.values_at + slot * stride + d]);
+                *o += values.term(slot, d, p[slot]);
             }
         }
     }
@@ -281,6 +380,14 @@ fn key_dot(keys: &[[u16; LANES]], lane: usize, q: impl Iterator<Item = f32>) -> 
 
 pub fn widen(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
     from.iter().zip(to).for_each(|(from, to)| *to = from.map(f16_to_f32));
+}
+
+pub fn expand_keys(job: &PackedKeys, out: &mut [[u16; LANES]]) {
+    for (i, (bytes, out)) in job.bytes.iter().zip(out).enumerate() {
+        let (sub, d) = (i / job.dim, i % job.dim);
+        let scales = job.scales[sub * runs(job.dim) + d / QK];
+        *out = std::array::from_fn(|lane| f32_to_f16(f32::from(bytes[lane]) * f16_to_f32(scales[lane])));
+    }
 }
 
 pub fn round_halves(x: &mut [f32]) {

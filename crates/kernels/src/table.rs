@@ -6,7 +6,7 @@ use crate::kernels::attention::{AttendJob, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
-use crate::select::{Hashing, RowScores, SampledScores, Sums};
+use crate::select::{Hashing, PackedKeys, RowScores, SampledScores, Sums};
 use crate::simd::LANES;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
@@ -31,6 +31,7 @@ pub struct KernelTable {
     pub merge_parts: fn(&AttendJob, &[f32], &mut AttendScratch),
     /// What chooses blocks of keys; see [`crate::select`].
     pub widen: fn(&[[u16; LANES]], &mut [[f32; LANES]]),
+    pub expand_keys: fn(&PackedKeys, &mut [[u16; LANES]]),
     /// To the nearest F16 values, in place.
     pub round_halves: fn(&mut [f32]),
     pub row_scores: fn(&RowScores, &mut [[f32; LANES]]),
@@ -56,6 +57,7 @@ static SCALAR: KernelTable = KernelTable {
     attend_part: reference::attend_part,
     merge_parts: reference::merge_parts,
     widen: reference::widen,
+    expand_keys: reference::expand_keys,
     round_halves: reference::round_halves,
     row_scores: reference::row_scores,
     row_sums: reference::row_sums,
@@ -81,6 +83,7 @@ macro_rules! isa_table {
             attend_part: $module::attend_part,
             merge_parts: $module::merge_parts,
             widen: $module::widen,
+            expand_keys: $module::expand_keys,
             round_halves: $module::round_halves,
             row_scores: $module::row_scores,
             row_sums: $module::row_sums,
@@ -117,6 +120,8 @@ macro_rules! isa_table {
                 attend::merge_parts);
             isa_table!(@entry $features,
                 widen(from: &[[u16; LANES]], to: &mut [[f32; LANES]]) -> (), select::widen);
+            isa_table!(@entry $features,
+                expand_keys(job: &PackedKeys, out: &mut [[u16; LANES]]) -> (), select::expand_keys);
             isa_table!(@entry $features, round_halves(x: &mut [f32]) -> (), select::round_halves);
             isa_table!(@entry $features,
                 row_scores(job: &RowScores, out: &mut [[f32; LANES]]) -> (), select::row_scores);

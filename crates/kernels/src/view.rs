@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// Element types for which all-zero bytes are a value and every byte pattern is valid.
 pub trait Plain: Copy + Send + Sync + 'static {}
 impl Plain for u8 {}
+impl Plain for i8 {}
 impl Plain for u16 {}
 impl Plain for u32 {}
 impl Plain for f32 {}
@@ -206,6 +207,13 @@ pub struct Shared<'a, T> {
 unsafe impl<T: Plain> Send for Shared<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Plain> Sync for Shared<'_, T> {}
+
+impl<'a> Shared<'a, u16> {
+    /// The same memory byte by byte.
+    pub fn bytes(&self) -> Shared<'a, i8> {
+        Shared { pointer: self.pointer.cast(), len: self.len * 2, lifetime: PhantomData }
+    }
+}
 
 impl<'a, T: Plain> Shared<'a, T> {
     pub fn new(slice: &'a mut [T]) -> Self {

@@ -7,7 +7,7 @@ use common::{Random, bits, fast, scalar};
 use kernels::float16::round_f16;
 use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{
-    AttendJob, BLOCK, CHUNK, Kept, KeyBlock, MAX_QUERIES, Query, StoreJob, key_len, value_len,
+    AttendJob, BLOCK, CHUNK, CacheType, Kept, KeyBlock, MAX_QUERIES, Query, StoreJob,
 };
 use kernels::table::{KernelTable, available};
 use kernels::view::{Aligned, Shared};
@@ -19,6 +19,7 @@ struct Case {
     seed: u64,
     head_dim: usize,
     value_dim: usize,
+    cache: CacheType,
     group: usize,
     length: usize,
     queries: usize,
@@ -63,6 +64,7 @@ fn plain(head_dim: usize, length: usize, queries: usize) -> Case {
         seed: 7,
         head_dim,
         value_dim: head_dim,
+        cache: CacheType::F16,
         group: 1,
         length,
         queries,
@@ -75,7 +77,21 @@ fn plain(head_dim: usize, length: usize, queries: usize) -> Case {
     }
 }
 
-/// A case's keys, values and queries.
+/// What a cache makes of a key or value, by the definition of its type.
+fn as_cached(cache: CacheType, x: &[f32]) -> Vec<f32> {
+    let run = |x: &[f32]| -> Vec<f32> {
+        let amax = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let (d, inverse) = (round_f16(amax / 127.0), 127.0 / amax);
+        let q = |x: &f32| if inverse.is_finite() { (x * inverse).round_ties_even() } else { 0.0 };
+        x.iter().map(|x| d * q(x)).collect()
+    };
+    match cache {
+        CacheType::F16 => x.iter().map(|&x| round_f16(x)).collect(),
+        CacheType::Q8 => x.chunks(32).flat_map(run).collect(),
+    }
+}
+
+/// A case's keys and values, as the cache has them, and its queries.
 struct Data {
     pages: Vec<Aligned<u16>>,
     k: Vec<Vec<f32>>,
@@ -93,7 +109,7 @@ impl Case {
             let soften = |x: f32| if gentle { round_f16(x.clamp(-1.5, 1.5)) } else { x };
             random.floats(n).into_iter().map(soften).collect()
         };
-        let (keys, values) = (key_len(self.head_dim), value_len(self.value_dim));
+        let (keys, values) = (self.cache.key_words(self.head_dim), self.cache.value_words(self.value_dim));
         let page = || Aligned::zeroed(keys + values).unwrap();
         let mut pages: Vec<Aligned<u16>> = (0..self.length.div_ceil(BLOCK)).map(|_| page()).collect();
         pages.iter_mut().for_each(|page| page.as_mut_slice().fill(self.stale));
@@ -101,11 +117,11 @@ impl Case {
         for position in 0..self.length {
             let (k, v) = (floats(self.head_dim), floats(self.value_dim));
             let (page, slot) = (pages[position / BLOCK].shared(), position % BLOCK);
-            let (head_dim, value_dim) = (self.head_dim, self.value_dim);
-            let job = StoreJob { k: &k, v: &v, head_dim, value_dim, page, start: 0, slot };
+            let (head_dim, value_dim, cache) = (self.head_dim, self.value_dim, self.cache);
+            let job = StoreJob { k: &k, v: &v, head_dim, value_dim, cache, page, start: 0, slot };
             (table.store_kv)(&job).unwrap();
-            all_k.push(k);
-            all_v.push(v);
+            all_k.push(as_cached(cache, &k));
+            all_v.push(as_cached(cache, &v));
         }
         let q = floats(self.queries * self.group * self.head_dim);
         let heads: Vec<Option<f32>> = (0..self.group).map(|_| self.sinks.then(|| floats(1)[0])).collect();
@@ -132,9 +148,10 @@ impl Case {
                 out: Shared::new(&mut out),
                 head_dim: self.head_dim,
                 value_dim: self.value_dim,
+                cache: self.cache,
                 pages: &pages,
                 keys_at: 0,
-                values_at: key_len(self.head_dim),
+                values_at: self.cache.key_words(self.head_dim),
                 scale: 1.0 / (self.head_dim as f32).sqrt(),
                 softcap: self.softcap,
                 window: self.window,
@@ -203,7 +220,7 @@ prop_compose! {
         window in prop::option::of(1usize..150),
         softcap in prop::option::of(prop::sample::select(vec![0.5f32, 30.0, 50.0])),
         kept in prop::option::of((0usize..80, 1usize..150)),
-        [sinks, nan, gentle] in any::<[bool; 3]>(),
+        [sinks, nan, gentle, q8] in any::<[bool; 4]>(),
     ) -> Case {
         let queries = queries.min(length);
         let pattern = |(sinks, recent)| Pattern::random(seed ^ 1, length, queries, sinks, recent);
@@ -211,6 +228,7 @@ prop_compose! {
             seed,
             head_dim,
             value_dim: value_dim.unwrap_or(head_dim),
+            cache: if q8 { CacheType::Q8 } else { CacheType::F16 },
             group,
             length,
             queries,
@@ -233,6 +251,16 @@ proptest! {
         prop_assert!(want.iter().all(|x| x.is_finite()));
         for table in fast() {
             prop_assert_eq!(bits(&case.run_by(table, at_once, None)), bits(&want), "{}", table.isa);
+        }
+    }
+
+    #[test]
+    fn every_isa_stores_the_same(case in cases()) {
+        let want = case.data(scalar()).pages;
+        for table in fast() {
+            for (page, want) in case.data(table).pages.iter().zip(&want) {
+                prop_assert!(page.as_slice() == want.as_slice(), "{}", table.isa);
+            }
         }
     }
 
@@ -278,12 +306,15 @@ fn chunks_by_themselves_merge_to_the_same_bits() {
     for (window, sparse) in [(None, false), (Some(700), false), (Some(1500), false), (None, true)] {
         let length = 4 * CHUNK + 50;
         let kept = sparse.then(|| Pattern::random(3, length, 5, 4, 90));
-        let case = Case { group: 3, window, kept, sinks: true, ..plain(32, length, 5) };
-        let want = case.run(scalar());
-        for table in available() {
-            for piece in [None, Some(1), Some(2), Some(9)] {
-                let got = case.run_by(table, MAX_QUERIES, piece);
-                assert_eq!(bits(&got), bits(&want), "{} {window:?} {piece:?}", table.isa);
+        for cache in CacheType::ALL {
+            let kept = kept.clone();
+            let case = Case { cache, group: 3, window, kept, sinks: true, ..plain(32, length, 5) };
+            let want = case.run(scalar());
+            for table in available() {
+                for piece in [None, Some(1), Some(2), Some(9)] {
+                    let got = case.run_by(table, MAX_QUERIES, piece);
+                    assert_eq!(bits(&got), bits(&want), "{} {cache:?} {window:?} {piece:?}", table.isa);
+                }
             }
         }
     }
@@ -292,10 +323,12 @@ fn chunks_by_themselves_merge_to_the_same_bits() {
 #[test]
 fn a_query_does_not_depend_on_its_neighbours() {
     for table in available() {
-        let case = Case { group: 2, window: Some(70), ..plain(64, 150, 9) };
-        let together = case.run(table);
-        for at_once in [1, 3, 5] {
-            assert_eq!(bits(&case.run_by(table, at_once, None)), bits(&together), "{}", table.isa);
+        for cache in CacheType::ALL {
+            let case = Case { cache, group: 2, window: Some(70), ..plain(64, 150, 9) };
+            let together = case.run(table);
+            for at_once in [1, 3, 5] {
+                assert_eq!(bits(&case.run_by(table, at_once, None)), bits(&together), "{}", table.isa);
+            }
         }
     }
 }
@@ -303,10 +336,56 @@ fn a_query_does_not_depend_on_its_neighbours() {
 #[test]
 fn heads_of_every_size() {
     for (head_dim, value_dim) in [(64, 64), (96, 96), (192, 128), (256, 256), (576, 512)] {
-        let case = Case { value_dim, group: 3, ..plain(head_dim, 140, 6) };
-        let want = case.run(scalar());
-        for table in fast() {
-            assert_eq!(bits(&case.run(table)), bits(&want), "{} {head_dim}", table.isa);
+        for cache in CacheType::ALL {
+            let case = Case { value_dim, cache, group: 3, ..plain(head_dim, 140, 6) };
+            let want = case.run(scalar());
+            for table in fast() {
+                assert_eq!(bits(&case.run(table)), bits(&want), "{} {cache:?} {head_dim}", table.isa);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_q8_cache_takes_34_bytes_where_f16_takes_64() {
+    for dim in [32, 64, 128, 256, 512, 576] {
+        let [half, bytes] = CacheType::ALL.map(|cache| cache.key_words(dim) + cache.value_words(dim));
+        assert_eq!(bytes * 64, half * 34, "heads of {dim}");
+    }
+    // A shorter run has a scale too.
+    assert_eq!(CacheType::Q8.key_words(80) * 2, BLOCK * (80 + 3 * 2));
+}
+
+#[test]
+fn what_does_not_fit_the_cache_is_refused() {
+    // The largest values: 65,519.9 is the last float that rounds to a finite F16 number, and 512.2 the last scale to 512.
+    let cases = [(CacheType::F16, 65519.9, 65520.0), (CacheType::Q8, 127.0 * 512.2, 127.0 * 512.3)];
+    for (cache, fits, too_large) in cases {
+        for table in available() {
+            let mut page = Aligned::zeroed(cache.key_words(40) + cache.value_words(40)).unwrap();
+            let mut store = |at: usize, x: f32| {
+                let mut k = [[0.5; 40]; 2];
+                k[at / 40][at % 40] = x;
+                let job = StoreJob {
+                    k: &k[0],
+                    v: &k[1],
+                    head_dim: 40,
+                    value_dim: 40,
+                    cache,
+                    page: page.shared(),
+                    start: 0,
+                    slot: 9,
+                };
+                (table.store_kv)(&job)
+            };
+            for at in [0, 17, 31, 39, 40, 79] {
+                for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, too_large, -too_large] {
+                    assert!(store(at, x).is_err(), "{} {cache:?}: {x} at {at}", table.isa);
+                }
+                for x in [fits, -fits, 0.0, 1e-42] {
+                    assert!(store(at, x).is_ok(), "{} {cache:?}: {x} at {at}", table.isa);
+                }
+            }
         }
     }
 }

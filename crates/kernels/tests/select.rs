@@ -2,10 +2,10 @@
 //! kept carries the attention mass.
 
 use kernels::float16::{f16_to_f32, f32_to_f16};
-use kernels::kernels::attention::{BLOCK, key_len};
+use kernels::kernels::attention::{BLOCK, CacheType, StoreJob, key_len};
 use kernels::select::{
-    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, Queries, Rotations, RowScores, SUB, SampledScores,
-    Sums, antidiagonal, bounds, choose, kept_mass, lsh, vertical_slash,
+    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, PackedKeys, Queries, Rotations, RowScores, SUB,
+    SampledScores, Sums, antidiagonal, bounds, choose, kept_mass, lsh, vertical_slash,
 };
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
@@ -72,7 +72,7 @@ impl Haystack {
     fn with<T>(&mut self, work: impl FnOnce(Keys) -> T) -> T {
         let dim = self.dim;
         let pages: Vec<Shared<u16>> = self.pages.iter_mut().map(|page| Shared::new(page)).collect();
-        work(Keys { pages: &pages, at: 0, head_dim: dim })
+        work(Keys { cache: CacheType::F16, pages: &pages, at: 0, head_dim: dim })
     }
 }
 
@@ -106,7 +106,7 @@ fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, b
 
 fn by_bounds(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let mut of = Bounds::default();
-    of.update(keys, blocks);
+    of.update(table, keys, blocks);
     bounds(table, &of, queries, blocks, budget)
 }
 
@@ -229,6 +229,68 @@ fn every_isa_gives_the_bits_of_the_reference() {
     }
 }
 
+#[test]
+fn every_isa_expands_keys_to_the_bits_of_the_reference() {
+    let tables = available();
+    let (reference, others) = tables.split_last().expect("the reference");
+    let mut random = Random(8);
+    for (dim, runs) in [(32, 1), (80, 3), (64, 2), (20, 1)] {
+        let scales =
+            |random: &mut Random| f32_to_f16(512.0f32.min(1e-6 * 2f32.powf(29.0 * random.normal().abs())));
+        let scales: Vec<[u16; LANES]> =
+            (0..SUB * runs).map(|_| std::array::from_fn(|_| scales(&mut random))).collect();
+        let bytes: Vec<[i8; LANES]> =
+            (0..SUB * dim).map(|_| std::array::from_fn(|_| (random.below(255) as i32 - 127) as i8)).collect();
+        let expand = |table: &KernelTable| {
+            let mut out = vec![[0; LANES]; bytes.len()];
+            (table.expand_keys)(&PackedKeys { scales: &scales, bytes: &bytes, dim }, &mut out);
+            out
+        };
+        let want = expand(reference);
+        assert!(want.iter().flatten().all(|&bits| f16_to_f32(bits).is_finite()));
+        for table in others {
+            assert!(expand(table) == want, "heads of {dim} on {}", table.isa);
+        }
+    }
+}
+
+/// Each method chooses from a Q8_0 cache what it would choose from an F16 cache of the same keys.
+#[test]
+fn keys_of_a_q8_cache_are_seen_as_f16() {
+    let mut random = Random(9);
+    let table = available()[0];
+    let (blocks, q8) = (24, CacheType::Q8);
+    for case in &CASES {
+        for dim in [64, 80] {
+            let words = q8.key_words(dim) + q8.value_words(dim);
+            let mut pages = vec![vec![0; words]; blocks];
+            let mut halves = Haystack { pages: vec![vec![0; key_len(dim)]; blocks], dim };
+            for position in 0..blocks * BLOCK {
+                let k = random.normals(dim);
+                let page = Shared::new(&mut pages[position / BLOCK]);
+                let slot = position % BLOCK;
+                let job =
+                    StoreJob { k: &k, v: &k, head_dim: dim, value_dim: dim, cache: q8, page, start: 0, slot };
+                (table.store_kv)(&job).unwrap();
+                let run = |x: &[f32]| -> Vec<f32> {
+                    let amax = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                    let d = f16_to_f32(f32_to_f16(amax / 127.0));
+                    x.iter().map(|x| d * (x * (127.0 / amax)).round_ties_even()).collect()
+                };
+                halves.set(position, &k.chunks(32).flat_map(run).collect::<Vec<f32>>());
+            }
+            let queries = queries(&mut random, case, dim);
+            let budget = Budget { blocks: 6, mass: 1.0, least: 0 };
+            let want = halves.with(|keys| (case.method)(table, keys, &queries, blocks, budget));
+            let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| Shared::new(page)).collect();
+            let keys = Keys { cache: q8, pages: &pages, at: 0, head_dim: dim };
+            assert_eq!((case.method)(table, keys, &queries, blocks, budget), want, "{}", case.name);
+            let mass = |keys: Keys| kept_mass(table, keys, queries.row(0, 0), scale(dim), blocks, &want);
+            assert_eq!(mass(keys), halves.with(mass), "{}", case.name);
+        }
+    }
+}
+
 /// Ties, zeros and opposites: the lowest place.
 #[test]
 fn buckets_go_to_the_lowest_of_equal_places() {
@@ -298,7 +360,7 @@ fn what_later_changes_is_forgotten() {
     let mut first = Haystack::new(&mut random, 20, dim);
     first.with(|keys| {
         hashes.update(table, &rotations, keys, 20);
-        limits.update(keys, 20);
+        limits.update(table, keys, 20);
     });
     // The first 12 blocks stay, the others are written anew.
     let mut second = Haystack::new(&mut random, 20, dim);
@@ -307,9 +369,9 @@ fn what_later_changes_is_forgotten() {
         let (mut fresh_hashes, mut fresh_limits) = (Hashes::default(), Bounds::default());
         for blocks in [12, 20] {
             hashes.update(table, &rotations, keys, blocks);
-            limits.update(keys, blocks);
+            limits.update(table, keys, blocks);
             fresh_hashes.update(table, &rotations, keys, blocks);
-            fresh_limits.update(keys, blocks);
+            fresh_limits.update(table, keys, blocks);
         }
         assert_eq!(
             lsh(table, &rotations, &hashes, &queries, 20, budget),

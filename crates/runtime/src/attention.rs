@@ -295,8 +295,12 @@ impl Attending<'_> {
         let sources = of.sources;
         let mut choices = Vec::new();
         let mut state = lock(&of.heads[layer.heads_before + kv_head]);
-        let keys =
-            Keys { pages: self.work.pages_of(entry), at: layer.keys_at(kv_head), head_dim: layer.head_dim };
+        let keys = Keys {
+            cache: self.layout.cache,
+            pages: self.work.pages_of(entry),
+            at: layer.keys_at(kv_head),
+            head_dim: layer.head_dim,
+        };
         let first = self.work.tokens[run.start].position / BLOCK;
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
@@ -370,6 +374,7 @@ impl Attending<'_> {
             out: self.out,
             head_dim: layer.head_dim,
             value_dim: layer.value_dim,
+            cache: self.layout.cache,
             pages: self.work.pages_of(self.work.tokens[item.span.tokens.start].entry),
             keys_at: layer.keys_at(item.kv_head),
             values_at: layer.values_at(item.kv_head),

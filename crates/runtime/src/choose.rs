@@ -159,7 +159,7 @@ impl HeadState {
     pub fn update(&mut self, table: &KernelTable, keys: Keys, method: &Method, blocks: usize) {
         match method {
             Method::Lsh { rotations, .. } => self.hashes.update(table, rotations, keys, blocks),
-            Method::Bounds(_) | Method::Auto { .. } => self.bounds.update(keys, blocks),
+            Method::Bounds(_) | Method::Auto { .. } => self.bounds.update(table, keys, blocks),
             Method::Antidiagonal { .. } | Method::VerticalSlash(_) => {}
         }
     }

@@ -737,6 +737,7 @@ impl Run<'_> {
             v,
             head_dim: layer.head_dim,
             value_dim: layer.value_dim,
+            cache: self.layout.cache,
             page: *page,
             start: layer.keys_at(0),
             slot: token.position % BLOCK,

@@ -1,20 +1,22 @@
-//! The paged key/value cache: a page holds 64 positions of every layer, in F16.
+//! The paged key/value cache: a page holds 64 positions of every layer, in F16 or Q8_0.
 
 use crate::error::{Error, Result};
 use crate::plan::KvLayer;
-use kernels::kernels::attention::{BLOCK, key_len, value_len};
+use kernels::kernels::attention::{BLOCK, CacheType};
 use kernels::view::{Aligned, Shared};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Where each layer's keys and values start in a page, in F16 elements.
+/// Where each layer's keys and values start in a page, in words of 16 bits.
 pub struct KvLayout {
+    pub cache: CacheType,
     layers: Vec<LayerLayout>,
     page_len: usize,
 }
 
 #[derive(Clone, Copy)]
 pub struct LayerLayout {
+    cache: CacheType,
     start: usize,
     pub kv_heads: usize,
     /// KV heads of the layers before it.
@@ -25,29 +27,30 @@ pub struct LayerLayout {
 
 impl LayerLayout {
     pub fn keys_at(&self, head: usize) -> usize {
-        self.start + head * (key_len(self.head_dim) + value_len(self.value_dim))
+        let (keys, values) = (self.cache.key_words(self.head_dim), self.cache.value_words(self.value_dim));
+        self.start + head * (keys + values)
     }
 
     pub fn values_at(&self, head: usize) -> usize {
-        self.keys_at(head) + key_len(self.head_dim)
+        self.keys_at(head) + self.cache.key_words(self.head_dim)
     }
 }
 
 impl KvLayout {
     /// None where a page would be larger than memory can be.
-    pub fn new(kv_layers: &[KvLayer]) -> Option<Self> {
+    pub fn new(cache: CacheType, kv_layers: &[KvLayer]) -> Option<Self> {
         let mut start = 0usize;
         let mut layers = Vec::with_capacity(kv_layers.len());
         let mut heads_before = 0usize;
         for layer in kv_layers {
             let (kv_heads, head_dim, value_dim) = (layer.kv_heads, layer.head_dim, layer.values());
-            layers.push(LayerLayout { start, kv_heads, heads_before, head_dim, value_dim });
+            layers.push(LayerLayout { cache, start, kv_heads, heads_before, head_dim, value_dim });
             heads_before = heads_before.checked_add(kv_heads)?;
-            let head = key_len(head_dim) + value_len(value_dim);
+            let head = cache.key_words(head_dim) + cache.value_words(value_dim);
             start = start.checked_add(head.checked_mul(kv_heads)?)?;
         }
         start.checked_mul(size_of::<u16>())?;
-        Some(Self { layers, page_len: start })
+        Some(Self { cache, layers, page_len: start })
     }
 
     /// KV heads of all layers.

@@ -200,8 +200,8 @@ impl Model {
             ));
         }
         let compiled = compile(&plan)?;
-        let layout =
-            KvLayout::new(&plan.kv_layers).ok_or_else(|| Error::plan("a page of the cache is too large"))?;
+        let layout = KvLayout::new(plan.kv_cache.into(), &plan.kv_layers)
+            .ok_or_else(|| Error::plan("a page of the cache is too large"))?;
         let sources = Arc::new(Sources::of_plan(&plan)?);
         let weights = Weights::new(&plan, &compiled, expert_memory)?;
         let executor = Executor::new(&plan, &compiled, pool, max_tokens)?;

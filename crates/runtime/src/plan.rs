@@ -1,6 +1,7 @@
 //! A plan as it crosses from TypeScript: JSON, one object per op. `ts/plan/types.ts` says what each means.
 
 use crate::error::{Error, Result};
+use kernels::kernels::attention::CacheType;
 use serde::Deserialize;
 
 pub const VERSION: u32 = 1;
@@ -13,6 +14,9 @@ pub struct Plan {
     pub vocab_size: usize,
     pub context_length: usize,
     pub kv_layers: Vec<KvLayer>,
+    /// What the cache holds keys and values as.
+    #[serde(default)]
+    pub kv_cache: KvCacheType,
     pub tensors: Vec<Tensor>,
     pub buffers: Vec<Buffer>,
     pub ropes: Vec<Rope>,
@@ -21,6 +25,24 @@ pub struct Plan {
     #[serde(default)]
     pub sparse: Option<Sparse>,
     pub hidden: String,
+}
+
+#[derive(Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvCacheType {
+    #[default]
+    #[serde(rename = "f16")]
+    F16,
+    #[serde(rename = "q8_0")]
+    Q8,
+}
+
+impl From<KvCacheType> for CacheType {
+    fn from(of: KvCacheType) -> Self {
+        match of {
+            KvCacheType::F16 => Self::F16,
+            KvCacheType::Q8 => Self::Q8,
+        }
+    }
 }
 
 #[derive(Deserialize, Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 //! few blocks; where it is spread out, all of them.
 
 use kernels::float16::f32_to_f16;
-use kernels::kernels::attention::{BLOCK, key_len};
+use kernels::kernels::attention::{BLOCK, CacheType, key_len};
 use kernels::select::{Keys, Queries, kept_mass};
 use kernels::simd::LANES;
 use kernels::table::available;
@@ -70,7 +70,7 @@ impl Haystack {
 
     fn with<T>(&mut self, work: impl FnOnce(Keys) -> T) -> T {
         let pages: Vec<Shared<u16>> = self.0.iter_mut().map(|page| Shared::new(page)).collect();
-        work(Keys { pages: &pages, at: 0, head_dim: DIM })
+        work(Keys { cache: CacheType::F16, pages: &pages, at: 0, head_dim: DIM })
     }
 }
 

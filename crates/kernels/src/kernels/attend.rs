@@ -4,17 +4,26 @@
 //! groups of as many as the registers hold sums for.
 
 use super::attention::{
-    AttendJob, BLOCK, CHUNK, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, key_len, value_len,
+    AttendJob, BLOCK, Bytes, CHUNK, CacheType, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, Scales, key_len,
+    read_q8, runs, value_len,
 };
 use super::{exp_negative, padded, softcap, tree_sum};
-use crate::simd::{LANES, Simd, Work};
+use crate::simd::{LANES, QK, Simd, Work};
 use crate::view::Shared;
 use std::ops::Range;
 
 const SUBS: usize = BLOCK / LANES;
+/// Vectors of a run of 32 dimensions.
+const RUN: usize = QK / LANES;
+/// 2^7 + 1: leaves 24 - 7 bits of a float (Dekker, 1971, "A floating-point technique for extending the available
+/// precision"), and a byte has 7 without its sign.
+const SPLIT: f32 = 129.0;
 
 /// The most queries that share a pass over a block's registers: [`Simd::QUERIES`] at most.
 const MAX_GROUP: usize = 8;
+
+/// Runs of 32 dimensions that share a pass over a block's values.
+const MAX_RUNS: usize = 2;
 
 /// Working memory of one thread; grows to what jobs need.
 pub struct AttendScratch {
@@ -25,6 +34,8 @@ pub struct AttendScratch {
     values: Vec<[f32; LANES]>,
     /// [R][BLOCK]: scores, then probabilities.
     scores: [[f32; BLOCK]; MAX_GROUP],
+    /// The same of probabilities times the scales of a run of dimensions.
+    weights: [[[f32; BLOCK]; MAX_GROUP]; MAX_RUNS],
     /// One for each query: over a chunk, and merged.
     chunk: Rows,
     total: Rows,
@@ -65,6 +76,7 @@ impl Default for AttendScratch {
             keys: Vec::new(),
             values: Vec::new(),
             scores: [[0.0; BLOCK]; MAX_GROUP],
+            weights: [[[0.0; BLOCK]; MAX_GROUP]; MAX_RUNS],
             chunk: Rows::default(),
             total: Rows::default(),
         }
@@ -270,45 +282,95 @@ fn attend_block<S: Simd>(
 ) {
     let base = block.index as usize * BLOCK;
     let page = &job.pages[block.index as usize];
-    // SAFETY: pages are written before the step's attention starts, not during it.
-    let keys = unsafe { page.read(job.keys_at..job.keys_at + key_len(job.head_dim)) };
-    // SAFETY: as above.
-    let values = unsafe { page.read(job.values_at..job.values_at + value_len(job.value_dim)) };
     let inner = job.seen_by_all();
     let plain = block.whole && inner.start <= base && base + BLOCK <= inner.end;
     // What comes after the last query need not be read.
     let written = (end - base).min(BLOCK);
-    let keys = &keys.as_chunks::<LANES>().0[..written.div_ceil(LANES) * job.head_dim];
-    let values = &values.as_chunks::<LANES>().0[..written * job.value_dim.div_ceil(LANES)];
-    let AttendScratch { q, keys: wide_keys, values: wide_values, scores, chunk, .. } = scratch;
-    if job.queries.len() <= S::QUERIES {
-        let next = next.map_or(0, |next| page.distance(&job.pages[next]));
-        return attend_groups(
-            s,
-            GroupsOf { job, block, plain, next, q, keys, values, scores, states: chunk },
-        );
+    let next = next.map_or(0, |next| page.distance(&job.pages[next]));
+    let [subs, vectors] = [written.div_ceil(LANES) * job.head_dim, written * job.value_dim.div_ceil(LANES)];
+    match job.cache {
+        CacheType::F16 => {
+            // SAFETY: pages are written before the step's attention starts, not during it.
+            let keys = unsafe { page.read(job.keys_at..job.keys_at + key_len(job.head_dim)) };
+            // SAFETY: as above.
+            let values = unsafe { page.read(job.values_at..job.values_at + value_len(job.value_dim)) };
+            let (keys, values) = (&keys.as_chunks().0[..subs], &values.as_chunks().0[..vectors]);
+            let cached = Cached { keys, values, key_scales: &[], value_scales: &[] };
+            attend_cached::<S, Scales, false>(s, job, block, plain, next, cached, scratch);
+        }
+        CacheType::Q8 => {
+            let [k, v] = [runs(job.head_dim) * BLOCK, runs(job.value_dim) * BLOCK];
+            // SAFETY: as above.
+            let (key_scales, keys) = unsafe { read_q8(page, job.keys_at, k, key_len(job.head_dim)) };
+            // SAFETY: as above.
+            let (value_scales, values) = unsafe { read_q8(page, job.values_at, v, value_len(job.value_dim)) };
+            let cached = Cached { keys: &keys[..subs], values: &values[..vectors], key_scales, value_scales };
+            attend_cached::<S, Bytes, true>(s, job, block, plain, next, cached, scratch);
+        }
     }
-    widen(s, keys, wide_keys);
-    widen(s, values, wide_values);
-    let (keys, values) = (&wide_keys[..keys.len()], &wide_values[..values.len()]);
-    attend_groups(s, GroupsOf { job, block, plain, next: 0, q, keys, values, scores, states: chunk });
+}
+
+/// A block of keys and values: of the sub-blocks, and of the positions, that are written.
+#[derive(Clone, Copy)]
+struct Cached<'a, T> {
+    keys: &'a [T],
+    values: &'a [T],
+    /// [sub-blocks][runs of dimensions] and [runs][sub-blocks], where the cache has scales.
+    key_scales: &'a [Scales],
+    value_scales: &'a [Scales],
 }
 
 #[inline(always)]
-fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
+fn attend_cached<S: Simd, T: Elements, const SCALED: bool>(
+    s: S,
+    job: &AttendJob,
+    block: KeyBlock,
+    plain: bool,
+    next: usize,
+    cached: Cached<T>,
+    scratch: &mut AttendScratch,
+) {
+    let AttendScratch { q, keys: wide_keys, values: wide_values, scores, weights, chunk, .. } = scratch;
+    if job.queries.len() <= S::QUERIES {
+        let of = GroupsOf { job, block, plain, next, q, cached, scores, weights, states: chunk };
+        return attend_groups::<S, T, SCALED>(s, of);
+    }
+    widen(s, cached.keys, wide_keys);
+    widen(s, cached.values, wide_values);
+    let Cached { key_scales, value_scales, .. } = cached;
+    let (keys, values) = (&wide_keys[..cached.keys.len()], &wide_values[..cached.values.len()]);
+    let cached = Cached { keys, values, key_scales, value_scales };
+    let of = GroupsOf { job, block, plain, next: 0, q, cached, scores, weights, states: chunk };
+    attend_groups::<S, [f32; LANES], SCALED>(s, of);
+}
+
+#[inline(always)]
+fn widen<S: Simd, T: Elements>(s: S, from: &[T], to: &mut [[f32; LANES]]) {
     for (from, to) in from.iter().zip(to) {
-        s.store(s.load_f16(from), to);
+        s.store(from.widened(s), to);
     }
 }
 
 /// 16 elements of the cache, as a page has them or widened.
 trait Elements {
-    fn load<S: Simd>(&self, s: S) -> S::F;
-    /// What has been taken out of them: the other factor is multiplied by it, exactly.
-    fn factor<S: Simd>() -> f32;
+    fn widened<S: Simd>(&self, s: S) -> S::F;
+    /// The same without a factor that depends on the ISA.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        self.widened(s)
+    }
+    /// That factor: what meets the elements is multiplied by it, exactly.
+    #[inline(always)]
+    fn factor<S: Simd>() -> f32 {
+        1.0
+    }
 }
 
-impl Elements for [u16; LANES] {
+impl Elements for Scales {
+    #[inline(always)]
+    fn widened<S: Simd>(&self, s: S) -> S::F {
+        s.load_f16(self)
+    }
     #[inline(always)]
     fn load<S: Simd>(&self, s: S) -> S::F {
         s.load_cached(self)
@@ -319,14 +381,17 @@ impl Elements for [u16; LANES] {
     }
 }
 
+impl Elements for Bytes {
+    #[inline(always)]
+    fn widened<S: Simd>(&self, s: S) -> S::F {
+        s.load_i8(self)
+    }
+}
+
 impl Elements for [f32; LANES] {
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
+    fn widened<S: Simd>(&self, s: S) -> S::F {
         s.load(self)
-    }
-    #[inline(always)]
-    fn factor<S: Simd>() -> f32 {
-        1.0
     }
 }
 
@@ -339,36 +404,35 @@ struct GroupsOf<'a, 'b, T> {
     /// How far after each item lies that of the next block, which is asked for; 0: none is.
     next: usize,
     q: &'a [f32],
-    /// Of the sub-blocks, and of the positions, that are written.
-    keys: &'a [T],
-    values: &'a [T],
+    cached: Cached<'a, T>,
     scores: &'a mut [[f32; BLOCK]; MAX_GROUP],
+    weights: &'a mut [[[f32; BLOCK]; MAX_GROUP]; MAX_RUNS],
     states: &'a mut Rows,
 }
 
 #[inline(always)]
-fn attend_groups<S: Simd, T: Elements>(s: S, mut of: GroupsOf<T>) {
+fn attend_groups<S: Simd, T: Elements, const SCALED: bool>(s: S, mut of: GroupsOf<T>) {
     let mut first = 0;
     while first < of.job.queries.len() {
         let size = group_size::<S>(of.job.queries.len() - first);
         let of = &mut of;
         match size {
-            8 => s.call(Group::<8, T> { of, first }),
-            4 => s.call(Group::<4, T> { of, first }),
-            2 => s.call(Group::<2, T> { of, first }),
-            _ => s.call(Group::<1, T> { of, first }),
+            8 => s.call(Group::<8, T, SCALED> { of, first }),
+            4 => s.call(Group::<4, T, SCALED> { of, first }),
+            2 => s.call(Group::<2, T, SCALED> { of, first }),
+            _ => s.call(Group::<1, T, SCALED> { of, first }),
         }
         first += size;
     }
 }
 
-/// R of the queries.
-struct Group<'a, 'b, 'c, const R: usize, T> {
+/// R of the queries; `SCALED` where the cache has scales.
+struct Group<'a, 'b, 'c, const R: usize, T, const SCALED: bool> {
     of: &'a mut GroupsOf<'b, 'c, T>,
     first: usize,
 }
 
-impl<S: Simd, const R: usize, T: Elements> Work<S> for Group<'_, '_, '_, R, T> {
+impl<S: Simd, const R: usize, T: Elements, const SCALED: bool> Work<S> for Group<'_, '_, '_, R, T, SCALED> {
     type Output = ();
 
     #[inline(always)]
@@ -444,7 +508,7 @@ const fn per_line<T>() -> usize {
     64 / size_of::<T>()
 }
 
-impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
+impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SCALED> {
     /// The first group of a block asks for the next.
     #[inline(always)]
     fn next(&self) -> usize {
@@ -471,7 +535,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
     /// Scores, N sub-blocks of 16 keys at a time. Those of sub-blocks that are not written stay as they are: no query sees them.
     #[inline(always)]
     fn score<S: Simd, const N: usize>(&mut self, s: S) {
-        let subs = self.of.keys.len() / self.of.job.head_dim;
+        let subs = self.of.cached.keys.len() / self.of.job.head_dim;
         let mut at = 0;
         while at + N <= subs {
             self.score_subs::<S, N>(s, at);
@@ -486,13 +550,50 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
     /// Sub-blocks `first..first + N`.
     #[inline(always)]
     fn score_subs<S: Simd, const N: usize>(&mut self, s: S, first: usize) {
+        let dim = self.of.job.head_dim;
+        let mut dots = [[s.splat(0.0); N]; R];
+        if SCALED {
+            for run in 0..runs(dim) {
+                let of_run = self.dots::<S, N>(s, first, run * QK..dim.min((run + 1) * QK));
+                for n in 0..N {
+                    let at = (first + n) * runs(dim) + run;
+                    let scales = &self.of.cached.key_scales[at];
+                    if self.next() != 0 && at.is_multiple_of(per_line::<Scales>()) {
+                        s.prefetch_next(scales, self.next());
+                    }
+                    let scales = s.load_f16(scales);
+                    for r in 0..R {
+                        dots[r][n] = s.add(dots[r][n], s.mul(of_run[r][n], scales));
+                    }
+                }
+            }
+        } else {
+            dots = self.dots::<S, N>(s, first, 0..dim);
+        }
+        let GroupsOf { job, scores, .. } = &mut *self.of;
+        for r in 0..R {
+            let to = scores[r].as_chunks_mut::<LANES>().0;
+            for n in 0..N {
+                let score = s.mul(dots[r][n], s.splat(job.scale));
+                let score = match job.softcap {
+                    Some(cap) => softcap(s, score, cap),
+                    None => score,
+                };
+                s.store(score, &mut to[first + n]);
+            }
+        }
+    }
+
+    /// Products over some dimensions with the keys of sub-blocks `first..first + N`.
+    #[inline(always)]
+    fn dots<S: Simd, const N: usize>(&self, s: S, first: usize, dims: Range<usize>) -> [[S::F; N]; R] {
         let next = self.next();
-        let GroupsOf { job, q, keys, scores, .. } = &mut *self.of;
+        let GroupsOf { job, q, cached, .. } = &*self.of;
         let dim = job.head_dim;
         let queries = &q[self.first * dim..][..R * dim].as_chunks::<R>().0[..dim];
-        let keys: [&[T]; N] = std::array::from_fn(|n| &keys[(first + n) * dim..][..dim]);
+        let keys: [&[T]; N] = std::array::from_fn(|n| &cached.keys[(first + n) * dim..][..dim]);
         let mut dots = [[s.splat(0.0); N]; R];
-        for d in 0..dim {
+        for d in dims {
             let mut key = [s.splat(0.0); N];
             for n in 0..N {
                 key[n] = keys[n][d].load(s);
@@ -507,17 +608,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
                 }
             }
         }
-        for r in 0..R {
-            let to = scores[r].as_chunks_mut::<LANES>().0;
-            for n in 0..N {
-                let score = s.mul(dots[r][n], s.splat(job.scale));
-                let score = match job.softcap {
-                    Some(cap) => softcap(s, score, cap),
-                    None => score,
-                };
-                s.store(score, &mut to[first + n]);
-            }
-        }
+        dots
     }
 
     /// Scores to probabilities; returns what earlier sums are multiplied by.
@@ -555,16 +646,43 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
         std::array::from_fn(|r| corrections[r])
     }
 
+    /// p * d of some runs of dimensions, rounded to 17 bits: exact products with bytes then fit a float.
+    #[inline(always)]
+    fn scale_runs<S: Simd>(&mut self, s: S, first: usize, count: usize) {
+        let next = self.next();
+        let GroupsOf { cached, scores, weights, .. } = &mut *self.of;
+        for run in 0..count {
+            for (i, scales) in cached.value_scales[(first + run) * SUBS..][..SUBS].iter().enumerate() {
+                if next != 0 && i.is_multiple_of(per_line::<Scales>()) {
+                    s.prefetch_next(scales, next);
+                }
+                let scales = s.load_f16(scales);
+                for r in 0..R {
+                    let product = s.mul(s.load(&scores[r].as_chunks().0[i]), scales);
+                    let large = s.mul(product, s.splat(SPLIT));
+                    let rounded = s.sub(large, s.sub(large, product));
+                    s.store(rounded, &mut weights[run][r].as_chunks_mut().0[i]);
+                }
+            }
+        }
+    }
+
     /// o = o * correction + 0 + p · V.
     #[inline(always)]
     fn gather<S: Simd, const N: usize>(&mut self, s: S, corrections: [f32; R]) {
         let vectors = self.of.job.value_dim.div_ceil(LANES);
         let mut at = 0;
         while at + N <= vectors {
+            if SCALED && at.is_multiple_of(RUN) {
+                self.scale_runs(s, at / RUN, N.div_ceil(RUN));
+            }
             self.gather_vectors::<S, N>(s, &corrections, at, vectors);
             at += N;
         }
         while at < vectors {
+            if SCALED && at.is_multiple_of(RUN) {
+                self.scale_runs(s, at / RUN, 1);
+            }
             self.gather_vectors::<S, 1>(s, &corrections, at, vectors);
             at += 1;
         }
@@ -580,7 +698,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
         vectors: usize,
     ) {
         let next = self.next();
-        let GroupsOf { values, scores, states, .. } = &mut *self.of;
+        let GroupsOf { cached, scores, weights, states, .. } = &mut *self.of;
         let o = &mut states.o[self.first * vectors..][..R * vectors];
         let mut sums = [[s.splat(0.0); N]; R];
         for r in 0..R {
@@ -589,7 +707,7 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
                 sums[r][n] = s.add(s.mul(o, s.splat(corrections[r])), s.splat(0.0));
             }
         }
-        for (slot, values) in values.chunks_exact(vectors).take(BLOCK).enumerate() {
+        for (slot, values) in cached.values.chunks_exact(vectors).take(BLOCK).enumerate() {
             let values = &values[at..at + N];
             let mut value = [s.splat(0.0); N];
             for n in 0..N {
@@ -599,9 +717,10 @@ impl<const R: usize, T: Elements> Group<'_, '_, '_, R, T> {
                 }
             }
             for r in 0..R {
-                let p = s.splat(scores[r][slot] * T::factor::<S>());
                 for n in 0..N {
-                    sums[r][n] = s.mul_add_exact(value[n], p, sums[r][n]);
+                    let p =
+                        if SCALED { weights[n / RUN][r][slot] } else { scores[r][slot] * T::factor::<S>() };
+                    sums[r][n] = s.mul_add_exact(value[n], s.splat(p), sums[r][n]);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Causal attention over the paged F16 cache, by online softmax (Milakov and Gimelshein, 2018,
+//! Causal attention over the paged cache, by online softmax (Milakov and Gimelshein, 2018,
 //! arXiv:1805.02867; Dao et al., 2022, arXiv:2205.14135), over all keys or over blocks of them.
 //!
 //! ```text
@@ -24,11 +24,22 @@
 //!
 //! A page holds 64 positions of one layer and KV head set: keys as [4 sub-blocks][head_dim][16 keys],
 //! values as [64 positions][value_dim padded to 16].
+//!
+//! A Q8_0 cache ([`CacheType::Q8`]) holds them as signed bytes with an F16 scale d for every 32 dimensions of a
+//! head, of which the last run may be shorter, quantised as activations are but for the rounding of d. Each has its
+//! scales first, of keys as [4 sub-blocks][runs][16 keys], of values as [runs][64 positions], then its bytes in the
+//! order of above. Scales meet what has been summed, or probabilities, so that products stay exact:
+//!
+//! ```text
+//! q . k = 0 + sum over runs of (sum over the run's dimensions of q * byte) * d
+//! o     = ... + sum over keys of w * byte, where w = p * d rounded to 17 bits: c - (c - p * d), c = (p * d) * 129
+//! ```
 
 use super::padded;
 use crate::acts::NonFinite;
-use crate::simd::{LANES, Simd};
-use crate::view::Shared;
+use crate::float16::f32_to_f16;
+use crate::simd::{LANES, QK, Simd};
+use crate::view::{Plain, Shared};
 use std::ops::Range;
 
 /// Positions of a page, and keys of a block.
@@ -40,15 +51,73 @@ pub const MAX_HEAD_DIM: usize = 576;
 /// Queries of a job at most.
 pub const MAX_QUERIES: usize = 64;
 
-/// F16 elements of one KV head's keys in a page.
+/// Numbers of one KV head's keys in a page.
 pub fn key_len(head_dim: usize) -> usize {
     BLOCK * head_dim
 }
 
-/// F16 elements of one KV head's values in a page.
+/// Numbers of one KV head's values in a page.
 pub fn value_len(value_dim: usize) -> usize {
     BLOCK * value_dim.next_multiple_of(LANES)
 }
+
+/// Scales of a Q8_0 key or value of so many dimensions.
+pub fn runs(dim: usize) -> usize {
+    dim.div_ceil(QK)
+}
+
+/// What a cache holds keys and values as.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CacheType {
+    #[default]
+    F16,
+    /// Q8_0.
+    Q8,
+}
+
+impl CacheType {
+    pub const ALL: [Self; 2] = [Self::F16, Self::Q8];
+
+    /// Words of 16 bits that one KV head's keys take in a page.
+    pub fn key_words(self, head_dim: usize) -> usize {
+        self.words(head_dim, key_len(head_dim))
+    }
+
+    /// Words of 16 bits that one KV head's values take in a page.
+    pub fn value_words(self, value_dim: usize) -> usize {
+        self.words(value_dim, value_len(value_dim))
+    }
+
+    fn words(self, dim: usize, numbers: usize) -> usize {
+        match self {
+            Self::F16 => numbers,
+            Self::Q8 => BLOCK * runs(dim) + numbers / 2,
+        }
+    }
+}
+
+/// 16 numbers of a Q8_0 cache, and 16 scales.
+pub type Bytes = [i8; LANES];
+pub type Scales = [u16; LANES];
+
+/// The scales and the bytes of one KV head's Q8_0 keys or values, which start at word `at` of a page.
+///
+/// # Safety
+/// No thread writes them while the result lives.
+pub unsafe fn read_q8<'a>(
+    page: &Shared<'a, u16>,
+    at: usize,
+    scales: usize,
+    bytes: usize,
+) -> (&'a [Scales], &'a [Bytes]) {
+    let first = (at + scales) * 2;
+    // SAFETY: the caller's promise.
+    let (scales, bytes) = unsafe { (page.read(at..at + scales), page.bytes().read(first..first + bytes)) };
+    (scales.as_chunks().0, bytes.as_chunks().0)
+}
+
+/// The largest scale of a Q8_0 cache, 512: so that 127 times it is an F16 number too.
+pub(crate) const MAX_SCALE: u16 = 0x6000;
 
 /// One query: a head of a token.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +139,8 @@ pub struct AttendJob<'a> {
     /// Sizes of a head's keys and of its values.
     pub head_dim: usize,
     pub value_dim: usize,
-    /// The sequence's pages, and where this layer's and head's keys and values start in each.
+    /// The sequence's pages, and at which of their words this layer's and head's keys and values start.
+    pub cache: CacheType,
     pub pages: &'a [Shared<'a, u16>],
     pub keys_at: usize,
     pub values_at: usize,
@@ -142,19 +212,22 @@ pub struct StoreJob<'a> {
     pub v: &'a [f32],
     pub head_dim: usize,
     pub value_dim: usize,
+    pub cache: CacheType,
     pub page: Shared<'a, u16>,
-    /// Where the layer starts in the page: each head's keys, then its values.
+    /// The page's word at which the layer starts: each head's keys, then its values.
     pub start: usize,
     /// Which of the page's positions; its elements belong to the job alone.
     pub slot: usize,
 }
 
-/// One KV head of a [`StoreJob`]: its key and value, and where their first elements belong.
-struct HeadSlot<'a> {
-    k: &'a [f32],
-    v: &'a [f32],
-    key_at: usize,
-    value_at: usize,
+/// A key or value to be stored, and where its elements belong: the first one, and how far apart they are.
+struct Slot<'a> {
+    x: &'a [f32],
+    at: usize,
+    stride: usize,
+    /// The same of its scales, where it has any.
+    scale_at: usize,
+    scale_stride: usize,
 }
 
 impl StoreJob<'_> {
@@ -163,22 +236,38 @@ impl StoreJob<'_> {
         self.k.len() / self.head_dim
     }
 
-    /// Where a head's keys and values start in the page.
+    /// The words at which a head's keys and values start in the page.
     pub fn head_at(&self, head: usize) -> [usize; 2] {
-        let keys_at = self.start + head * (key_len(self.head_dim) + value_len(self.value_dim));
-        [keys_at, keys_at + key_len(self.head_dim)]
+        let (keys, values) = (self.cache.key_words(self.head_dim), self.cache.value_words(self.value_dim));
+        let keys_at = self.start + head * (keys + values);
+        [keys_at, keys_at + keys]
     }
 
+    /// Where a head's key and value belong. Elements are counted from the page's start, so in bytes those of a Q8_0 cache.
     #[inline(always)]
-    fn slot_of(&self, head: usize) -> HeadSlot<'_> {
+    fn slots(&self, head: usize) -> [Slot<'_>; 2] {
         let (dim, value_dim) = (self.head_dim, self.value_dim);
         let [keys_at, values_at] = self.head_at(head);
-        HeadSlot {
-            k: &self.k[head * dim..(head + 1) * dim],
-            v: &self.v[head * value_dim..(head + 1) * value_dim],
-            key_at: keys_at + self.slot / LANES * dim * LANES + self.slot % LANES,
-            value_at: values_at + self.slot * value_dim.next_multiple_of(LANES),
-        }
+        let (sub, lane) = (self.slot / LANES, self.slot % LANES);
+        let first = |at: usize, dim: usize| match self.cache {
+            CacheType::F16 => at,
+            CacheType::Q8 => (at + BLOCK * runs(dim)) * 2,
+        };
+        let key = Slot {
+            x: &self.k[head * dim..(head + 1) * dim],
+            at: first(keys_at, dim) + sub * dim * LANES + lane,
+            stride: LANES,
+            scale_at: keys_at + sub * runs(dim) * LANES + lane,
+            scale_stride: LANES,
+        };
+        let value = Slot {
+            x: &self.v[head * value_dim..(head + 1) * value_dim],
+            at: first(values_at, value_dim) + self.slot * value_dim.next_multiple_of(LANES),
+            stride: 1,
+            scale_at: values_at + self.slot,
+            scale_stride: BLOCK,
+        };
+        [key, value]
     }
 }
 
@@ -186,41 +275,98 @@ impl StoreJob<'_> {
 /// no cache has kept since the last token: all heads' are asked for before any is written.
 ///
 /// # Errors
-/// [`NonFinite`] when a value does not fit F16.
+/// [`NonFinite`] when a value does not fit F16 or, of a Q8_0 cache, needs a scale over 512.
 #[inline(always)]
 pub fn store_kv<S: Simd>(s: S, job: &StoreJob) -> Result<(), NonFinite> {
-    for head in 0..job.heads() {
-        let HeadSlot { k, v, key_at, value_at } = job.slot_of(head);
-        let keys = (0..k.len()).step_by(2).map(|d| key_at + d * LANES);
-        let values = (0..v.len()).step_by(2 * LANES).map(|d| value_at + d);
-        for place in keys.chain(values) {
-            s.prefetch_write(job.page.address(place));
-        }
-    }
     let mut finite = true;
-    for head in 0..job.heads() {
-        let HeadSlot { k, v, key_at, value_at } = job.slot_of(head);
-        // SAFETY: the slot belongs to this job alone.
-        finite &=
-            unsafe { store_half(s, k, &job.page, key_at, LANES) & store_half(s, v, &job.page, value_at, 1) };
+    match job.cache {
+        CacheType::F16 => {
+            for head in 0..job.heads() {
+                for slot in job.slots(head) {
+                    ask(s, &slot, &job.page);
+                }
+            }
+            for head in 0..job.heads() {
+                for slot in job.slots(head) {
+                    // SAFETY: the slot belongs to this job alone.
+                    finite &= unsafe { store_half(s, &slot, &job.page) };
+                }
+            }
+        }
+        CacheType::Q8 => {
+            let bytes = job.page.bytes();
+            for head in 0..job.heads() {
+                for slot in job.slots(head) {
+                    ask(s, &slot, &bytes);
+                }
+            }
+            for head in 0..job.heads() {
+                for slot in job.slots(head) {
+                    // SAFETY: as above.
+                    finite &= unsafe { store_bytes(s, &slot, &job.page, &bytes) };
+                }
+            }
+        }
     }
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 
-/// Writes x as F16, `stride` elements apart; false where a value does not fit.
+/// Asks for the cache lines that elements will be written to.
+#[inline(always)]
+fn ask<S: Simd, T: Plain>(s: S, slot: &Slot, page: &Shared<T>) {
+    let line = 64 / size_of::<T>();
+    for i in (0..slot.x.len()).step_by((line / slot.stride).max(1)) {
+        s.prefetch_write(page.address(slot.at + i * slot.stride));
+    }
+}
+
+/// Writes values as F16; false where one does not fit.
 ///
 /// # Safety
 /// No other thread uses the elements written.
 #[inline(always)]
-unsafe fn store_half<S: Simd>(s: S, x: &[f32], page: &Shared<u16>, first: usize, stride: usize) -> bool {
+unsafe fn store_half<S: Simd>(s: S, slot: &Slot, page: &Shared<u16>) -> bool {
     let mut half = [0u16; LANES];
     let mut finite = true;
-    for (i, part) in x.chunks(LANES).enumerate() {
+    for (i, part) in slot.x.chunks(LANES).enumerate() {
         s.store_f16(s.load(&padded(part)), &mut half);
         let half = &half[..part.len()];
         finite &= half.iter().all(|bits| bits & 0x7c00 != 0x7c00);
         // SAFETY: the caller's promise.
-        unsafe { page.scatter(first + i * LANES * stride, stride, half) };
+        unsafe { page.scatter(slot.at + i * LANES * slot.stride, slot.stride, half) };
+    }
+    finite
+}
+
+/// Writes values as bytes and scales, a run of 32 after the other; false where a scale is too large.
+///
+/// # Safety
+/// No other thread uses the elements written.
+#[inline(always)]
+unsafe fn store_bytes<S: Simd>(s: S, slot: &Slot, page: &Shared<u16>, bytes: &Shared<i8>) -> bool {
+    let mut finite = true;
+    for (i, run) in slot.x.chunks(QK).enumerate() {
+        let (first, second) = run.split_at(run.len().min(LANES));
+        let x = [s.load(&padded(first)), s.load(&padded(second))];
+        let mut lanes = [0.0; LANES];
+        s.store(s.add(s.sub(x[0], x[0]), s.sub(x[1], x[1])), &mut lanes);
+        let amax = s.max_lane(s.max(s.abs(x[0]), s.abs(x[1])));
+        let inverse = 127.0 / amax;
+        let (scale, inverse) =
+            if inverse.is_infinite() { (0, 0.0) } else { (f32_to_f16(amax / 127.0), inverse) };
+        // x - x is 0 for a finite x and NaN for any other.
+        let fits = lanes.iter().all(|&lane| lane == 0.0) && scale <= MAX_SCALE;
+        finite &= fits;
+        let by = s.splat(if fits { inverse } else { 0.0 });
+        let mut values = [0; QK];
+        for (x, out) in x.into_iter().zip(values.as_chunks_mut::<LANES>().0) {
+            s.store_i8(s.mul(x, by), out);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            bytes.scatter(slot.at + i * QK * slot.stride, slot.stride, &values[..run.len()]);
+            page.set(slot.scale_at + i * slot.scale_stride, scale);
+        }
     }
     finite
 }

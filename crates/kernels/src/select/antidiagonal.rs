@@ -9,7 +9,7 @@
 //! One pass over the keys leaves for each lane and block the highest score and the sum of exponentials
 //! relative to it; from these follow the shares.
 
-use super::{Budget, Keys, Queries, SampledScores, Sums, choose};
+use super::{Budget, Keys, Queries, Room, SampledScores, Sums, choose};
 use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
@@ -43,15 +43,18 @@ pub fn antidiagonal(
         .collect();
     let mut mass = vec![[0.0f32; LANES]; blocks];
     let mut sums = vec![Sums::NONE; blocks * groups];
+    let mut rooms: [Room; AT_ONCE] = Default::default();
     for head in 0..queries.heads {
         let lanes = arrange(queries, head, stride, groups);
         for first in (0..blocks).step_by(AT_ONCE) {
+            let rooms = rooms.iter_mut().zip(first..blocks);
+            let keys_of: Vec<_> = rooms.map(|(room, block)| keys.block(table, block, room)).collect();
             for (part, lanes) in lanes.chunks(GROUPS * keys.head_dim).enumerate() {
-                for block in first..blocks.min(first + AT_ONCE) {
+                for (block, &block_keys) in (first..).zip(&keys_of) {
                     let of_block = &mut sums[block * groups..][..groups];
                     let out = of_block.chunks_mut(GROUPS).nth(part).unwrap_or_default();
-                    let (keys, dim) = (keys.block(block), keys.head_dim);
-                    (table.sampled_sums)(&SampledScores { keys, dim, lanes, scale }, out);
+                    let sampled = SampledScores { keys: block_keys, dim: keys.head_dim, lanes, scale };
+                    (table.sampled_sums)(&sampled, out);
                 }
             }
         }

@@ -7,7 +7,7 @@
 //! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
 //! buckets cost 16 products per dimension.
 
-use super::{Budget, Hashing, Keys, Queries, SUB, choose};
+use super::{Budget, Hashing, Keys, Queries, Room, SUB, choose};
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
 use crate::simd::LANES;
@@ -78,8 +78,9 @@ impl Hashes {
         let dim = keys.head_dim;
         let (mut keys_f32, mut rows) = (vec![[0.0; LANES]; SUB * dim], vec![0.0; BLOCK * dim]);
         let mut buckets = vec![0; BLOCK * rotations.rounds];
+        let mut room = Room::new();
         for block in self.blocks..blocks {
-            (table.widen)(keys.block(block), &mut keys_f32);
+            (table.widen)(keys.block(table, block, &mut room), &mut keys_f32);
             for (values, rows) in keys_f32.chunks_exact(dim).zip(rows.chunks_exact_mut(LANES * dim)) {
                 for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
                     row.iter_mut().zip(values).for_each(|(x, of_dim)| *x = of_dim[i]);

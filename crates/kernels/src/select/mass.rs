@@ -1,6 +1,6 @@
 //! How much of dense attention's mass a choice of blocks keeps, measured on a few queries.
 
-use super::{Keys, RowScores, SUB};
+use super::{Keys, Room, RowScores, SUB};
 use crate::exp::exp;
 use crate::simd::LANES;
 use crate::table::KernelTable;
@@ -23,8 +23,10 @@ pub fn kept_mass(
     // Of each block and row: the highest score, and the sum of exponentials relative to it.
     let mut parts = vec![[0.0f32; 2]; blocks * rows];
     let mut scores = vec![[0.0f32; LANES]; rows * SUB];
+    let mut room = Room::new();
     for (block, parts) in parts.chunks_exact_mut(rows).enumerate() {
-        (table.row_scores)(&RowScores { keys: keys.block(block), dim, queries, scale }, &mut scores);
+        let keys = keys.block(table, block, &mut room);
+        (table.row_scores)(&RowScores { keys, dim, queries, scale }, &mut scores);
         (table.row_sums)(&scores, parts);
     }
     let share = |row: usize| {

@@ -27,12 +27,12 @@ pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, bounds};
 pub use scores::{
-    Hashing, RowScores, SampledScores, Sums, add_shares, buckets, round_halves, row_scores, row_sums,
-    sampled_sums, softmax, widen,
+    Hashing, PackedKeys, RowScores, SampledScores, Sums, add_shares, buckets, expand_keys, round_halves,
+    row_scores, row_sums, sampled_sums, softmax, widen,
 };
 pub use vertical_slash::{LAST_QUERIES, vertical_slash};
 
-use crate::kernels::attention::{BLOCK, key_len};
+use crate::kernels::attention::{BLOCK, CacheType, key_len, read_q8, runs};
 use crate::simd::LANES;
 use crate::table::KernelTable;
 use crate::view::Shared;
@@ -43,18 +43,36 @@ pub const SUB: usize = BLOCK / LANES;
 /// One KV head's keys of a sequence, in pages of 64 positions.
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
+    pub cache: CacheType,
     pub pages: &'a [Shared<'a, u16>],
-    /// Where the head's keys start in each page.
+    /// At which word the head's keys start in each page.
     pub at: usize,
     pub head_dim: usize,
 }
 
+/// Room for a block's keys, where a page does not hold them as F16.
+pub type Room = Vec<[u16; LANES]>;
+
 impl<'a> Keys<'a> {
-    /// The keys of a block, [sub-blocks][head_dim][16 keys].
-    pub fn block(&self, index: usize) -> &'a [[u16; LANES]] {
-        // SAFETY: pages are written before the phase that chooses blocks, not during it.
-        let keys = unsafe { self.pages[index].read(self.at..self.at + key_len(self.head_dim)) };
-        keys.as_chunks().0
+    /// The keys of a block as F16, [sub-blocks][head_dim][16 keys]; those of a Q8_0 cache are rounded to it.
+    pub fn block<'b>(&self, table: &KernelTable, index: usize, room: &'b mut Room) -> &'b [[u16; LANES]]
+    where
+        'a: 'b,
+    {
+        let (page, dim) = (&self.pages[index], self.head_dim);
+        match self.cache {
+            CacheType::F16 => {
+                // SAFETY: pages are written before the phase that chooses blocks, not during it.
+                unsafe { page.read(self.at..self.at + key_len(dim)) }.as_chunks().0
+            }
+            CacheType::Q8 => {
+                // SAFETY: as above.
+                let (scales, bytes) = unsafe { read_q8(page, self.at, BLOCK * runs(dim), key_len(dim)) };
+                room.resize(bytes.len(), [0; LANES]);
+                (table.expand_keys)(&PackedKeys { scales, bytes, dim }, room);
+                room
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! negative. So it is a product of twice as many dimensions, the lowest and the highest values as a key and
 //! the negative and the positive parts of q as a query, and is computed like 16 keys' scores at once.
 
-use super::{Budget, Keys, Queries, RowScores, choose};
+use super::{Budget, Keys, Queries, Room, RowScores, choose};
 use crate::kernels::attention::BLOCK;
 use crate::simd::LANES;
 use crate::table::KernelTable;
@@ -49,12 +49,13 @@ const ROWS: usize = 16;
 
 impl Bounds {
     /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
-    pub fn update(&mut self, keys: Keys, blocks: usize) {
+    pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
         let (dim, page) = (keys.head_dim, page_keys(keys.head_dim));
         let vectors = (blocks * pages_per_block(dim)).div_ceil(LANES) * 2 * dim;
         self.pages.resize(vectors, [0; LANES]);
+        let mut room = Room::new();
         for block in self.blocks.min(blocks)..blocks {
-            for (sub, of_sub) in keys.block(block).chunks_exact(dim).enumerate() {
+            for (sub, of_sub) in keys.block(table, block, &mut room).chunks_exact(dim).enumerate() {
                 for first in (0..LANES).step_by(page) {
                     let index = block * pages_per_block(dim) + (sub * LANES + first) / page;
                     self.set(index, of_sub, first..first + page);

@@ -2,15 +2,41 @@
 //! key in `stride`, what their softmax comes to, and hashes.
 
 use crate::float16::round_f16;
+use crate::kernels::attention::{Bytes, Scales, runs};
 use crate::kernels::{exp_negative, tree_sum};
 use crate::select::SUB;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, QK, Simd};
 
 /// F16 values as f32.
 #[inline(always)]
 pub fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
     for (from, to) in from.iter().zip(to) {
         s.store(s.load_f16(from), to);
+    }
+}
+
+/// A block's keys of a Q8_0 cache, see [`crate::kernels::attention`].
+pub struct PackedKeys<'a> {
+    /// [sub-blocks][runs of dimensions][16 keys]
+    pub scales: &'a [Scales],
+    /// [sub-blocks][dim][16 keys]
+    pub bytes: &'a [Bytes],
+    pub dim: usize,
+}
+
+/// Keys as an F16 cache would have them: the nearest F16 values.
+#[inline(always)]
+pub fn expand_keys<S: Simd>(s: S, job: &PackedKeys, out: &mut [[u16; LANES]]) {
+    let scales = job.scales.chunks_exact(runs(job.dim));
+    for ((scales, bytes), out) in
+        scales.zip(job.bytes.chunks_exact(job.dim)).zip(out.chunks_exact_mut(job.dim))
+    {
+        for ((scales, bytes), out) in scales.iter().zip(bytes.chunks(QK)).zip(out.chunks_mut(QK)) {
+            let scales = s.load_f16(scales);
+            for (bytes, out) in bytes.iter().zip(out) {
+                s.store_f16(s.mul(s.load_i8(bytes), scales), out);
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! last queries of the whole prompt. Those of each block serve here, so that the choice does not depend
 //! on how a prompt is cut into steps.
 
-use super::{Budget, Keys, Queries, RowScores, SUB, choose};
+use super::{Budget, Keys, Queries, Room, RowScores, SUB, choose};
 use crate::kernels::attention::BLOCK;
 use crate::kernels::tree_sum;
 use crate::simd::LANES;
@@ -51,8 +51,9 @@ fn fill_shares(
 ) {
     let count = rows.len() / keys.head_dim;
     let mut out = vec![[0.0f32; LANES]; count * SUB];
+    let mut room = Room::new();
     for block in 0..blocks {
-        let (keys, dim) = (keys.block(block), keys.head_dim);
+        let (keys, dim) = (keys.block(table, block, &mut room), keys.head_dim);
         (table.row_scores)(&RowScores { keys, dim, queries: rows, scale }, &mut out);
         for (row, scores) in out.chunks_exact(SUB).enumerate() {
             shares[(row * blocks + block) * SUB..][..SUB].copy_from_slice(scores);

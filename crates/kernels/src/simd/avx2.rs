@@ -210,6 +210,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F32x16 {
+        unsafe {
+            let v = _mm_loadu_si128(from.as_ptr().cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v)));
+            F32x16(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        }
+    }
+    #[inline(always)]
     fn store_f16(self, v: F32x16, to: &mut [u16; LANES]) {
         unsafe {
             let p: *mut __m128i = to.as_mut_ptr().cast();

@@ -155,6 +155,10 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn store_f16(self, v: __m512, to: &mut [u16; LANES]) {
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
     }

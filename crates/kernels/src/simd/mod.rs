@@ -159,6 +159,7 @@ pub trait Simd: Words {
     /// A power of two that is one factor of a float with any F16 number as the other: what meets the cache's numbers is multiplied by it.
     const CACHED: f32 = 1.0;
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// The nearest F16 values, ties to even.
     #[inline(always)]
     fn round_f16(self, v: Self::F) -> Self::F {

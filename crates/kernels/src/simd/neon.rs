@@ -199,6 +199,16 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(widen_bf16(halves))
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F32x16 {
+        let halves = unsafe {
+            let v = vld1q_s8(from.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(v)), vmovl_s8(vget_high_s8(v)));
+            [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)]
+        };
+        let words = quads!(vmovl_s16(halves));
+        quads!(vcvtq_f32_s32(words))
+    }
+    #[inline(always)]
     fn store_f16(self, v: F32x16, to: &mut [u16; LANES]) {
         let halves = quads!(narrow_f16(v));
         let p = to.as_mut_ptr();

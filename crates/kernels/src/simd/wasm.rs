@@ -227,6 +227,18 @@ impl<D: Dots> Simd for Wasm<D> {
         [low_words(zero, low), high_words(zero, low), low_words(zero, high), high_words(zero, high)]
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F32x16 {
+        let v = load(from);
+        let (low, high) = (i16x8_extend_low_i8x16(v), i16x8_extend_high_i8x16(v));
+        let words = [
+            i32x4_extend_low_i16x8(low),
+            i32x4_extend_high_i16x8(low),
+            i32x4_extend_low_i16x8(high),
+            i32x4_extend_high_i16x8(high),
+        ];
+        quads!(f32x4_convert_i32x4(words))
+    }
+    #[inline(always)]
     fn store_f16(self, v: F32x16, to: &mut [u16; LANES]) {
         let halves = quads!(narrow_f16(v));
         let [low, high] = to.as_chunks_mut::<8>().0 else { unreachable!("16 lanes") };
