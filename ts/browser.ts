@@ -13,5 +13,6 @@ export { blobSource } from './gguf/blob-source.js';
 export { type CachedFile, listCached, removeCached } from './gguf/cache.js';
 export type { ByteSource } from './gguf/source.js';
 export { openUrl } from './gguf/url-source.js';
+export type { KvCacheType } from './plan/types.js';
 export type { ChatMessage } from './template/index.js';
 export { load } from './worker/web.js';

@@ -173,9 +173,16 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal inspect', () => {
     const kvBytes = 100 * 5 * 2 * 4 * 8 * 2;
     expect(report.memory).toEqual({
       contextLength: 100,
+      kvCache: 'f16',
       weightBytes: 260032 * 4,
       kvBytes,
       totalBytes: 260032 * 4 + kvBytes,
+    });
+    const small = ['inspect', STORIES, '--json', '--ctx', '100', '--kv-cache', 'q8_0'];
+    // A byte each, and a scale of 2 bytes for a head's key and its value.
+    expect(JSON.parse((await frugal(small)).stdout).memory).toMatchObject({
+      kvCache: 'q8_0',
+      kvBytes: 100 * 5 * 2 * 4 * (8 + 2),
     });
     expect(report.metadata['tokenizer.ggml.tokens']).toMatchObject({ array: 'string', length: 512 });
     expect(report.tensors).toHaveLength(47);

@@ -55,6 +55,8 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['run', 'm', '--seed', '18446744073709551616'], 'It must be an integer from 0 to 2^64 - 1'],
     [['run', 'm', '--stop', ''], "option '--stop <text>'"],
     [['run', 'm', '--sinks', '4'], '--sinks goes with --window'],
+    [['run', 'm', '--kv-cache', 'q4_0'], 'Allowed choices are f16, q8_0'],
+    [['inspect', 'm', '--kv-cache', 'F16'], 'Allowed choices are f16, q8_0'],
     [['chat', 'm', '--window', '15'], 'It must be an integer from 16 to 2147483647'],
     [['bench', 'm', '-t', '1,zero'], '-t takes numbers of threads from 1 to 1024'],
     [['bench', 'm', '-p', '0', '-n', '0'], 'nothing to measure'],

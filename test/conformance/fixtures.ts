@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs';
 import type { LoadOptions } from '../../ts/portable.js';
-import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
+import { GOLDEN_MODELS, type GoldenModel, optionsOf, readGolden } from '../contract/golden.js';
 import { type MixtureOptions, mixtureSpec } from '../contract/mixture-model.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
 import { writeGguf } from '../gguf/writer.js';
@@ -39,9 +39,10 @@ export function fixtures(options: LoadOptions, large: boolean): Fixtures {
 export const isThere = ({ path }: GoldenModel): boolean => path === undefined || existsSync(path);
 
 /** All bytes as a Blob, so that they come the way they come in a browser. */
-function pinned({ name, path, bytes, contextLength, prompts }: GoldenModel): PinnedModel {
+function pinned(model: GoldenModel): PinnedModel {
+  const { name, path, bytes, prompts } = model;
   const parts = path === undefined ? (bytes ? [bytes()] : []) : [readFileSync(path)];
-  return { name, source: new Blob(parts), contextLength, prompts };
+  return { name, source: new Blob(parts), settings: optionsOf(model), prompts };
 }
 
 /** What the logits of the pinned models must be. */

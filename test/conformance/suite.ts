@@ -11,7 +11,7 @@ export interface Api {
 export interface PinnedModel {
   readonly name: string;
   readonly source: ModelSource;
-  readonly contextLength: number;
+  readonly settings: LoadOptions;
   readonly prompts: Readonly<Record<string, readonly number[]>>;
 }
 
@@ -165,16 +165,19 @@ export const CASES: Readonly<Record<string, Case>> = {
     const of: Record<string, string> = {};
     for (const policy of ['antidiagonal', 'vertical-slash', 'lsh', 'quest'] as const) {
       const attention = { prefill: { policy, keep: 0.3, minTokens: 64 } };
-      const loaded = await load(model, { ...options, attention });
-      of[policy] = await digestOf(loaded, prompt);
-      await loaded.dispose();
+      for (const kvCache of ['f16', 'q8_0'] as const) {
+        const loaded = await load(model, { ...options, attention, kvCache });
+        of[`${policy}, ${kvCache}`] = await digestOf(loaded, prompt);
+        await loaded.dispose();
+      }
     }
+    check(new Set(Object.values(of)).size === 8, 'results of their own');
     return of;
   },
   'logits are the pinned ones, bit by bit': async ({ load }, { pinned, options }) => {
     const digests: Record<string, Record<string, string>> = {};
-    for (const { name, source, contextLength, prompts } of pinned) {
-      const model = await load(source, { ...options, contextLength });
+    for (const { name, source, settings, prompts } of pinned) {
+      const model = await load(source, { ...options, ...settings });
       const of: Record<string, string> = {};
       for (const [prompt, tokens] of Object.entries(prompts)) of[prompt] = await digestOf(model, tokens);
       digests[name] = of;

@@ -9,6 +9,7 @@ import {
   digestsOf,
   GOLDEN_MODELS,
   type GoldenModel,
+  optionsOf,
   readGolden,
   sourceOf,
   WOUNDED,
@@ -58,8 +59,7 @@ describe.each(present)('$name', (entry) => {
     async (isa) => {
       const source = sourceOf(entry);
       for (const [threads, chunk] of settingsFor(entry, isa)) {
-        const { contextLength } = entry;
-        await using model = await load(source, { isa, threads, chunk, contextLength });
+        await using model = await load(source, { isa, threads, chunk, ...optionsOf(entry) });
         expect(model.info.backend).toMatchObject({ isa, threads });
         const digests = await digestsAtOnce(model, entry.prompts);
         expect({ threads, chunk, ...digests }).toEqual({ threads, chunk, ...golden[entry.name] });

@@ -86,6 +86,23 @@ describe('text without end by real kernels', { timeout: 120_000 }, () => {
     expect([...tokens]).toEqual([...whole.tokens.slice(0, 140)]);
   });
 
+  it('is the same text with a Q8_0 cache, in 34 bytes where F16 takes 64', async () => {
+    const settings: LoadOptions[] = [
+      { threads: 2, chunk: 7 },
+      { backend: 'wasm', chunk: 64 },
+    ];
+    const texts: string[] = [];
+    for (const options of settings) {
+      await using other = await load(STORIES, { ...options, kvCache: 'q8_0' });
+      expect(other.info.kvBytesPerToken).toBe((model.info.kvBytesPerToken * 34) / 64);
+      const { tokens, usage } = await other.complete(prompt, { ...OPTIONS, maxTokens: 300 });
+      expect(usage.kvBytes).toBeLessThanOrEqual((Math.max(...kvBytes) * 34) / 64);
+      texts.push(tokens.join());
+    }
+    expect(texts[1]).toBe(texts[0]);
+    expect(texts[0]).not.toBe(whole.tokens.slice(0, 300).join());
+  });
+
   it('is the same text beside others', async () => {
     const runs = [1, 2, 3].map(() => model.complete(prompt, { ...OPTIONS, maxTokens: 400 }));
     for (const { tokens } of await Promise.all(runs)) {

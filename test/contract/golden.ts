@@ -9,7 +9,7 @@
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
-import type { Model } from '../../ts/index.js';
+import type { KvCacheType, LoadOptions, Model } from '../../ts/index.js';
 import { createRandom } from '../gguf/random.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
 import { type TensorSpec, writeGguf } from '../gguf/writer.js';
@@ -26,6 +26,8 @@ export interface GoldenModel {
   /** The file's bytes; only where there is no path. */
   readonly bytes?: () => Uint8Array<ArrayBuffer>;
   readonly contextLength: number;
+  /** @default 'f16' */
+  readonly kvCache?: KvCacheType;
   /** Token ids by name. The first of them are run at the same time. */
   readonly prompts: Readonly<Record<string, readonly number[]>>;
   /** The scalar reference takes seconds, so it is run with few settings. */
@@ -142,6 +144,23 @@ const FAR: GoldenModel = {
   prompts: { far: tokens(3, 1100, VOCABULARY), short: PROMPTS.short },
 };
 
+/** With a Q8_0 cache: past a chunk, heads whose last run of dimensions is short, latent attention, and sinks with a window. */
+function smallCaches(): GoldenModel[] {
+  const short = { ...BASE, headDim: 80, heads: 2, kvHeads: 1, seed: 500 } as const;
+  const mixed = mixtures().filter(({ name }) => /one matrix|gpt-oss/.test(name));
+  const models: GoldenModel[] = [
+    FAR,
+    {
+      name: 'llama, heads of 80',
+      bytes: () => writeGguf(randomModelSpec({ ...short, architecture: 'llama' })).bytes,
+      contextLength: 256,
+      prompts: PROMPTS,
+    },
+    ...mixed,
+  ];
+  return models.map((model) => ({ ...model, name: `${model.name}, Q8_0 cache`, kvCache: 'q8_0' }));
+}
+
 function files(): GoldenModel[] {
   const path = (name: string) => resolve(SHARED, 'models', `${name}.gguf`);
   const large = (name: string): GoldenModel => ({
@@ -202,7 +221,13 @@ export const GOLDEN_MODELS: readonly GoldenModel[] = [
   ...mixtures(),
   FAR,
   WOUNDED,
+  ...smallCaches(),
 ];
+
+/** What a model is loaded with, beside what changes no result. */
+export function optionsOf({ contextLength, kvCache = 'f16' }: GoldenModel): LoadOptions {
+  return { contextLength, kvCache };
+}
 
 /** What `load` takes. */
 export function sourceOf(model: GoldenModel): string | Blob {

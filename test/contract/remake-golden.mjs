@@ -10,8 +10,8 @@ for (const entry of golden.GOLDEN_MODELS) {
   if (entry.path !== undefined && !existsSync(entry.path)) {
     throw new Error(`${entry.path} is missing: set FRUGAL_SHARED to the folder of the reference data`);
   }
-  const { contextLength } = entry;
-  const model = await load(golden.sourceOf(entry), { isa: 'scalar', threads: 1, contextLength });
+  const options = { isa: 'scalar', threads: 1, ...golden.optionsOf(entry) };
+  const model = await load(golden.sourceOf(entry), options);
   digests[entry.name] = await golden.digestsOf(model, entry.prompts);
   await model.dispose();
   console.log(entry.name);

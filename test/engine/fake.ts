@@ -168,6 +168,7 @@ const FACTS: ModelFacts = {
   weightBytes: 1000,
   bytesPerToken: 1000,
   kvBytesPerToken: 10,
+  kvCache: 'f16',
   expertLayers: [],
   expertBytes: 0,
   notes: [],

@@ -122,6 +122,22 @@ describe('a record that was altered is refused, with what was', () => {
       await expect(replay(model, value)).rejects.toMatchObject({ code: 'RECORD_INVALID' });
     },
   );
+
+  it('another type of cache', async () => {
+    await using other = await load(MODEL, { provenance: true, contextLength: 128, kvCache: 'q8_0' });
+    expect(await replay(other, record)).toMatchObject({ confirmed: false, differs: 'plan' });
+    const unknown = altered({ model: { kvCache: 'q4_0' as never } })();
+    await expect(replay(model, unknown)).rejects.toMatchObject({
+      code: 'RECORD_INVALID',
+      message: expect.stringContaining('model.kvCache'),
+    });
+  });
+
+  it('but not one from before there were other types', async () => {
+    const { kvCache, ...before } = record.model;
+    expect(kvCache).toBe('f16');
+    expect(await replay(model, { ...record, model: before })).toMatchObject({ confirmed: true });
+  });
 });
 
 describe('frugal replay', () => {
@@ -141,6 +157,14 @@ describe('frugal replay', () => {
     const refused = await frugal(['replay', path('record.json'), '-m', path('other.gguf'), '--json']);
     expect(JSON.parse(refused.stdout)).toMatchObject({ confirmed: false, differs: 'model' });
     expect(refused.code).toBe(1);
+  });
+
+  it('takes the type of the cache from the record', async () => {
+    const run = ['run', MODEL, '-p', 'Once', '-n', '12', '--seed', '7', '--kv-cache', 'q8_0'];
+    expect((await frugal([...run, '--provenance', path('q8.json')])).code).toBe(0);
+    expect(JSON.parse(await readFile(path('q8.json'), 'utf8')).model.kvCache).toBe('q8_0');
+    const confirmed = await frugal(['replay', path('q8.json'), '--backend', 'wasm']);
+    expect(confirmed.stdout).toMatch(/^confirmed: the same 12 tokens, made by wasm/);
   });
 
   it('says in one line what is wrong with a file', async () => {

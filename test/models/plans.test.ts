@@ -349,6 +349,7 @@ describe('facts', () => {
       expertLayers: [],
       expertBytes: 0,
       kvBytesPerToken: 2 * (4 + 4) * 2,
+      kvCache: 'f16',
       notes: [],
     });
     expect(placements.map((placement) => placement.tensor)).toEqual(built.tensors.map((_, index) => index));

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { loadNative } from '../../ts/backend/native.js';
-import { load, type ModelSource } from '../../ts/engine/index.js';
+import { type LoadOptions, load, type ModelSource } from '../../ts/engine/index.js';
 import { FrugalError } from '../../ts/errors.js';
 import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
@@ -30,6 +30,9 @@ const BOUNDS: Record<WeightType, number> = {
   Q4_0: 0.019,
 };
 
+/** The same for a Q8_0 cache against an F16 one, with F32 weights. */
+const Q8_CACHE_BOUND = 0.02;
+
 // Heads of 32 and 64 dimensions, groups of one to three heads, heads together as wide as the stream and wider.
 const SHAPES: readonly Shape[] = [
   { architecture: 'llama', headDim: 32, heads: 4, kvHeads: 2 },
@@ -52,8 +55,12 @@ async function referenceLogits(bytes: Uint8Array<ArrayBuffer>): Promise<Float64A
   return forward(await readFloatModel(file), TOKENS);
 }
 
-async function engineLogits(source: ModelSource, tokens: readonly number[]): Promise<Float32Array[]> {
-  const model = await load(source, { backend: 'native' });
+async function engineLogits(
+  source: ModelSource,
+  tokens: readonly number[],
+  options: LoadOptions = {},
+): Promise<Float32Array[]> {
+  const model = await load(source, { backend: 'native', ...options });
   try {
     const rows: Float32Array[] = [];
     for await (const row of model.score(tokens)) rows.push(row);
@@ -91,6 +98,16 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
       const logits = await engineLogits(new Blob([bytes]), TOKENS);
       expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(BOUNDS[type]);
     });
+  });
+
+  it('a Q8_0 cache changes the logits a little', async () => {
+    for (const write of models.values()) {
+      const source = new Blob([write('F32')]);
+      const logits = await engineLogits(source, TOKENS, { kvCache: 'q8_0' });
+      const distance = relativeDistance(logits, await engineLogits(source, TOKENS));
+      expect(distance).toBeGreaterThan(0.001);
+      expect(distance).toBeLessThan(Q8_CACHE_BOUND);
+    }
   });
 
   it('is asked for something else by each variant', async () => {

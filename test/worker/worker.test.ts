@@ -117,6 +117,23 @@ describe('a model in a worker gives what one without gives', () => {
   });
 });
 
+describe('a Q8_0 cache in a worker', () => {
+  it('gives the logits of one without', async () => {
+    const options = { threads: 1, kvCache: 'q8_0' } as const;
+    await using small = await load(new Blob([TINY]), options);
+    await using same = await loadHere(new Blob([TINY]), options);
+    expect(small.info.kvCache).toBe('q8_0');
+    const digest = await digestOf(small, IDS);
+    expect(digest).toBe(await digestOf(same, IDS));
+    expect(digest).not.toBe(await digestOf(there, IDS));
+  });
+
+  it('is refused under another name', async () => {
+    const loading = load(new Blob([TINY]), { kvCache: 'q8' as never });
+    await expect(loading).rejects.toMatchObject({ code: 'INVALID_ARGUMENT', data: { field: 'kvCache' } });
+  });
+});
+
 describe('errors of a worker are those of the model', () => {
   const wrong: Readonly<Record<string, (model: Model) => Promise<unknown>>> = {
     'an unknown option': (model) => model.complete('a', { maxToken: 3 } as never),

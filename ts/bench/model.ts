@@ -10,6 +10,7 @@ import { runtime } from '../engine/runtime.js';
 import { openSource } from '../engine/source.js';
 import { GGML_TYPES, openGguf } from '../gguf/index.js';
 import { buildPlan } from '../models/index.js';
+import type { KvCacheType } from '../plan/types.js';
 import { type MachineFacts, machineFacts, measurePeaks, medianPeaks } from './machine.js';
 import { type Samples, summarise } from './stats.js';
 import { type TokenWork, tokenWork } from './work.js';
@@ -65,7 +66,7 @@ export interface ModelBench {
     readonly arithmetic: 'int8' | 'float';
   };
   readonly backend: BackendInfo;
-  readonly settings: BenchSettings & { readonly chunk: number };
+  readonly settings: BenchSettings & { readonly chunk: number; readonly kvCache: KvCacheType };
   readonly loadMs: Samples;
   /** From the call of `load` to the first token of a prompt of 16. */
   readonly loadToFirstTokenMs: Samples;
@@ -108,7 +109,7 @@ export async function benchModel(
       machine: facts,
       model: describe(path, model.info, work),
       backend: model.info.backend,
-      settings: { ...settings, chunk: model.info.chunk },
+      settings: { ...settings, chunk: model.info.chunk, kvCache: model.info.kvCache },
       loadMs: summarise(loads),
       loadToFirstTokenMs: summarise(firsts),
       memory: {

@@ -2,6 +2,7 @@ import { checkPicture, drawPicture } from '../attention/picture.js';
 import type { AttentionOptions, AttentionUsage } from '../attention/types.js';
 import { engineOf } from '../engine/model.js';
 import { attentionPattern } from '../engine/pattern.js';
+import type { KvCacheType } from '../plan/types.js';
 import { createOutput } from '../quantize/output-file.js';
 import { type PromptFlags, requirePrompt, withModel } from './shared.js';
 
@@ -10,6 +11,7 @@ export interface AttentionFlags extends PromptFlags {
   readonly attention: string;
   readonly policy?: AttentionOptions;
   readonly ctx?: number;
+  readonly kvCache?: KvCacheType;
 }
 
 /** What was drawn. */
@@ -39,6 +41,7 @@ export async function drawAttention(
     const load = {
       attention: flags.policy ?? DEFAULT,
       ...(flags.ctx === undefined ? {} : { ctx: flags.ctx }),
+      ...(flags.kvCache === undefined ? {} : { kvCache: flags.kvCache }),
     };
     const { name, pattern } = await withModel(path, load, signal, async (model) => {
       const { blockCount, kvHeads } = model.info;

@@ -72,7 +72,7 @@ function formatBench({ machine, model, backend, settings, ...of }: ModelBench): 
   const lines = [
     `${machine.cpu}, ${machine.cores} cores, ${formatBytes(machine.memoryBytes)}; Node ${machine.node}; frugal ${machine.frugal}; load ${machine.load.toFixed(1)}`,
     `${model.file}: ${model.name}, ${formatNumber(model.parameters / 1e9)} G parameters, ${model.types}, ${formatBytes(model.weightBytes)}`,
-    `${backend.kind} ${backend.isa}, chunk ${settings.chunk}, depth ${settings.depth}, ${settings.repetitions} repetitions`,
+    `${backend.kind} ${backend.isa}, chunk ${settings.chunk}, depth ${settings.depth}, cache ${settings.kvCache}, ${settings.repetitions} repetitions`,
     ...peaks,
     `load ${withSpread(of.loadMs)} ms, with the first token of a prompt of 16 ${withSpread(of.loadToFirstTokenMs)} ms`,
     `memory: weights ${formatBytes(memory.packedBytes)}, caches ${formatBytes(memory.kvBytes)}, peak of the process ${formatBytes(memory.peakBytes)}`,

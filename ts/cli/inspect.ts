@@ -6,14 +6,16 @@ import { openSource } from '../engine/source.js';
 import { isFrugalError } from '../errors.js';
 import { GGML_TYPES, type GgufMetadata, type GgufModel, openGguf, StringArray } from '../gguf/index.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
+import type { KvCacheType } from '../plan/types.js';
 import { drawAttention, formatDrawn } from './attention.js';
 import { formatBytes, numberParser, parseAttention, toJson } from './numbers.js';
 import { formatRouting, readRouting } from './routing.js';
-import { addPromptFlags, type PromptFlags } from './shared.js';
+import { addPromptFlags, kvCacheOption, type PromptFlags } from './shared.js';
 import { interruptible, print, usageError } from './terminal.js';
 
 interface InspectFlags extends PromptFlags {
   readonly ctx?: number;
+  readonly kvCache?: KvCacheType;
   readonly routing?: string;
   readonly attention?: string;
   readonly policy?: AttentionOptions;
@@ -37,7 +39,13 @@ interface Report {
   /** Weight bytes read to decode one token; null when the architecture is not known. */
   readonly bytesPerToken: number | null;
   /** Memory for one sequence that fills the context; null when the architecture is not known. */
-  readonly memory: { contextLength: number; weightBytes: number; kvBytes: number; totalBytes: number } | null;
+  readonly memory: {
+    contextLength: number;
+    kvCache: KvCacheType;
+    weightBytes: number;
+    kvBytes: number;
+    totalBytes: number;
+  } | null;
   /** What a user should know, such as why the model does not run. */
   readonly notes: readonly string[];
   readonly metadata: Readonly<Record<string, Shown>>;
@@ -60,6 +68,7 @@ export function addInspect(program: Command): void {
     .description('Show the metadata and tensors of any GGUF file, and the memory that the model needs.')
     .argument('<model>', 'a GGUF file or its http(s) address')
     .option('--ctx <tokens>', 'context length to give the memory for', numberParser(CONTEXT_RANGE))
+    .addOption(kvCacheOption())
     .option('--routing <text>', 'run the text and show which experts its tokens are routed to')
     .option('--attention <file>', 'run a text and draw, as SVG, which keys each layer and head keeps')
     .option(
@@ -79,14 +88,14 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
   await interruptible(async (signal) => {
     const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
     try {
-      const report = createReport(path, gguf, flags.ctx);
+      const report = createReport(path, gguf, flags);
       if (attention !== undefined) {
         const drawn = await drawAttention(path, { ...flags, attention }, signal);
         await print(flags.json ? `${toJson({ ...report, attention: drawn })}\n` : formatDrawn(drawn));
       } else if (flags.routing === undefined) {
         await print(flags.json ? `${toJson(report)}\n` : formatReport(report));
       } else {
-        const routing = await readRouting(path, flags.routing, flags.ctx, signal);
+        const routing = await readRouting(path, flags.routing, flags, signal);
         await print(flags.json ? `${toJson({ ...report, routing })}\n` : formatRouting(routing));
       }
     } finally {
@@ -95,9 +104,9 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
   });
 }
 
-function createReport(path: string, gguf: GgufModel, contextLength: number | undefined): Report {
+function createReport(path: string, gguf: GgufModel, flags: InspectFlags): Report {
   const tensors = [...gguf.tensors.values()];
-  const { facts, notes } = readFacts(gguf, contextLength);
+  const { facts, notes } = readFacts(gguf, flags);
   const weightBytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
   return {
     file: path,
@@ -126,6 +135,7 @@ function memoryOf(facts: ModelFacts): Report['memory'] {
   const kvBytes = facts.kvBytesPerToken * facts.contextLength;
   return {
     contextLength: facts.contextLength,
+    kvCache: facts.kvCache,
     weightBytes: facts.weightBytes,
     kvBytes,
     totalBytes: facts.weightBytes + kvBytes,
@@ -135,12 +145,13 @@ function memoryOf(facts: ModelFacts): Report['memory'] {
 /** What the model's plan tells. A file that cannot run is still a file to look at. */
 function readFacts(
   gguf: GgufModel,
-  contextLength: number | undefined,
+  { ctx, kvCache }: InspectFlags,
 ): { facts: ModelFacts | undefined; notes: readonly string[] } {
   try {
     const { facts } = buildPlan(gguf, {
       tensorTypes: Object.keys(GGML_TYPES),
-      ...(contextLength === undefined ? {} : { contextLength }),
+      ...(ctx === undefined ? {} : { contextLength: ctx }),
+      ...(kvCache === undefined ? {} : { kvCache }),
     });
     return { facts, notes: facts.notes };
   } catch (error) {
@@ -181,9 +192,9 @@ function formatReport(report: Report): string {
   if (report.expertBytes) lines.push(`of which experts: ${formatBytes(report.expertBytes)}`);
   if (report.bytesPerToken !== null) lines.push(`read per token: ${formatBytes(report.bytesPerToken)}`);
   if (report.memory) {
-    const { contextLength, kvBytes, totalBytes } = report.memory;
+    const { contextLength, kvCache, kvBytes, totalBytes } = report.memory;
     lines.push(
-      `memory for a context of ${contextLength}: ${formatBytes(totalBytes)}, of which ${formatBytes(kvBytes)} key/value cache`,
+      `memory for a context of ${contextLength}: ${formatBytes(totalBytes)}, of which ${formatBytes(kvBytes)} key/value cache as ${kvCache}`,
     );
   }
   lines.push(...report.notes.map((note) => `note: ${note}`));

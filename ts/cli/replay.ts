@@ -6,7 +6,7 @@ import { toJson } from './numbers.js';
 import { addLoadFlags, type LoadFlags, readText, withModel } from './shared.js';
 import { interruptible, print } from './terminal.js';
 
-interface ReplayFlags extends Omit<LoadFlags, 'ctx'> {
+interface ReplayFlags extends Omit<LoadFlags, 'ctx' | 'kvCache'> {
   readonly model?: string;
   readonly json?: boolean;
 }
@@ -22,9 +22,10 @@ export function addReplay(program: Command): void {
 
 async function check(path: string, { model: given, json, ...flags }: ReplayFlags): Promise<void> {
   const record = checkProvenance(parse(path, await readText(path)));
-  const { contextLength, source } = record.model;
+  const { contextLength, kvCache = 'f16', source } = record.model;
+  const settings = { ...flags, ctx: contextLength, kvCache, provenance: true };
   await interruptible((signal) =>
-    withModel(given ?? source, { ...flags, ctx: contextLength, provenance: true }, signal, async (model) => {
+    withModel(given ?? source, settings, signal, async (model) => {
       const verdict = await replay(model, record, signal);
       const word = verdict.confirmed ? 'confirmed' : 'refused';
       await print(json ? `${toJson(verdict)}\n` : `${word}: ${verdict.detail}\n`);

@@ -1,7 +1,7 @@
 import type { ExpertUsage, LayerRouting } from '../engine/index.js';
 import { FrugalError } from '../errors.js';
 import { formatBytes } from './numbers.js';
-import { withModel } from './shared.js';
+import { type LoadFlags, withModel } from './shared.js';
 
 export interface Routing extends ExpertUsage {
   readonly text: string;
@@ -20,10 +20,11 @@ const COLUMNS = 16;
 export function readRouting(
   path: string,
   text: string,
-  contextLength: number | undefined,
+  { ctx, kvCache }: Pick<LoadFlags, 'ctx' | 'kvCache'>,
   signal: AbortSignal,
 ): Promise<Routing> {
-  return withModel(path, contextLength === undefined ? {} : { ctx: contextLength }, signal, async (model) => {
+  const load = { ...(ctx === undefined ? {} : { ctx }), ...(kvCache === undefined ? {} : { kvCache }) };
+  return withModel(path, load, signal, async (model) => {
     const options = { maxTokens: 1, temperature: 0, expertUsage: true, signal };
     const { usage } = await model.complete(text, options);
     if (!usage.experts) {

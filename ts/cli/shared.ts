@@ -3,12 +3,13 @@ import { type Command, Option } from 'commander';
 import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import type { Watts } from '../energy/types.js';
 import { type ContextOptions, type LoadOptions, load, type Model } from '../engine/index.js';
-import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, THREADS_RANGE } from '../engine/load.js';
+import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, KV_CACHES, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
 import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
 import { CONTEXT_RANGES } from '../engine/window.js';
 import { FrugalError } from '../errors.js';
 import type { Isa } from '../index.js';
+import type { KvCacheType } from '../plan/types.js';
 import { collectText, numberParser, parseAttention, parseBytes, parseSeed, parseWatts } from './numbers.js';
 import { createProgress } from './progress.js';
 import { note, usageError } from './terminal.js';
@@ -21,6 +22,7 @@ export interface LoadFlags {
   readonly isa?: Isa;
   readonly chunk?: number;
   readonly ctx?: number;
+  readonly kvCache?: KvCacheType;
   readonly expertMemory?: number;
   readonly watts?: Watts;
   readonly attention?: AttentionOptions;
@@ -43,6 +45,7 @@ export function addLoadFlags(command: Command, parse: (text: string) => unknown 
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
     .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
+    .addOption(kvCacheOption())
     .option(
       '--expert-memory <size>',
       'memory for experts, such as 6GiB; the others stay in the file',
@@ -54,6 +57,13 @@ export function addLoadFlags(command: Command, parse: (text: string) => unknown 
       parseAttention,
     )
     .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
+}
+
+export function kvCacheOption(): Option {
+  return new Option(
+    '--kv-cache <type>',
+    'what keys and values are cached as; q8_0 takes half the memory (default: f16)',
+  ).choices([...KV_CACHES]);
 }
 
 function parseThreads(text: string): number | 'auto' {
@@ -187,6 +197,7 @@ export function loadOptions(flags: LoadFlags): LoadOptions {
     ...(flags.isa === undefined ? {} : { isa: flags.isa }),
     ...(flags.chunk === undefined ? {} : { chunk: flags.chunk }),
     ...(flags.ctx === undefined ? {} : { contextLength: flags.ctx }),
+    ...(flags.kvCache === undefined ? {} : { kvCache: flags.kvCache }),
     ...(flags.expertMemory === undefined ? {} : { expertMemory: flags.expertMemory }),
     ...(flags.watts === undefined ? {} : { watts: flags.watts }),
     ...(flags.attention === undefined ? {} : { attention: flags.attention }),

@@ -1,6 +1,7 @@
 // The engine's own part of the public API, without `load`.
 
 export type { WasmVariant } from '../backend/wasm/variant.js';
+export type { KvCacheType } from '../plan/types.js';
 export type { Chat, ChatOptions, SendOptions } from './chat.js';
 export type { EmbedOptions } from './embed.js';
 export type { ExpertUsage, LayerRouting } from './experts.js';

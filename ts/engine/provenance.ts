@@ -1,7 +1,7 @@
 import type { BackendInfo, SamplerSettings } from '../backend/types.js';
 import { FrugalError } from '../errors.js';
 import { createSha256 } from '../gguf/sha256.js';
-import type { Plan } from '../plan/types.js';
+import type { KvCacheType, Plan } from '../plan/types.js';
 import { VERSION } from '../version.js';
 import type { Engine } from './context.js';
 import type { FinishReason } from './generation.js';
@@ -26,6 +26,8 @@ export interface Provenance {
     /** Of the plan as JSON. */
     readonly planSha256: string;
     readonly contextLength: number;
+    /** As in `LoadOptions`; not there: F16. */
+    readonly kvCache?: KvCacheType;
   };
   /** What computed it: that makes no difference to the tokens. */
   readonly backend: BackendInfo;
@@ -78,12 +80,12 @@ export function createProvenance(
   { prompt, tokens, text, finishReason }: Finished,
 ): Provenance {
   const { source, sha256, planSha256 } = identity;
-  const { name, architecture, contextLength } = facts;
+  const { name, architecture, contextLength, kvCache } = facts;
   return {
     format: 'frugal-provenance',
     formatVersion: 1,
     engine: { name: 'frugal', version: VERSION },
-    model: { source, name, architecture, sha256, planSha256, contextLength },
+    model: { source, name, architecture, sha256, planSha256, contextLength, kvCache },
     backend: { ...backend },
     settings: recordSettings(settings),
     prompt: { tokens: Array.from(prompt), sha256: hashTokens(prompt) },
@@ -150,6 +152,7 @@ export function checkProvenance(value: unknown): Provenance {
   if (!isHash(model.planSha256)) throw malformed('model.planSha256', 'a hash');
   if (typeof model.source !== 'string') throw malformed('model.source', 'a path or an address');
   if (!Number.isSafeInteger(model.contextLength)) throw malformed('model.contextLength', 'a number');
+  if (![undefined, 'f16', 'q8_0'].includes(model.kvCache)) throw malformed('model.kvCache', 'f16 or q8_0');
   if (typeof settings !== 'object' || settings === null) throw malformed('settings', 'an object');
   if (!/^\d{1,20}$/.test(String(settings.seed))) throw malformed('settings.seed', 'a number in decimal');
   if (typeof settings.logitBias !== 'object' || settings.logitBias === null)

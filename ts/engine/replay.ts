@@ -11,7 +11,7 @@ export interface Verdict {
 
 /**
  * Makes a recorded text again and compares. Any backend, instruction set and number of threads will do.
- * @param model loaded with `provenance: true` and the record's `contextLength`
+ * @param model loaded with `provenance: true` and the record's `contextLength` and `kvCache`
  * @throws FrugalError `RECORD_INVALID`, and as `generate` does
  */
 export async function replay(model: Model, record: unknown, signal?: AbortSignal): Promise<Verdict> {
@@ -43,7 +43,10 @@ function findAlteration(model: Model, { model: of, prompt, output }: Provenance)
     return refuse('model', `the model is another file: SHA-256 ${got}..., the record has ${wanted}...`);
   }
   if (identity.planSha256 !== of.planSha256)
-    return refuse('plan', 'the plan differs: another version of frugal, or another context length');
+    return refuse(
+      'plan',
+      'the plan differs: another version of frugal, another context length or another type of cache',
+    );
   if (hashTokens(prompt.tokens) !== prompt.sha256)
     return refuse('prompt', 'the prompt was altered: its tokens do not have the hash of the record');
   if (hashTokens(output.tokens, output.text) !== output.sha256)

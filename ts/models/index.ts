@@ -1,4 +1,4 @@
-import type { Plan, PlanOp } from '../plan/types.js';
+import type { KvCacheType, Plan, PlanOp } from '../plan/types.js';
 import { decoderBuffers, decoderOps } from './decoder.js';
 import { type Hyper, readHyper } from './hyper.js';
 import { createKeys } from './keys.js';
@@ -18,7 +18,13 @@ export type {
   PlanOptions,
 } from './types.js';
 
-const VALUE_BYTES = 2; // keys and values are cached as F16
+/** Dimensions of a key or value that share a scale in a Q8_0 cache; of those left over at the end there may be fewer. */
+const RUN = 32;
+
+/** Bytes that a cache takes for a key or value of so many dimensions. */
+function cachedBytes(kvCache: KvCacheType, dim: number): number {
+  return kvCache === 'f16' ? 2 * dim : dim + 2 * Math.ceil(dim / RUN);
+}
 
 /**
  * Builds the plan of a model file from its metadata and tensor table; reads no weights.
@@ -37,6 +43,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const taken = table.finish();
   const name = model.metadata.optionalString('general.name') ?? architecture;
   const { kvHeads, headDim, valueDim } = hyper;
+  const { kvCache = 'f16' } = options;
   const kvLayer = { kvHeads, headDim, ...(valueDim === undefined ? {} : { valueDim }) };
   const plan: Plan = {
     version: 1,
@@ -44,13 +51,14 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
     vocabSize: hyper.vocabSize,
     contextLength: hyper.contextLength,
     kvLayers: Array.from({ length: hyper.blockCount }, () => kvLayer),
+    ...(kvCache === 'f16' ? {} : { kvCache }),
     tensors: taken.tensors,
     buffers: decoderBuffers(hyper, row),
     ropes,
     ops,
     hidden: 'hidden',
   };
-  const facts = modelFacts(architecture, name, hyper, taken, ops, table.has('output.weight'));
+  const facts = modelFacts(architecture, name, hyper, taken, ops, table.has('output.weight'), kvCache);
   return { plan, placements: taken.placements, facts };
 }
 
@@ -61,8 +69,10 @@ function modelFacts(
   taken: TakenTensors,
   ops: readonly PlanOp[],
   ownOutput: boolean,
+  kvCache: KvCacheType,
 ): ModelFacts {
-  const { contextLength, trainedContext } = hyper;
+  const { contextLength, trainedContext, headDim, valueDim = headDim } = hyper;
+  const positionBytes = cachedBytes(kvCache, headDim) + cachedBytes(kvCache, valueDim);
   const notes =
     contextLength > trainedContext
       ? [
@@ -83,8 +93,8 @@ function modelFacts(
     kvHeads: hyper.kvHeads,
     weightBytes: taken.bytes,
     bytesPerToken: bytesPerToken(taken, hyper, ops, ownOutput),
-    kvBytesPerToken:
-      hyper.blockCount * hyper.kvHeads * (hyper.headDim + (hyper.valueDim ?? hyper.headDim)) * VALUE_BYTES,
+    kvBytesPerToken: hyper.blockCount * hyper.kvHeads * positionBytes,
+    kvCache,
     expertLayers,
     expertBytes: expertLayers.reduce((sum, { experts, expertBytes }) => sum + experts * expertBytes, 0),
     notes,

@@ -1,6 +1,6 @@
 import type { TensorPlacement } from '../backend/types.js';
 import type { ByteSource } from '../gguf/source.js';
-import type { Plan } from '../plan/types.js';
+import type { KvCacheType, Plan } from '../plan/types.js';
 
 /** What is read of a file's metadata. Each getter throws METADATA_MISSING or METADATA_INVALID by itself. */
 export interface Metadata {
@@ -37,6 +37,8 @@ export interface PlanOptions {
    * @default the trained context, at most 4096
    */
   readonly contextLength?: number;
+  /** @default 'f16' */
+  readonly kvCache?: KvCacheType;
   /** The GGML types that the backend has kernels for. */
   readonly tensorTypes: readonly string[];
 }
@@ -69,6 +71,8 @@ export interface ModelFacts {
   readonly bytesPerToken: number;
   /** Bytes that one position takes in the key/value caches of all layers. */
   readonly kvBytesPerToken: number;
+  /** What these hold. */
+  readonly kvCache: KvCacheType;
   /** In the order of the plan; empty for dense models. */
   readonly expertLayers: readonly ExpertLayer[];
   /** Bytes of all experts. */

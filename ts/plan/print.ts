@@ -28,7 +28,8 @@ function printKvLayers(plan: Plan): string[] {
     if (same) continue;
     const layers = first === index ? `${index}` : `${first}..${index}`;
     const values = valueDim === undefined ? '' : ` and ${valueDim}`;
-    lines.push(`kv ${layers}: ${kvHeads} heads of ${headDim}${values}`);
+    const type = plan.kvCache === undefined ? '' : ` as ${plan.kvCache}`;
+    lines.push(`kv ${layers}: ${kvHeads} heads of ${headDim}${values}${type}`);
     first = index + 1;
   }
   return lines;

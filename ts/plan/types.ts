@@ -13,6 +13,8 @@ export interface Plan {
   /** Positions a sequence may hold. */
   readonly contextLength: number;
   readonly kvLayers: readonly KvLayer[];
+  /** What the caches of all layers hold. @default 'f16' */
+  readonly kvCache?: KvCacheType;
   readonly tensors: readonly PlanTensor[];
   readonly buffers: readonly PlanBuffer[];
   readonly ropes: readonly Rope[];
@@ -23,7 +25,10 @@ export interface Plan {
   readonly hidden: string;
 }
 
-/** One layer's key/value cache: F16, `kvHeads` heads of `headDim` values for keys and `valueDim` for values. */
+/** Keys and values as F16, or as signed bytes with an F16 scale for every 32 dimensions of a head. */
+export type KvCacheType = 'f16' | 'q8_0';
+
+/** One layer's key/value cache: `kvHeads` heads of `headDim` values for keys and `valueDim` for values. */
 export interface KvLayer {
   readonly kvHeads: number;
   readonly headDim: number;

@@ -93,7 +93,11 @@ fn allocations(model: &Model, sequences: usize, prompt: usize) -> usize {
 
 #[test]
 fn steps_allocate_their_list_of_results_alone() {
-    for (name, plan) in [("plain", plan()), ("experts", mixture()), ("sinks and caps", capped(1.0))] {
+    let mut small = plan();
+    small["kvCache"] = json!("q8_0");
+    let plans =
+        [("plain", plan()), ("experts", mixture()), ("sinks and caps", capped(1.0)), ("Q8_0 cache", small)];
+    for (name, plan) in plans {
         for threads in [1, 3] {
             let model = loaded(&large(plan.clone()), 0, threads);
             for (sequences, prompt) in [(1, PROMPT), (3, PROMPT), (1, 2300)] {

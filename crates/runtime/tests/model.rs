@@ -339,6 +339,42 @@ fn long_attention_is_split_over_threads_without_a_difference() {
 }
 
 #[test]
+fn a_q8_cache_gives_the_same_everywhere_in_less_memory() {
+    let mut plan = capped(1.0);
+    plan["contextLength"] = json!(3000);
+    let prompt = tokens(1300);
+    let run = |plan: &Value, isa: usize, threads: usize, chunk: usize| {
+        let model = loaded(plan, isa, threads);
+        let (sequence, beside) = (model.create_sequence(None).unwrap(), model.create_sequence(None).unwrap());
+        let mut got: Vec<u32> =
+            prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect();
+        assert_eq!(model.kv_bytes() % 21, 0, "as many pages as 1,300 positions need");
+        let bytes = model.kv_bytes() / 21;
+        for token in prompt[..40].chunks(1) {
+            let entry = |sequence| Entry { sequence, tokens: token, want: Want::LastLogits };
+            for output in model.step(&[entry(sequence), entry(beside)]).unwrap() {
+                let Output::Values(values) = output else { panic!("{output:?}") };
+                got.extend(values.iter().map(|x| x.to_bits()));
+            }
+        }
+        (got, bytes)
+    };
+    let half = run(&plan, 0, 2, 64);
+    // Heads of 8: values take room for 16.
+    assert_eq!(half.1, 64 * 2 * (8 + 16) * 2);
+    plan["kvCache"] = json!("f16");
+    assert!(run(&plan, 0, 2, 64) == half);
+    plan["kvCache"] = json!("q8_0");
+    let want = run(&plan, 0, 1, 64);
+    assert_eq!(want.1, 64 * 2 * (8 + 2 + 16 + 2));
+    assert!(want.0 != half.0);
+    assert!(run(&plan, 0, 8, 50) == want);
+    assert!(run(&plan, available().len() - 1, 3, 7) == want);
+    plan["kvCache"] = json!("q4_0");
+    assert_eq!(Plan::parse(plan.to_string().as_bytes()).err().map(|error| error.code), Some("PLAN_INVALID"));
+}
+
+#[test]
 fn sparse_sequences_do_not_depend_on_isa_threads_chunks_or_neighbours() {
     let mut plan = capped(1.0);
     plan["contextLength"] = json!(2000);
@@ -417,6 +453,11 @@ fn choices_by_content_do_not_depend_on_isa_threads_or_chunks() {
         assert_eq!(kept.len(), 1);
         assert!(kept[0].kept < kept[0].seen, "{policy}: {kept:?}");
         assert_eq!(model.kept_keys(sequence)[0].seen, 0);
+        let mut small = plan;
+        small["kvCache"] = json!("q8_0");
+        let want_small = run(&loaded(&small, 0, 2), 256);
+        assert!(want_small != want, "{policy}");
+        assert!(run(&loaded(&small, available().len() - 1, 3), 128) == want_small, "{policy}");
     }
     let all = json!({ "policy": "antidiagonal", "stride": 4, "mass": 1.0, "keep": 1.0, "tokens": 0 });
     assert!(run(&loaded(&choosing(all), 0, 2), 64) == dense);
