@@ -170,8 +170,8 @@ export const CASES: Readonly<Record<string, Case>> = {
         of[`${policy}, ${kvCache}`] = await digestOf(loaded, prompt);
         await loaded.dispose();
       }
+      check(of[`${policy}, f16`] !== of[`${policy}, q8_0`], 'other results with another cache');
     }
-    check(new Set(Object.values(of)).size === 8, 'results of their own');
     return of;
   },
   'logits are the pinned ones, bit by bit': async ({ load }, { pinned, options }) => {

@@ -90,13 +90,18 @@ impl KvCache {
 
     /// Makes room for `tokens` more without counting them yet.
     pub fn reserve(&mut self, layout: &KvLayout, tokens: usize) -> Result<()> {
-        while self.pages.len() * BLOCK < self.len + tokens {
-            let bytes = layout.page_len * size_of::<u16>();
-            let page = Aligned::streamed(layout.page_len)
-                .ok_or_else(|| Error::memory("a page of the key/value cache", Some(bytes)))?;
-            self.total.fetch_add(page.bytes(), Ordering::Relaxed);
-            self.counted += page.bytes();
-            self.pages.push(page);
+        let missing = (self.len + tokens).div_ceil(BLOCK).saturating_sub(self.pages.len());
+        // Where large blocks lie in huge pages, those of a prompt's chunk share one: a page alone may be too small.
+        let at_once = if cfg!(target_os = "linux") { missing } else { 1 };
+        for first in (0..missing).step_by(at_once.max(1)) {
+            let lens = vec![layout.page_len; at_once.min(missing - first)];
+            let bytes = layout.page_len.checked_mul(size_of::<u16>() * lens.len());
+            let pages = Aligned::streamed_parts(&lens)
+                .ok_or_else(|| Error::memory("pages of the key/value cache", bytes))?;
+            let bytes = pages.iter().map(Aligned::bytes).sum();
+            self.total.fetch_add(bytes, Ordering::Relaxed);
+            self.counted += bytes;
+            self.pages.extend(pages);
         }
         Ok(())
     }
