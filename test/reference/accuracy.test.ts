@@ -30,8 +30,8 @@ const BOUNDS: Record<WeightType, number> = {
   Q4_0: 0.019,
 };
 
-/** The same for a Q8_0 cache against an F16 one, with F32 weights. */
-const Q8_CACHE_BOUND = 0.02;
+/** The same for a Q8_0 cache against an F16 one, with F32 weights; 1.2e-3 to 1.05e-2 were measured. */
+const Q8_CACHE_BOUND = 0.016;
 
 // Heads of 32 and 64 dimensions, groups of one to three heads, heads together as wide as the stream and wider.
 const SHAPES: readonly Shape[] = [
@@ -105,7 +105,7 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
       const source = new Blob([write('F32')]);
       const logits = await engineLogits(source, TOKENS, { kvCache: 'q8_0' });
       const distance = relativeDistance(logits, await engineLogits(source, TOKENS));
-      expect(distance).toBeGreaterThan(0.001);
+      expect(distance).toBeGreaterThan(0.0005);
       expect(distance).toBeLessThan(Q8_CACHE_BOUND);
     }
   });
