@@ -4,7 +4,7 @@
 //! groups of as many as the registers hold sums for.
 
 use super::attention::{
-    AttendJob, BLOCK, Bytes, CHUNK, CacheType, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, Scales, key_len,
+    AttendJob, BLOCK, Bytes, CHUNK, CacheType, Halves, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, key_len,
     read_q8, runs, value_len,
 };
 use super::{exp_negative, padded, softcap, tree_sum};
@@ -296,7 +296,7 @@ fn attend_block<S: Simd>(
             let values = unsafe { page.read(job.values_at..job.values_at + value_len(job.value_dim)) };
             let (keys, values) = (&keys.as_chunks().0[..subs], &values.as_chunks().0[..vectors]);
             let cached = Cached { keys, values, key_scales: &[], value_scales: &[] };
-            attend_cached::<S, Scales, false>(s, job, block, plain, next, cached, scratch);
+            attend_cached::<S, Halves, false>(s, job, block, plain, next, cached, scratch);
         }
         CacheType::Q8 => {
             let [k, v] = [runs(job.head_dim) * BLOCK, runs(job.value_dim) * BLOCK];
@@ -316,8 +316,8 @@ struct Cached<'a, T> {
     keys: &'a [T],
     values: &'a [T],
     /// [sub-blocks][runs of dimensions] and [runs][sub-blocks], where the cache has scales.
-    key_scales: &'a [Scales],
-    value_scales: &'a [Scales],
+    key_scales: &'a [Halves],
+    value_scales: &'a [Halves],
 }
 
 #[inline(always)]
@@ -366,7 +366,7 @@ trait Elements {
     }
 }
 
-impl Elements for Scales {
+impl Elements for Halves {
     #[inline(always)]
     fn widened<S: Simd>(&self, s: S) -> S::F {
         s.load_f16(self)
@@ -558,7 +558,7 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
                 for n in 0..N {
                     let at = (first + n) * runs(dim) + run;
                     let scales = &self.of.cached.key_scales[at];
-                    if self.next() != 0 && at.is_multiple_of(per_line::<Scales>()) {
+                    if self.next() != 0 && at.is_multiple_of(per_line::<Halves>()) {
                         s.prefetch_next(scales, self.next());
                     }
                     let scales = s.load_f16(scales);
@@ -653,7 +653,7 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
         let GroupsOf { cached, scores, weights, .. } = &mut *self.of;
         for run in 0..count {
             for (i, scales) in cached.value_scales[(first + run) * SUBS..][..SUBS].iter().enumerate() {
-                if next != 0 && i.is_multiple_of(per_line::<Scales>()) {
+                if next != 0 && i.is_multiple_of(per_line::<Halves>()) {
                     s.prefetch_next(scales, next);
                 }
                 let scales = s.load_f16(scales);

@@ -96,9 +96,10 @@ impl CacheType {
     }
 }
 
-/// 16 numbers of a Q8_0 cache, and 16 scales.
+/// 16 numbers of a Q8_0 cache.
 pub type Bytes = [i8; LANES];
-pub type Scales = [u16; LANES];
+/// 16 F16 numbers: of an F16 cache, or scales.
+pub type Halves = [u16; LANES];
 
 /// The scales and the bytes of one KV head's Q8_0 keys or values, which start at word `at` of a page.
 ///
@@ -109,7 +110,7 @@ pub unsafe fn read_q8<'a>(
     at: usize,
     scales: usize,
     bytes: usize,
-) -> (&'a [Scales], &'a [Bytes]) {
+) -> (&'a [Halves], &'a [Bytes]) {
     let first = (at + scales) * 2;
     // SAFETY: the caller's promise.
     let (scales, bytes) = unsafe { (page.read(at..at + scales), page.bytes().read(first..first + bytes)) };

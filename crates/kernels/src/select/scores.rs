@@ -2,7 +2,7 @@
 //! key in `stride`, what their softmax comes to, and hashes.
 
 use crate::float16::round_f16;
-use crate::kernels::attention::{Bytes, Scales, runs};
+use crate::kernels::attention::{Bytes, Halves, runs};
 use crate::kernels::{exp_negative, tree_sum};
 use crate::select::SUB;
 use crate::simd::{LANES, QK, Simd};
@@ -18,7 +18,7 @@ pub fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
 /// A block's keys of a Q8_0 cache, see [`crate::kernels::attention`].
 pub struct PackedKeys<'a> {
     /// [sub-blocks][runs of dimensions][16 keys]
-    pub scales: &'a [Scales],
+    pub scales: &'a [Halves],
     /// [sub-blocks][dim][16 keys]
     pub bytes: &'a [Bytes],
     pub dim: usize,
