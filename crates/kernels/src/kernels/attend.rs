@@ -331,7 +331,7 @@ fn attend_cached<S: Simd, T: Elements, const SCALED: bool>(
     scratch: &mut AttendScratch,
 ) {
     let AttendScratch { q, keys: wide_keys, values: wide_values, scores, weights, chunk, .. } = scratch;
-    if job.queries.len() <= S::QUERIES {
+    if job.queries.len() <= S::QUERIES && !(SCALED && S::SHORT) {
         let of = GroupsOf { job, block, plain, next, q, cached, scores, weights, states: chunk };
         return attend_groups::<S, T, SCALED>(s, of);
     }
@@ -444,7 +444,8 @@ impl<S: Simd, const R: usize, T: Elements, const SCALED: bool> Work<S> for Group
         if edge && seen.iter().all(|seen| seen.iter().all(Range::is_empty)) {
             return;
         }
-        match S::SUMS / R {
+        let vectors = if SCALED && S::SHORT { 1 } else { S::SUMS / R };
+        match vectors {
             0 | 1 => self.score::<S, 1>(s),
             2 | 3 => self.score::<S, 2>(s),
             _ => self.score::<S, 4>(s),
@@ -455,7 +456,7 @@ impl<S: Simd, const R: usize, T: Elements, const SCALED: bool> Work<S> for Group
             }
         }
         let corrections = self.soften(s);
-        match S::SUMS / R {
+        match vectors {
             0 | 1 => self.gather::<S, 1>(s, corrections),
             2 | 3 => self.gather::<S, 2>(s, corrections),
             _ => self.gather::<S, 4>(s, corrections),
@@ -541,7 +542,7 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
             self.score_subs::<S, N>(s, at);
             at += N;
         }
-        while at < subs {
+        while N > 1 && at < subs {
             self.score_subs::<S, 1>(s, at);
             at += 1;
         }
@@ -679,7 +680,7 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
             self.gather_vectors::<S, N>(s, &corrections, at, vectors);
             at += N;
         }
-        while at < vectors {
+        while N > 1 && at < vectors {
             if SCALED && at.is_multiple_of(RUN) {
                 self.scale_runs(s, at / RUN, 1);
             }

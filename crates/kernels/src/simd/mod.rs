@@ -107,6 +107,9 @@ pub trait Simd: Words {
     const UNPACKS: bool = false;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
+    /// Whether attention over Q8_0 caches is kept short: it makes floats of a block even for few queries, and goes over
+    /// it one vector at a time. (A module of WebAssembly is downloaded.)
+    const SHORT: bool = false;
 
     /// Does the work in a function of its own, compiled for the ISA. Otherwise everything that is generic
     /// inlines into one function per kernel, which takes compilers minutes where formats multiply shapes.

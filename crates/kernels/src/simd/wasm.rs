@@ -145,6 +145,7 @@ impl<D: Dots> Simd for Wasm<D> {
     type F = F32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
+    const SHORT: bool = true;
     const QUERIES: usize = 4;
 
     #[inline(always)]
