@@ -46,6 +46,9 @@ const ITEM_WORK: usize = 1 << 15;
 const SHARED_WORK: usize = 1 << 20;
 /// Memory for logits: how many rows a step may return.
 const LOGITS_BYTES: usize = 64 << 20;
+/// How much of it there is before a step returns more rows. (Elsewhere what is not used costs nothing, but the memory of
+/// WebAssembly counts as a whole.)
+const FIRST_LOGITS_BYTES: usize = 4 << 20;
 /// Looks at a phase's end before a waiting thread gives way, and before it sleeps. (WebAssembly cannot pause between
 /// them, nor give way, and a sleeper is woken late.)
 const SPINS: usize = if cfg!(target_arch = "wasm32") { 60_000 } else { 4_000 };
@@ -182,12 +185,13 @@ impl Executor {
         }
         let max_logit_rows = (LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_tokens);
         let width = compiled.prepared_width;
+        let first_rows = (FIRST_LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_logit_rows);
         Ok(Self {
             buffers,
             acts: ActStore::new(max_tokens, width)
                 .ok_or_else(|| Error::memory("the activations", max_tokens.checked_mul(width)))?,
             experts: ExpertStore::new(compiled, max_tokens)?,
-            logits: floats("the logits", max_logit_rows, plan.vocab_size)?,
+            logits: floats("the logits", first_rows, plan.vocab_size)?,
             scratch: (0..pool.threads()).map(|_| Mutex::new(Scratch::new(&plan.kv_layers))).collect(),
             divisions: compiled.shapes.iter().map(|&shape| Division::new(shape)).collect(),
             chosen: Chosen::default(),
@@ -216,6 +220,7 @@ impl Executor {
     /// Starts a step, of which nothing is computed yet.
     pub fn begin(&mut self, bound: &Bound, work: &Work) -> Result<()> {
         self.at = 0;
+        self.make_room_for_logits(work.logit_rows, bound.plan.vocab_size)?;
         self.divisions.iter_mut().for_each(|division| division.divide(work.tokens, self.pool.threads()));
         let states = self.divisions.iter().map(|division| division.states).max().unwrap_or(0);
         if self.states.len() < states {
@@ -230,6 +235,14 @@ impl Executor {
             for (token, out) in work.tokens.iter().zip(angles.chunks_mut(rope.pairs().max(1))) {
                 rope.angles(token.position, out);
             }
+        }
+        Ok(())
+    }
+
+    fn make_room_for_logits(&mut self, rows: usize, vocab: usize) -> Result<()> {
+        if self.logits.as_slice().len() < rows * vocab {
+            let most = self.max_logit_rows * vocab;
+            self.logits = Aligned::zeroed(most).ok_or_else(|| Error::memory("the logits", Some(most * 4)))?;
         }
         Ok(())
     }
