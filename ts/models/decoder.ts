@@ -106,7 +106,8 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
   const block = `blk.${layer}`;
   const local = isLocal(hyper, layer);
   const rope = local && hyper.localRopeBase !== undefined ? 1 : 0;
-  // Keys and values are precise: every later token reads them, and their matrices are the smallest of a layer.
+  // Keys and values are precise: every later token reads them, and their matrices are the smallest of a layer. With
+  // F16 weights so are queries, as the cache takes up all the error that is allowed.
   const project = (name: 'q' | 'k' | 'v', count: number): PlanOp => ({
     ...linear(
       tensors,
@@ -117,7 +118,7 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
       name,
       row.qkvBias,
     ),
-    precise: name !== 'q',
+    precise: name !== 'q' || tensors.typeOf(`${block}.attn_q.weight`) === 'F16',
   });
   // Q and K are normalised and rotated in place.
   const norm = (name: 'q' | 'k', count: number): PlanOp => {

@@ -19,6 +19,7 @@ export interface TensorTable {
   /** The same where the file has the tensor, else undefined. */
   optional(name: string, shape: readonly number[], role: TensorRole): string | undefined;
   has(name: string): boolean;
+  typeOf(name: string): string | undefined;
   /** Accepts a tensor without using it. */
   ignore(name: string): void;
   /** @throws FrugalError `UNSUPPORTED_FEATURE` when the file has tensors nobody asked for */
@@ -63,6 +64,7 @@ export function createTensorTable(
     },
     optional: (name, shape, role) => (file.tensors.has(name) ? table.required(name, shape, role) : undefined),
     has: (name) => file.tensors.has(name),
+    typeOf: (name) => file.tensors.get(name)?.type,
     ignore: (name) => void ignored.add(name),
     finish() {
       refuseUnused(file, architecture, (name) => taken.has(name) || ignored.has(name));
