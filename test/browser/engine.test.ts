@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { isFrugalError, load } from '../../ts/index.js';
-import { GOLDEN_MODELS, type GoldenModel, readGolden } from '../contract/golden.js';
+import { GOLDEN_MODELS, type GoldenModel, optionsOf, readGolden } from '../contract/golden.js';
 import { hostileFiles } from '../gguf/hostile.js';
 import {
   bundle,
@@ -97,9 +97,10 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
       await withPage(kind, async (run, _, site) => {
         // The large ones take a while on one thread.
         const models = present.filter(({ large }) => !large || variant === 'relaxed-simd-threads');
-        for (const { name, contextLength, prompts } of models) {
+        for (const model of models) {
+          const { name, prompts } = model;
           const path = `/${encodeURIComponent(name)}`;
-          const settings = { ...options, contextLength, ...(variant.endsWith('threads') && { threads: 2 }) };
+          const settings = { ...options, ...optionsOf(model), ...(variant.endsWith('threads') && { threads: 2 }) };
           const backend = await run('open', path, settings);
           expect(backend).toMatchObject({ kind: 'wasm', variant });
           const digests: Record<string, string> = {};
