@@ -71,9 +71,7 @@ impl<'a> Acts<'a> {
         };
         Acts { count: tokens * columns, floats, blocks, ..*self }
     }
-}
 
-impl Acts<'_> {
     /// The values alone, without what rounding left of them.
     pub fn plain(self) -> Self {
         let columns = self.kind.columns();

@@ -106,15 +106,13 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     }
 }
 
-/// How many columns' products with a gate are kept until those with the up matrix are known; a multiple of every
-/// group's size.
-const GATES: usize = SUMS;
-
 /// The gate and the up matrix take the places of two tiles, or follow each other.
 #[inline(always)]
 pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let (acts, formats) = (&job.acts, [job.gate.format(), job.up.format()]);
     let block = column_block(acts);
+    // Cleared once for all tiles, of which decoding has one column each.
+    let mut gates = [[0.0; LANES]; SUMS];
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
         for tile in job.tiles.clone() {
@@ -128,9 +126,8 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
                 pass(s, formats[0], tiles, acts, columns.clone(), Sink::Glu(&glu));
                 continue;
             }
-            for start in columns.clone().step_by(GATES) {
-                let mut gates = [[0.0; LANES]; GATES];
-                let columns = start..(start + GATES).min(columns.end);
+            for start in columns.clone().step_by(SUMS) {
+                let columns = start..(start + SUMS).min(columns.end);
                 let sink = Sink::Gate { start, gates: &mut gates };
                 pass(s, formats[0], [tiles[0]], acts, columns.clone(), sink);
                 pass(s, formats[1], [tiles[1]], acts, columns, Sink::Up { glu: &glu, start, gates: &gates });
@@ -336,25 +333,52 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
             self.unpacked(s);
             return;
         }
-        let mut column = self.columns.start;
-        while column < self.columns.end {
-            match group::<S>(self.columns.end - column) {
-                6 if const { S::COLUMNS >= 6 } => self.group::<S, 6>(s, &mut column),
-                4 => self.group::<S, 4>(s, &mut column),
-                2 => self.group::<S, 2>(s, &mut column),
-                _ => self.group::<S, 1>(s, &mut column),
-            }
-            self.next = 0;
-        }
+        walk(s, self.columns.clone(), &mut self);
     }
 }
 
-/// How many columns' sums are kept while a slab after the other is unpacked; a multiple of every group's size.
+/// Work on groups of columns.
+trait OfColumns<S: Simd> {
+    /// C columns from `column` on.
+    fn group<const C: usize>(&mut self, s: S, column: usize);
+}
+
+/// Groups of as many columns as the ISA takes, one after the other.
+#[inline(always)]
+fn walk<S: Simd>(s: S, columns: Range<usize>, work: &mut impl OfColumns<S>) {
+    let mut column = columns.start;
+    while column < columns.end {
+        let size = group::<S>(columns.end - column);
+        match size {
+            6 if const { S::COLUMNS >= 6 } => work.group::<6>(s, column),
+            4 => work.group::<4>(s, column),
+            2 => work.group::<2>(s, column),
+            _ => work.group::<1>(s, column),
+        }
+        column += size;
+    }
+}
+
+impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for Pass<'_, K, R> {
+    #[inline(always)]
+    fn group<const C: usize>(&mut self, s: S, column: usize) {
+        if C > STREAMED {
+            let per_token = self.acts.kind.columns();
+            self.sink.claim::<S, R>(s, column / per_token..(column + C) / per_token);
+        }
+        let place = Place { column, next: std::mem::take(&mut self.next) };
+        let sums = K::multiply::<S, R, C>(s, self.tiles, self.acts, place);
+        self.sink.take(s, self.acts.kind, column, sums);
+    }
+}
+
+/// How many columns' sums are kept, of a gate until those of the up matrix are known, and while a slab after the other is
+/// unpacked; a multiple of every group's size.
 const SUMS: usize = 144;
 /// How many slabs of a tile are unpacked at once: half of a first-level cache.
 const SLABS: usize = 4;
-/// How many columns are worth it to unpack weights into memory.
-const UNPACKED_FROM: usize = 12;
+/// From how many columns on it is worth it to unpack weights into memory.
+const UNPACKED_FROM: usize = 24;
 
 impl<K: Kernel, const R: usize> Pass<'_, K, R> {
     /// Some blocks are unpacked and multiplied with all columns, then the next.
@@ -383,35 +407,28 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
                     kernel: PhantomData,
                 });
             }
-            let mut column = columns.start;
-            while column < columns.end {
-                let sums = &sums[column - start..];
-                match group::<S>(columns.end - column) {
-                    6 if const { S::COLUMNS >= 6 } => self.take::<S, 6>(s, sums, &mut column),
-                    4 => self.take::<S, 4>(s, sums, &mut column),
-                    2 => self.take::<S, 2>(s, sums, &mut column),
-                    _ => self.take::<S, 1>(s, sums, &mut column),
-                }
-            }
+            walk(
+                s,
+                columns,
+                &mut Finished { sink: &mut self.sink, kind: self.acts.kind, start, sums: &sums },
+            );
         }
     }
+}
 
-    #[inline(always)]
-    fn take<S: Simd, const C: usize>(&mut self, s: S, sums: &[[[f32; LANES]; R]], column: &mut usize) {
-        self.sink.take(s, self.acts.kind, *column, loaded::<S, R, C>(s, sums));
-        *column += C;
-    }
+/// Sums of columns from `start` on, which are complete.
+struct Finished<'a, 'b, const R: usize> {
+    sink: &'a mut Sink<'b>,
+    kind: ActKind,
+    start: usize,
+    sums: &'a [[[f32; LANES]; R]],
+}
 
+impl<S: Simd, const R: usize> OfColumns<S> for Finished<'_, '_, R> {
     #[inline(always)]
-    fn group<S: Simd, const C: usize>(&mut self, s: S, column: &mut usize) {
-        if C > STREAMED {
-            let per_token = self.acts.kind.columns();
-            self.sink.claim::<S, R>(s, *column / per_token..(*column + C) / per_token);
-        }
-        let place = Place { column: *column, next: self.next };
-        let sums = K::multiply::<S, R, C>(s, self.tiles, self.acts, place);
-        self.sink.take(s, self.acts.kind, *column, sums);
-        *column += C;
+    fn group<const C: usize>(&mut self, s: S, column: usize) {
+        let sums = loaded::<S, R, C>(s, &self.sums[column - self.start..]);
+        self.sink.take(s, self.kind, column, sums);
     }
 }
 
@@ -431,24 +448,16 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for SlabPass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        let mut column = self.columns.start;
-        while column < self.columns.end {
-            match group::<S>(self.columns.end - column) {
-                6 if const { S::COLUMNS >= 6 } => self.group::<S, 6>(s, &mut column),
-                4 => self.group::<S, 4>(s, &mut column),
-                2 => self.group::<S, 2>(s, &mut column),
-                _ => self.group::<S, 1>(s, &mut column),
-            }
-        }
+        walk(s, self.columns.clone(), &mut self);
     }
 }
 
-impl<K: Kernel, const R: usize> SlabPass<'_, K, R> {
+impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for SlabPass<'_, K, R> {
     #[inline(always)]
-    fn group<S: Simd, const C: usize>(&mut self, s: S, column: &mut usize) {
-        let kept = &mut self.sums[*column - self.columns.start..][..C];
+    fn group<const C: usize>(&mut self, s: S, column: usize) {
+        let kept = &mut self.sums[column - self.columns.start..][..C];
         let mut sums = loaded::<S, R, C>(s, kept);
-        let x = block_columns::<C>(self.acts, *column, self.blocks.clone());
+        let x = block_columns::<C>(self.acts, column, self.blocks.clone());
         for (i, slabs) in self.slabs.iter().enumerate() {
             let mut of_slab = x;
             for c in 0..C {
@@ -461,7 +470,6 @@ impl<K: Kernel, const R: usize> SlabPass<'_, K, R> {
                 s.store(sums[r][c], &mut kept[c][r]);
             }
         }
-        *column += C;
     }
 }
 

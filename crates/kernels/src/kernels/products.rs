@@ -28,8 +28,10 @@ pub(crate) trait Kernel {
 
     /// Whether many columns gain by weights that are unpacked before.
     const UNPACKS: bool = false;
-    /// Unpacks `count` blocks of a tile from `first` on, a multiple of [`SLAB`].
-    fn unpack<S: Simd>(_: S, _: &[u8], _first: usize, _count: usize, _: &mut Slab) {}
+    /// Unpacks `count` blocks of a tile from `first` on, a multiple of [`SLAB`]. Of kernels that unpack alone.
+    fn unpack<S: Simd>(_: S, _: &[u8], _first: usize, _count: usize, _: &mut Slab) {
+        unreachable!("nothing is unpacked")
+    }
     /// Adds the products of unpacked blocks with as many of each column.
     fn add_products<S: Simd, const R: usize, const C: usize>(
         _: S,
@@ -37,6 +39,7 @@ pub(crate) trait Kernel {
         _: [&[ActBlock]; C],
         _: &mut [[S::F; C]; R],
     ) {
+        unreachable!("nothing is unpacked")
     }
 }
 
