@@ -100,7 +100,11 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
         for (const model of models) {
           const { name, prompts } = model;
           const path = `/${encodeURIComponent(name)}`;
-          const settings = { ...options, ...optionsOf(model), ...(variant.endsWith('threads') && { threads: 2 }) };
+          const settings = {
+            ...options,
+            ...optionsOf(model),
+            ...(variant.endsWith('threads') && { threads: 2 }),
+          };
           const backend = await run('open', path, settings);
           expect(backend).toMatchObject({ kind: 'wasm', variant });
           const digests: Record<string, string> = {};
