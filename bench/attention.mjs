@@ -30,7 +30,7 @@ const DECODE = {
   quest: { kind: 'content', policy: { policy: 'quest', keep: 0, minTokens: 2048 } },
   'antidiagonal, stride 8': {
     kind: 'content',
-    policy: { policy: 'antidiagonal', keep: 0, minTokens: 2048 },
+    policy: { policy: 'antidiagonal', keep: 0, minTokens: 2048, stride: 8 },
   },
   'vertical-slash': { kind: 'content', policy: { policy: 'vertical-slash', keep: 0, minTokens: 2048 } },
   lsh: { kind: 'content', policy: { policy: 'lsh', keep: 0, minTokens: 2048 } },

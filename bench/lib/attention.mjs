@@ -23,7 +23,7 @@ export function policiesFor(tokens, keep) {
     },
     bigbird: { kind: 'fixed', policy: { policy: 'bigbird', window: 32 * blocks, randomBlocks: blocks >> 1 } },
     strided: { kind: 'fixed', policy: { policy: 'strided', window: 64, stride: Math.round(1 / keep) } },
-    'antidiagonal, stride 8': { kind: 'content', policy: { policy: 'antidiagonal', ...content } },
+    'antidiagonal, stride 8': { kind: 'content', policy: { policy: 'antidiagonal', ...content, stride: 8 } },
     'antidiagonal, stride 16': {
       kind: 'content',
       policy: { policy: 'antidiagonal', ...content, stride: 16 },

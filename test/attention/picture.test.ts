@@ -96,7 +96,7 @@ describe('the picture of what attention keeps', () => {
 
   it('names the policy with all of its parameters, and says what it shows', async () => {
     const svg = draw(await patternOf({ prefill: { policy: 'antidiagonal', ...chosen } }));
-    expect(svg).toContain('prefill: antidiagonal, keep 0.3, minTokens 64, stride 8, mass 1');
+    expect(svg).toContain('prefill: antidiagonal, keep 0.3, minTokens 64, stride 16, mass 1');
     expect(svg).toContain('decode: dense');
     expect(svg).toMatch(
       /^<svg [^>]*role="img" aria-labelledby="title desc">\n<title id="title">.+<\/title>\n<desc id="desc">/,

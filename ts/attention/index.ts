@@ -115,7 +115,7 @@ function planned(policy: AttentionPolicy): SparsePolicy {
       };
     case 'antidiagonal': {
       known('keep', 'minTokens', 'stride', 'mass');
-      const stride = number('stride', policy.stride, { min: 4, max: 16, integer: true }, 8);
+      const stride = number('stride', policy.stride, { min: 4, max: 16, integer: true }, 16);
       if (![4, 8, 16].includes(stride)) throw invalid('attention.stride', '4, 8 or 16', stride);
       return { policy: 'antidiagonal', ...keep(policy), stride, mass: number('mass', policy.mass, SHARE, 1) };
     }

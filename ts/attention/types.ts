@@ -68,16 +68,22 @@ export interface KeepOptions {
   readonly minTokens?: number;
 }
 
-/** By the scores of pairs along antidiagonals (after XAttention: Xu et al., 2025, arXiv:2503.16428). */
+/**
+ * By the scores of pairs along antidiagonals (after XAttention: Xu et al., 2025, arXiv:2503.16428); a quarter of what is
+ * kept goes to the highest page bounds, as {@link QuestPolicy} has them, for keys that few queries look for.
+ */
 export interface AntidiagonalPolicy extends KeepOptions {
   readonly policy: 'antidiagonal';
-  /** One pair in so many is looked at: 4, 8 or 16. @default 8 */
+  /** One pair in so many is looked at: 4, 8 or 16. @default 16 */
   readonly stride?: number;
   /** Keeps fewer blocks where these have such a share of the estimated attention mass. @default 1: never */
   readonly mass?: number;
 }
 
-/** By what the last queries of a block look at (after MInference: Jiang et al., 2024, arXiv:2407.02490). */
+/**
+ * By what the last queries of a block look at (after MInference: Jiang et al., 2024, arXiv:2407.02490); a quarter of what
+ * is kept goes to the highest page bounds, as {@link QuestPolicy} has them.
+ */
 export interface VerticalSlashPolicy extends KeepOptions {
   readonly policy: 'vertical-slash';
 }
@@ -98,8 +104,8 @@ export interface QuestPolicy extends KeepOptions {
 
 /**
  * Dense in short contexts. In longer ones antidiagonals choose for prompts and page bounds for single tokens, and
- * sampled queries measure the attention mass that this keeps: where it is less than `quality`, attention is dense. A
- * sixteenth of the earlier blocks is kept at least.
+ * sampled queries measure the attention mass that this keeps: where it is less than `quality`, attention is dense.
+ * Of prompts, a sixteenth of the earlier blocks is kept beside, by page bounds.
  */
 export interface AutoPolicy {
   readonly policy: 'auto';

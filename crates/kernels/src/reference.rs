@@ -9,7 +9,7 @@ use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, CacheType, MAX_SCALE, Q
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
-use crate::select::{Hashing, PackedKeys, RowScores, SampledScores, Sums};
+use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::view::Shared;
 use std::ops::Range;
@@ -451,6 +451,47 @@ pub fn add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LA
                 mass[lane] += weight(of) * by;
             }
         }
+    }
+}
+
+pub fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
+    let half = dim.next_multiple_of(LANES);
+    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(2 * half / QK)) {
+        let largest = query.iter().fold(0.0f32, |a, q| if q.abs() > a { q.abs() } else { a });
+        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let mut values = vec![0i8; 2 * half];
+        for (d, q) in query.iter().enumerate() {
+            let at = if q * by < 0.0 { d } else { half + d };
+            values[at] = (q * by).round_ties_even() as i8;
+        }
+        for (values, out) in values.as_chunks::<QK>().0.iter().zip(out) {
+            *out = ActBlock::new(1.0, *values);
+        }
+    }
+}
+
+pub fn page_scores(job: &PageScores, out: &mut [[f32; LANES]]) {
+    let groups = job.tiles.len() / job.scales.len();
+    for (query, out) in job.queries.chunks_exact(job.blocks()).zip(out.chunks_exact_mut(job.scales.len())) {
+        let query: Vec<i32> = query.iter().flat_map(|block| block.values).map(i32::from).collect();
+        for ((tile, scales), out) in job.tiles.chunks_exact(groups).zip(job.scales).zip(out) {
+            for lane in 0..LANES {
+                let value = |i: usize| i32::from(tile[i / 4].0[lane * 4 + i % 4]) - 128;
+                let dot: i32 = query.iter().enumerate().map(|(i, q)| q * value(i)).sum();
+                out[lane] = dot as f32 * scales[lane];
+            }
+        }
+    }
+}
+
+pub fn stand_out(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
+    let scores = &row.as_flattened()[..count];
+    let mean = lane_sum(scores.iter().copied()) / count as f32;
+    let variance = lane_sum(scores.iter().map(|x| x * x)) / count as f32 - mean * mean;
+    let by = if variance > 0.0 { 1.0 / variance.sqrt() } else { 0.0 };
+    for (x, most) in row.as_flattened().iter().zip(most.as_flattened_mut()) {
+        let above = x * by - mean * by;
+        *most = if above > *most { above } else { *most };
     }
 }
 

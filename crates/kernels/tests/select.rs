@@ -4,10 +4,11 @@
 use kernels::float16::{f16_to_f32, f32_to_f16};
 use kernels::kernels::attention::{BLOCK, CacheType, StoreJob, key_len};
 use kernels::select::{
-    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, PackedKeys, Queries, Rotations, RowScores, SUB,
-    SampledScores, Sums, antidiagonal, bounds, choose, kept_mass, lsh, vertical_slash,
+    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, PackedKeys, PageScores, PageVector, Queries,
+    Rotations, RowScores, SUB, SampledScores, Sums, add_highest, antidiagonal, bounds, choose, kept_mass,
+    lsh, vertical_slash,
 };
-use kernels::simd::LANES;
+use kernels::simd::{ActBlock, LANES, QK};
 use kernels::table::{KernelTable, available};
 use kernels::view::Shared;
 
@@ -97,24 +98,24 @@ fn by_antidiagonal(
     blocks: usize,
     budget: Budget,
 ) -> Vec<u32> {
-    antidiagonal(table, keys, queries, scale(keys.head_dim), blocks, STRIDE, budget)
+    choose(&antidiagonal(table, keys, queries, scale(keys.head_dim), blocks, STRIDE), budget)
 }
 
 fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
-    vertical_slash(table, keys, queries, scale(keys.head_dim), blocks, budget)
+    choose(&vertical_slash(table, keys, queries, scale(keys.head_dim), blocks), budget)
 }
 
 fn by_bounds(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let mut of = Bounds::default();
     of.update(table, keys, blocks);
-    bounds(table, &of, queries, blocks, budget)
+    choose(&bounds(table, &of, queries, blocks), budget)
 }
 
 fn by_hashes(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let rotations = Rotations::new(7, 8, keys.head_dim);
     let mut hashes = Hashes::default();
     hashes.update(table, &rotations, keys, blocks);
-    lsh(table, &rotations, &hashes, queries, blocks, budget)
+    choose(&lsh(table, &rotations, &hashes, queries, blocks), budget)
 }
 
 /// A method, its queries' heads and tokens, which of the tokens looks for the needle, and how many keys it has.
@@ -156,7 +157,7 @@ fn every_isa_chooses_the_same() {
             let mut hay = Haystack::new(&mut random, 24, dim);
             let queries = queries(&mut random, &case, dim);
             for (blocks, mass) in [(24, 1.0), (23, 0.5), (2, 1.0), (1, 1.0), (0, 1.0)] {
-                let budget = Budget { blocks: 6, mass, least: 0 };
+                let budget = Budget { blocks: 6, mass, lone: 0 };
                 let chosen: Vec<_> = tables
                     .iter()
                     .map(|table| hay.with(|keys| (case.method)(table, keys, &queries, blocks, budget)))
@@ -187,6 +188,10 @@ fn every_isa_gives_the_bits_of_the_reference() {
         let real: Vec<[f32; LANES]> =
             (0..rows).map(|_| std::array::from_fn(|lane| (lane % 3).min(1) as f32)).collect();
         let unrounded = random.normals(rows * dim + 5);
+        let byte = |random: &mut Random| PageVector(std::array::from_fn(|_| random.below(256) as u8));
+        let tiles: Vec<PageVector> = (0..subs * dim).map(|_| byte(&mut random)).collect();
+        let page_scales: Vec<[f32; LANES]> =
+            (0..subs).map(|_| std::array::from_fn(|_| random.normal())).collect();
         let run = |table: &KernelTable| {
             let scale = scale(dim);
             let mut wide = vec![[0.0; LANES]; keys.len()];
@@ -211,6 +216,16 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (table.add_shares)(&mut sampled, &real, &mut mass);
             let mut hashes = vec![0; rows * rows];
             (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &queries }, &mut hashes);
+            let blocks = 2 * dim.next_multiple_of(LANES) / QK;
+            let mut columns = vec![ActBlock::new(0.0, [0; QK]); rows * blocks];
+            (table.sign_halves)(&queries, dim, &mut columns);
+            let vectors = subs.div_ceil(2);
+            let tiles = &tiles[..vectors * blocks * QK / 4];
+            let job = PageScores { tiles, scales: &page_scales[..vectors], queries: &columns };
+            let mut paged = vec![[0.0; LANES]; rows * vectors];
+            (table.page_scores)(&job, &mut paged);
+            let mut most = vec![[-1.0; LANES]; vectors];
+            (table.stand_out)(&paged[..vectors], vectors * LANES - 5, &mut most);
             let floats = [
                 wide.as_flattened(),
                 &halves,
@@ -219,8 +234,9 @@ fn every_isa_gives_the_bits_of_the_reference() {
                 shares.as_flattened(),
                 &before,
             ];
-            let floats = floats.into_iter().chain([mass.as_flattened()]).flatten();
-            (floats.map(|x| x.to_bits()).collect::<Vec<u32>>(), hashes)
+            let more = [mass.as_flattened(), paged.as_flattened(), most.as_flattened()];
+            let floats = floats.into_iter().chain(more).flatten();
+            (floats.map(|x| x.to_bits()).collect::<Vec<u32>>(), hashes, columns)
         };
         let want = run(reference);
         for table in others {
@@ -280,7 +296,7 @@ fn keys_of_a_q8_cache_are_seen_as_f16() {
                 halves.set(position, &k.chunks(32).flat_map(run).collect::<Vec<f32>>());
             }
             let queries = queries(&mut random, case, dim);
-            let budget = Budget { blocks: 6, mass: 1.0, least: 0 };
+            let budget = Budget { blocks: 6, mass: 1.0, lone: 0 };
             let want = halves.with(|keys| (case.method)(table, keys, &queries, blocks, budget));
             let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| Shared::new(page)).collect();
             let keys = Keys { cache: q8, pages: &pages, at: 0, head_dim: dim };
@@ -328,7 +344,7 @@ fn needles_are_found() {
                 .collect();
             let mut total = 0.0;
             for (queries, depth) in planted {
-                let budget = Budget { blocks: BLOCKS / 10, mass: 1.0, least: 0 };
+                let budget = Budget { blocks: BLOCKS / 10, mass: 1.0, lone: 0 };
                 let (kept, mass) = hay.with(|keys| {
                     let kept = (case.method)(table, keys, &queries, BLOCKS, budget);
                     let seeker = queries.row(case.heads - 1, case.seeker);
@@ -353,7 +369,6 @@ fn what_later_changes_is_forgotten() {
     let dim = 32;
     let case = &CASES[2];
     let queries = queries(&mut random, case, dim);
-    let budget = Budget { blocks: 3, mass: 1.0, least: 0 };
     let table = available()[0];
     let rotations = Rotations::new(9, 4, dim);
     let (mut hashes, mut limits) = (Hashes::default(), Bounds::default());
@@ -374,13 +389,10 @@ fn what_later_changes_is_forgotten() {
             fresh_limits.update(table, keys, blocks);
         }
         assert_eq!(
-            lsh(table, &rotations, &hashes, &queries, 20, budget),
-            lsh(table, &rotations, &fresh_hashes, &queries, 20, budget)
+            lsh(table, &rotations, &hashes, &queries, 20),
+            lsh(table, &rotations, &fresh_hashes, &queries, 20)
         );
-        assert_eq!(
-            bounds(table, &limits, &queries, 20, budget),
-            bounds(table, &fresh_limits, &queries, 20, budget)
-        );
+        assert_eq!(bounds(table, &limits, &queries, 20), bounds(table, &fresh_limits, &queries, 20));
     });
 }
 
@@ -393,10 +405,10 @@ fn bounds_choose_by_the_highest_values_of_either_sign() {
     for sign in [1.0, -1.0] {
         let mut hay = Haystack { pages: vec![vec![f32_to_f16(-sign); key_len(dim)]; 6], dim };
         hay.set(3 * BLOCK + 17, &vec![-0.0; dim]);
-        hay.set(4 * BLOCK + 60, &vec![sign * 1e-7; dim]);
+        hay.set(4 * BLOCK + 60, &vec![sign * 0.01; dim]);
         let query = vec![sign; dim];
         let one = Queries::new(table, 1, 1, dim, std::iter::once(query.as_slice()));
-        let budget = |blocks| Budget { blocks, mass: 1.0, least: 0 };
+        let budget = |blocks| Budget { blocks, mass: 1.0, lone: 0 };
         assert_eq!(hay.with(|keys| by_bounds(table, keys, &one, 6, budget(3))), [0, 4, 5]);
         assert_eq!(hay.with(|keys| by_bounds(table, keys, &one, 6, budget(4))), [0, 3, 4, 5]);
     }
@@ -412,7 +424,7 @@ fn bounds_are_bounds() {
         // With a budget of one block beside the first and the last, only the block of the best key may be it.
         plant(&mut hay, BLOCK + 5, 1, &query, 60.0);
         let kept = hay
-            .with(|keys| by_bounds(available()[0], keys, &one, 3, Budget { blocks: 3, mass: 1.0, least: 0 }));
+            .with(|keys| by_bounds(available()[0], keys, &one, 3, Budget { blocks: 3, mass: 1.0, lone: 0 }));
         assert_eq!(kept, [0, 1, 2]);
         let best = hay.key(BLOCK + 5);
         let dot: f32 = best.iter().zip(&query).map(|(k, q)| k * q).sum();
@@ -444,12 +456,17 @@ fn kept_mass_is_the_softmax_share() {
 
 #[test]
 fn budgets_hold_and_ties_go_to_the_lower_block() {
-    let all = Budget { blocks: 4, mass: 1.0, least: 0 };
+    let all = Budget { blocks: 4, mass: 1.0, lone: 0 };
     assert_eq!(choose(&[1.0; 8], all), [0, 1, 2, 7]);
     assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], all), [0, 1, 3, 5]);
-    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], Budget { blocks: 4, mass: 0.5, least: 0 }), [0, 3, 5]);
-    let few = Budget { blocks: 4, mass: 0.5, least: 4 };
-    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], few), [0, 1, 3, 5]);
+    assert_eq!(choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], Budget { blocks: 4, mass: 0.5, lone: 0 }), [0, 3, 5]);
+    let part = Budget { lone: 1, ..all };
+    let mut kept = choose(&[0.0, 5.0, 1.0, 9.0, 2.0, 0.0], part);
+    assert_eq!(kept, [0, 3, 5]);
+    add_highest(&mut kept, &[9.0, 1.0, 2.0, 9.0, 2.0, 0.0], part.lone);
+    assert_eq!(kept, [0, 2, 3, 5]);
+    add_highest(&mut kept, &[0.0; 6], 9);
+    assert_eq!(kept, [0, 1, 2, 3, 4, 5]);
     assert_eq!(choose(&[1.0], all), [0]);
     assert_eq!(choose(&[], all), [0u32; 0]);
 }

@@ -7,8 +7,8 @@ use crate::plan::Policy;
 use crate::sparse::Choice;
 use kernels::kernels::attention::BLOCK;
 use kernels::select::{
-    Bounds, Budget, Hashes, Keys, MAX_ROUNDS, Queries, Rotations, antidiagonal, bounds, kept_mass, lsh,
-    vertical_slash,
+    Bounds, Budget, Hashes, Keys, MAX_ROUNDS, Queries, Rotations, add_highest, antidiagonal, bounds, choose,
+    kept_mass, lsh, vertical_slash,
 };
 use kernels::table::KernelTable;
 use std::sync::Arc;
@@ -45,15 +45,24 @@ pub struct Share {
 impl Share {
     fn budget(self, blocks: usize, mass: f32) -> Budget {
         let share = (self.keep * blocks as f32).ceil() as usize;
-        Budget { blocks: share.max(self.tokens.div_ceil(BLOCK)), mass, least: 0 }
+        Budget { blocks: share.max(self.tokens.div_ceil(BLOCK)), mass, lone: 0 }
+    }
+
+    /// With a part for keys that few of the queries look for.
+    fn with_lone(self, blocks: usize, mass: f32) -> Budget {
+        let budget = self.budget(blocks, mass);
+        Budget { lone: budget.blocks / LONE, ..budget }
     }
 }
 
+/// Of the blocks that may be kept, one in so many goes to the highest page bounds where the others are chosen by what
+/// all queries of a block look at together, or the last of them.
+const LONE: usize = 4;
 /// The stride of the automatic policy, and the most that it keeps without being dense.
-const AUTO_STRIDE: usize = 8;
+const AUTO_STRIDE: usize = 16;
 const AUTO_SHARE: Share = Share { keep: 0.5, tokens: 1024 };
-/// And the least: a single query of a block has too little of the mass to count, but what it needs comes next.
-const AUTO_LEAST: usize = 16;
+/// And what it keeps beside, by page bounds: a single query of a block has too little of the mass to count.
+const AUTO_LONE: usize = 16;
 /// The automatic policy's budget for single queries, and how often it measures what that keeps.
 const AUTO_DECODE: Share = Share { keep: 0.125, tokens: 2048 };
 const AUTO_CHECK: usize = 16;
@@ -159,8 +168,10 @@ impl HeadState {
     pub fn update(&mut self, table: &KernelTable, keys: Keys, method: &Method, blocks: usize) {
         match method {
             Method::Lsh { rotations, .. } => self.hashes.update(table, rotations, keys, blocks),
-            Method::Bounds(_) | Method::Auto { .. } => self.bounds.update(table, keys, blocks),
-            Method::Antidiagonal { .. } | Method::VerticalSlash(_) => {}
+            Method::Bounds(_)
+            | Method::Auto { .. }
+            | Method::Antidiagonal { .. }
+            | Method::VerticalSlash(_) => self.bounds.update(table, keys, blocks),
         }
     }
 
@@ -170,22 +181,28 @@ impl HeadState {
         let (keys, scale, own) = (*keys, *scale, *own);
         let blocks = match *method {
             Method::Antidiagonal { stride, mass, share } => {
-                antidiagonal(table, keys, queries, scale, own, stride, share.budget(own, mass))
+                let mass_of = antidiagonal(table, keys, queries, scale, own, stride);
+                self.with_lone(table, asked, &mass_of, share.with_lone(own, mass))
             }
             Method::VerticalSlash(share) => {
-                vertical_slash(table, keys, queries, scale, own, share.budget(own, 1.0))
+                let scores = vertical_slash(table, keys, queries, scale, own);
+                self.with_lone(table, asked, &scores, share.with_lone(own, 1.0))
             }
             Method::Lsh { ref rotations, share } => {
-                lsh(table, rotations, &self.hashes, queries, own, share.budget(own, 1.0))
+                choose(&lsh(table, rotations, &self.hashes, queries, own), share.budget(own, 1.0))
             }
-            Method::Bounds(share) => bounds(table, &self.bounds, queries, own, share.budget(own, 1.0)),
+            Method::Bounds(share) => {
+                choose(&bounds(table, &self.bounds, queries, own), share.budget(own, 1.0))
+            }
             Method::Auto { from, .. } if *position < from => return None,
             Method::Auto { quality, .. } if queries.tokens == 1 => {
                 return self.auto_single(table, asked, quality);
             }
             Method::Auto { quality, .. } => {
-                let budget = Budget { least: own / AUTO_LEAST, ..AUTO_SHARE.budget(own, quality) };
-                let blocks = antidiagonal(table, keys, queries, scale, own, AUTO_STRIDE, budget);
+                let (budget, lone) = (AUTO_SHARE.budget(own, quality), own / AUTO_LONE);
+                let mass_of = antidiagonal(table, keys, queries, scale, own, AUTO_STRIDE);
+                let budget = Budget { blocks: budget.blocks + lone, lone, ..budget };
+                let blocks = self.with_lone(table, asked, &mass_of, budget);
                 let mass = asked.mass(table, &blocks);
                 self.measured(mass);
                 if mass < quality {
@@ -198,13 +215,23 @@ impl HeadState {
         Some(Choice::whole(own, &blocks))
     }
 
+    /// The blocks of the highest scores, and beside them some of the highest bounds.
+    fn with_lone(&self, table: &KernelTable, asked: &Asked, scores: &[f32], budget: Budget) -> Vec<u32> {
+        let mut kept = choose(scores, budget);
+        if kept.len() < scores.len() && budget.lone > 0 {
+            let standing_out = bounds(table, &self.bounds, &asked.queries, asked.own);
+            add_highest(&mut kept, &standing_out, budget.lone);
+        }
+        kept
+    }
+
     fn auto_single(&mut self, table: &KernelTable, asked: &Asked, quality: f32) -> Option<Choice> {
         let check = asked.position.is_multiple_of(AUTO_CHECK);
         if !check && !self.trusted {
             return None;
         }
         let budget = AUTO_DECODE.budget(asked.own, 1.0);
-        let blocks = bounds(table, &self.bounds, &asked.queries, asked.own, budget);
+        let blocks = choose(&bounds(table, &self.bounds, &asked.queries, asked.own), budget);
         if check {
             let mass = asked.mass(table, &blocks);
             self.measured(mass);

@@ -9,7 +9,7 @@
 //! One pass over the keys leaves for each lane and block the highest score and the sum of exponentials
 //! relative to it; from these follow the shares.
 
-use super::{Budget, Keys, Queries, Room, SampledScores, Sums, choose};
+use super::{Keys, Queries, Room, SampledScores, Sums};
 use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
@@ -19,7 +19,8 @@ use crate::table::KernelTable;
 const GROUPS: usize = 4;
 const AT_ONCE: usize = 8;
 
-/// The blocks among the first `blocks` that queries of a block need. `stride` divides 16.
+/// The mass that each of the first `blocks` has of the queries' attention, estimated; 1 for each query in all.
+/// `stride` divides 16.
 pub fn antidiagonal(
     table: &KernelTable,
     keys: Keys,
@@ -27,8 +28,7 @@ pub fn antidiagonal(
     scale: f32,
     blocks: usize,
     stride: usize,
-    budget: Budget,
-) -> Vec<u32> {
+) -> Vec<f32> {
     assert!(LANES.is_multiple_of(stride), "a stride of {stride}");
     if blocks == 0 {
         return Vec::new();
@@ -60,8 +60,7 @@ pub fn antidiagonal(
         }
         (table.add_shares)(&mut sums, &real, &mut mass);
     }
-    let mass: Vec<f32> = mass.into_iter().map(tree_sum).collect();
-    choose(&mass, budget)
+    mass.into_iter().map(tree_sum).collect()
 }
 
 /// Which query of its group a lane holds.

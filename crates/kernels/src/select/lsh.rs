@@ -7,7 +7,7 @@
 //! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
 //! buckets cost 16 products per dimension.
 
-use super::{Budget, Hashing, Keys, Queries, Room, SUB, choose};
+use super::{Hashing, Keys, Queries, Room, SUB};
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
 use crate::simd::LANES;
@@ -103,16 +103,15 @@ impl Hashes {
     }
 }
 
-/// The blocks among the first `blocks`, which are all that the hashes know, whose keys share most buckets
-/// with the queries.
+/// Scores of the first `blocks`, which are all that the hashes know: how many buckets their keys share with
+/// the queries.
 pub fn lsh(
     table: &KernelTable,
     rotations: &Rotations,
     hashes: &Hashes,
     queries: &Queries,
     blocks: usize,
-    budget: Budget,
-) -> Vec<u32> {
+) -> Vec<f32> {
     assert_eq!(blocks, hashes.blocks, "of {} blocks", hashes.blocks);
     let mut scores = vec![0.0f32; blocks];
     let mut counts = vec![0u8; blocks * BLOCK];
@@ -128,5 +127,5 @@ pub fn lsh(
             }
         }
     }
-    choose(&scores, Budget { mass: 1.0, ..budget })
+    scores
 }

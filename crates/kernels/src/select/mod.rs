@@ -6,7 +6,7 @@
 //! | antidiagonal | the scores of one pair in `stride` along antidiagonals | XAttention, arXiv:2503.16428 |
 //! | vertical-slash | keys and distances that the last queries attend to | MInference, arXiv:2407.02490 |
 //! | lsh | keys whose random rotations agree with a query's | Reformer, arXiv:2001.04451 |
-//! | bounds | bounds of small pages' keys | Quest, arXiv:2406.10774 |
+//! | bounds | bounds of small pages' keys, in 8 bits | Quest, arXiv:2406.10774 |
 //!
 //! All choose among blocks that lie wholly before the queries' own block; the caller always keeps that
 //! one. Results are the same on every ISA and do not depend on threads: scores are computed in a fixed
@@ -16,6 +16,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod antidiagonal;
+mod bounds;
 mod lsh;
 mod mass;
 mod pages;
@@ -23,9 +24,10 @@ mod scores;
 mod vertical_slash;
 
 pub use antidiagonal::antidiagonal;
+pub use bounds::{page_scores, sign_halves, stand_out};
 pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
-pub use pages::{Bounds, bounds};
+pub use pages::{Bounds, PageScores, PageVector, bounds};
 pub use scores::{
     Hashing, PackedKeys, RowScores, SampledScores, Sums, add_shares, buckets, expand_keys, round_halves,
     row_scores, row_sums, sampled_sums, softmax, widen,
@@ -114,11 +116,12 @@ pub struct Budget {
     pub blocks: usize,
     /// Stops earlier once the kept blocks' share of all scores reaches this; 1: never.
     pub mass: f32,
-    /// But not with fewer blocks.
-    pub least: usize,
+    /// So many of them, beside those that the scores choose, may go to keys that few queries look for; see
+    /// [`add_highest`].
+    pub lone: usize,
 }
 
-/// The blocks of the highest scores that the budget allows, ascending. The first block, whose keys many
+/// The blocks of the highest scores that the budget allows without those for lone keys, ascending. The first block, whose keys many
 /// queries fall back to (Xiao et al., 2023, arXiv:2309.17453), and the last one are always among them.
 pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
     let count = scores.len();
@@ -128,28 +131,42 @@ pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
         let (x, y) = (scores[*a as usize], scores[*b as usize]);
         always(*b).cmp(&always(*a)).then(y.total_cmp(&x)).then(a.cmp(b))
     };
-    let most = budget.blocks.max(2);
+    let most = budget.blocks.saturating_sub(budget.lone).max(2);
     if most < count {
         order.select_nth_unstable_by(most, before);
         order.truncate(most);
     }
     if budget.mass < 1.0 {
         order.sort_unstable_by(before);
-        order.truncate(enough(&order, scores, budget));
+        order.truncate(enough(&order, scores, budget.mass));
     }
     order.sort_unstable();
     order
 }
 
 /// How many of the blocks have so large a share of all scores: the least number, the first two among them.
-fn enough(order: &[u32], scores: &[f32], budget: Budget) -> usize {
+fn enough(order: &[u32], scores: &[f32], mass: f32) -> usize {
     let total: f32 = scores.iter().sum();
     let mut kept = 0.0;
     for (taken, &block) in order.iter().enumerate() {
-        if taken >= budget.least.max(2) && kept >= budget.mass * total {
+        if taken >= 2 && kept >= mass * total {
             return taken;
         }
         kept += scores[block as usize];
     }
     order.len()
+}
+
+/// Adds up to `most` blocks of the highest scores to those that are kept. A block's share of the mass of all
+/// queries says nothing of what one among 256 queries looks for: this makes room for it.
+pub fn add_highest(kept: &mut Vec<u32>, scores: &[f32], most: usize) {
+    let mut order: Vec<u32> =
+        (0..scores.len() as u32).filter(|block| kept.binary_search(block).is_err()).collect();
+    if most < order.len() {
+        let before = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+        order.select_nth_unstable_by(most, before);
+        order.truncate(most);
+    }
+    kept.extend(order);
+    kept.sort_unstable();
 }

@@ -1,47 +1,57 @@
 //! Blocks by upper bounds of their keys, after Quest (Tang et al., 2024, arXiv:2406.10774): of a small
 //! page's keys the lowest and highest value of each dimension are kept, which bound its scores. Quest's
-//! pages hold 16 keys; bounds grow loose with the dimensions, so larger heads have smaller pages.
+//! pages hold 16 keys; bounds grow loose with the dimensions, so these are smaller, and in 8 bits.
 //!
 //! The most that q · k can be for any key within the bounds is the sum over dimensions of the larger of
 //! q * lowest and q * highest: that with the highest where q is positive, and with the lowest where it is
-//! negative. So it is a product of twice as many dimensions, the lowest and the highest values as a key and
-//! the negative and the positive parts of q as a query, and is computed like 16 keys' scores at once.
+//! negative. So it is a product of twice as many dimensions, the lowest and the highest values as a row of
+//! weights and the negative and the positive parts of q as a column, and 16 pages are computed at once.
+//!
+//! Bounds lie far above the scores that keys have, but by much the same for all pages. How far a page's bound
+//! stands out from a query's others tells more than the bound: a key that one query alone looks for stands
+//! out by 8 deviations and more where chance comes to 5 (heads of 64, scores with a deviation of 1).
 
-use super::{Budget, Keys, Queries, Room, RowScores, choose};
+use super::{Keys, Queries, Room, SUB};
 use crate::kernels::attention::BLOCK;
-use crate::simd::LANES;
+use crate::simd::{ActBlock, LANES, QK};
 use crate::table::KernelTable;
 
-/// Whole numbers in the order of the F16 values with these bits: those of negative values are turned round.
-fn ordered(bits: u16) -> i16 {
-    let bits = bits as i16;
-    bits ^ ((bits >> 15) & i16::MAX)
-}
+/// One dimension group's values: of 16 pages four bytes each, in a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct PageVector(pub [u8; LANES * 4]);
 
-/// What [`ordered`] was given.
-fn f16_bits(ordered: i16) -> u16 {
-    (ordered ^ ((ordered >> 15) & i16::MAX)) as u16
-}
+/// What the bytes are larger by than the values that they stand for.
+const OFFSET: i16 = 128;
 
 /// The bounds of one KV head's whole blocks, so far.
 #[derive(Default)]
 pub struct Bounds {
-    /// [pages / 16][lowest head_dim, highest head_dim][16 pages]; lanes past the last page mean nothing.
-    pages: Vec<[u16; LANES]>,
+    /// [pages / 16][lowest of all dimensions, highest], four dimensions in a vector: a tile of Q8_0's values.
+    /// Lanes past the last page mean nothing.
+    tiles: Vec<PageVector>,
+    /// [pages / 16]: what each page's values are multiplied by.
+    scales: Vec<[f32; LANES]>,
     blocks: usize,
 }
 
 /// Keys of a page.
 fn page_keys(head_dim: usize) -> usize {
-    match head_dim {
-        0..=96 => 16,
-        97..=128 => 8,
-        _ => 4,
-    }
+    if head_dim > 128 { 4 } else { 8 }
 }
 
 fn pages_per_block(head_dim: usize) -> usize {
     BLOCK / page_keys(head_dim)
+}
+
+/// Values of the lowest or of the highest of a page: those past the head's dimensions are 0.
+fn padded_dim(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES)
+}
+
+/// Blocks of 32 values of a page, and of a query.
+fn row_blocks(head_dim: usize) -> usize {
+    2 * padded_dim(head_dim) / QK
 }
 
 /// Queries whose bounds are computed at once.
@@ -51,11 +61,15 @@ impl Bounds {
     /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
     pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
         let (dim, page) = (keys.head_dim, page_keys(keys.head_dim));
-        let vectors = (blocks * pages_per_block(dim)).div_ceil(LANES) * 2 * dim;
-        self.pages.resize(vectors, [0; LANES]);
+        let vectors = (blocks * pages_per_block(dim)).div_ceil(LANES);
+        let nothing = PageVector([OFFSET as u8; LANES * 4]);
+        self.tiles.resize(vectors * row_blocks(dim) * QK / 4, nothing);
+        self.scales.resize(vectors, [0.0; LANES]);
         let mut room = Room::new();
+        let mut wide = vec![[0.0; LANES]; SUB * dim];
         for block in self.blocks.min(blocks)..blocks {
-            for (sub, of_sub) in keys.block(table, block, &mut room).chunks_exact(dim).enumerate() {
+            (table.widen)(keys.block(table, block, &mut room), &mut wide);
+            for (sub, of_sub) in wide.chunks_exact(dim).enumerate() {
                 for first in (0..LANES).step_by(page) {
                     let index = block * pages_per_block(dim) + (sub * LANES + first) / page;
                     self.set(index, of_sub, first..first + page);
@@ -66,59 +80,71 @@ impl Bounds {
     }
 
     /// Writes the bounds of some keys of a sub-block.
-    fn set(&mut self, page: usize, of_sub: &[[u16; LANES]], keys: std::ops::Range<usize>) {
-        let dim = of_sub.len();
-        let to = &mut self.pages[page / LANES * 2 * dim..][..2 * dim];
+    fn set(&mut self, page: usize, of_sub: &[[f32; LANES]], keys: std::ops::Range<usize>) {
+        let bounds = |of_dim: &[f32; LANES]| {
+            of_dim[keys.clone()].iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], &x| {
+                [if x < low { x } else { low }, if x > high { x } else { high }]
+            })
+        };
+        let largest =
+            of_sub.iter().flat_map(bounds).fold(0.0f32, |a, x| if x.abs() > a { x.abs() } else { a });
+        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let dim = padded_dim(of_sub.len());
+        let (tile, lane) = (page / LANES, page % LANES);
+        let to = &mut self.tiles[tile * 2 * dim / 4..][..2 * dim / 4];
         for (d, of_dim) in of_sub.iter().enumerate() {
-            let (mut lowest, mut highest) = (i16::MAX, i16::MIN);
-            for &bits in &of_dim[keys.clone()] {
-                let key = ordered(bits);
-                lowest = lowest.min(key);
-                highest = highest.max(key);
+            for (at, x) in [d, dim + d].into_iter().zip(bounds(of_dim)) {
+                to[at / 4].0[lane * 4 + at % 4] = ((x * by).round_ties_even() as i16 + OFFSET) as u8;
             }
-            to[d][page % LANES] = f16_bits(lowest);
-            to[dim + d][page % LANES] = f16_bits(highest);
         }
+        self.scales[tile][lane] = largest / 127.0;
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.pages.capacity() * size_of::<[u16; LANES]>()
+        self.tiles.capacity() * size_of::<PageVector>() + self.scales.capacity() * size_of::<[f32; LANES]>()
     }
 }
 
-/// The blocks among the first `blocks` that hold the pages of the highest bounds for any of the queries.
-pub fn bounds(
-    table: &KernelTable,
-    bounds: &Bounds,
-    queries: &Queries,
-    blocks: usize,
-    budget: Budget,
-) -> Vec<u32> {
+/// How far the bounds of each of the first `blocks` stand out from others of the same query, in deviations: the
+/// most of any page for any query.
+pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: usize) -> Vec<f32> {
     assert!(blocks <= bounds.blocks, "{blocks} of {} blocks", bounds.blocks);
-    let (dim, per_block) = (2 * queries.head_dim, pages_per_block(queries.head_dim));
-    let vectors = (blocks * per_block).div_ceil(LANES);
-    let keys = &bounds.pages[..vectors * dim];
+    let (dim, per_block) = (queries.head_dim, pages_per_block(queries.head_dim));
+    let (vectors, row) = ((blocks * per_block).div_ceil(LANES), row_blocks(dim));
+    if vectors == 0 {
+        return Vec::new();
+    }
     let mut most = vec![[f32::NEG_INFINITY; LANES]; vectors];
     let mut scores = vec![[0.0f32; LANES]; ROWS.min(queries.heads * queries.tokens) * vectors];
-    let (mut halves, mut values) = (Vec::with_capacity(ROWS * dim), queries.values.as_slice());
-    while !values.is_empty() {
-        let (some, rest) = values.split_at(values.len().min(ROWS * queries.head_dim));
-        halves.clear();
-        for row in some.chunks_exact(queries.head_dim) {
-            halves.extend(row.iter().map(|&q| if q < 0.0 { q } else { 0.0 }));
-            halves.extend(row.iter().map(|&q| if q < 0.0 { 0.0 } else { q }));
+    let mut halves = vec![ActBlock::new(0.0, [0; QK]); ROWS * row];
+    for some in queries.values.chunks(ROWS * dim) {
+        let rows = some.len() / dim;
+        let halves = &mut halves[..rows * row];
+        (table.sign_halves)(some, dim, halves);
+        let (tiles, scales) = (&bounds.tiles[..vectors * row * QK / 4], &bounds.scales[..vectors]);
+        (table.page_scores)(&PageScores { tiles, scales, queries: halves }, &mut scores);
+        for row in scores.chunks_exact(vectors).take(rows) {
+            (table.stand_out)(row, blocks * per_block, &mut most);
         }
-        (table.row_scores)(&RowScores { keys, dim, queries: &halves, scale: 1.0 }, &mut scores);
-        for row in scores.chunks_exact(vectors.max(1)).take(halves.len() / dim) {
-            for (most, x) in most.as_flattened_mut().iter_mut().zip(row.as_flattened()) {
-                *most = if *x > *most { *x } else { *most };
-            }
-        }
-        values = rest;
     }
     let pages = most.as_flattened().chunks_exact(per_block).take(blocks);
-    let scores: Vec<f32> =
-        pages.map(|pages| pages.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })).collect();
-    choose(&scores, Budget { mass: 1.0, ..budget })
+    pages.map(|pages| pages.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })).collect()
+}
+
+/// Bounds of pages for some queries.
+pub struct PageScores<'a> {
+    /// [vectors][groups of four values]
+    pub tiles: &'a [PageVector],
+    /// [vectors]
+    pub scales: &'a [[f32; LANES]],
+    /// [rows][blocks of 32 values]; their scales do not count.
+    pub queries: &'a [ActBlock],
+}
+
+impl PageScores<'_> {
+    /// Blocks of 32 values of a row.
+    pub fn blocks(&self) -> usize {
+        self.tiles.len() / self.scales.len() * 4 / QK
+    }
 }

@@ -3,24 +3,23 @@
 //! last queries of the whole prompt. Those of each block serve here, so that the choice does not depend
 //! on how a prompt is cut into steps.
 
-use super::{Budget, Keys, Queries, Room, RowScores, SUB, choose};
+use super::{Keys, Queries, Room, RowScores, SUB};
 use crate::kernels::attention::BLOCK;
 use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 
 /// How many queries of each head are looked at.
-pub const LAST_QUERIES: usize = 4;
+pub const LAST_QUERIES: usize = 2;
 
-/// The blocks among the first `blocks`, all of which lie before the queries.
+/// Scores of the first `blocks`, all of which lie before the queries.
 pub fn vertical_slash(
     table: &KernelTable,
     keys: Keys,
     queries: &Queries,
     scale: f32,
     blocks: usize,
-    budget: Budget,
-) -> Vec<u32> {
+) -> Vec<f32> {
     let last = queries.tokens.min(LAST_QUERIES);
     let first = queries.tokens - last;
     let mut score = vec![0.0f32; blocks];
@@ -37,7 +36,7 @@ pub fn vertical_slash(
             *score += if slash > vertical { slash } else { vertical };
         }
     }
-    choose(&score, budget)
+    score
 }
 
 /// Softmax over the keys of the blocks: [rows][sub-blocks of all].
