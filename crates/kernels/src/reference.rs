@@ -454,22 +454,6 @@ pub fn add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LA
     }
 }
 
-pub fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
-    let half = dim.next_multiple_of(LANES);
-    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(2 * half / QK)) {
-        let largest = query.iter().fold(0.0f32, |a, q| if q.abs() > a { q.abs() } else { a });
-        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let mut values = vec![0i8; 2 * half];
-        for (d, q) in query.iter().enumerate() {
-            let at = if q * by < 0.0 { d } else { half + d };
-            values[at] = (q * by).round_ties_even() as i8;
-        }
-        for (values, out) in values.as_chunks::<QK>().0.iter().zip(out) {
-            *out = ActBlock::new(1.0, *values);
-        }
-    }
-}
-
 pub fn page_scores(job: &PageScores, out: &mut [[f32; LANES]]) {
     let groups = job.tiles.len() / job.scales.len();
     for (query, out) in job.queries.chunks_exact(job.blocks()).zip(out.chunks_exact_mut(job.scales.len())) {

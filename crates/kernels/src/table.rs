@@ -7,11 +7,11 @@ use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::packed::ActKind;
 use crate::reference;
 use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
+use crate::simd::LANES;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 use crate::simd::wasm_relaxed;
-use crate::simd::{ActBlock, LANES};
 use crate::view::Shared;
 use std::ops::Range;
 
@@ -40,7 +40,6 @@ pub struct KernelTable {
     pub sampled_sums: fn(&SampledScores, &mut [Sums]),
     pub add_shares: AddShares,
     pub buckets: fn(&Hashing, &mut [u16]),
-    pub sign_halves: fn(queries: &[f32], dim: usize, &mut [ActBlock]),
     pub page_scores: fn(&PageScores, &mut [[f32; LANES]]),
     pub stand_out: StandOut,
 }
@@ -71,7 +70,6 @@ static SCALAR: KernelTable = KernelTable {
     sampled_sums: reference::sampled_sums,
     add_shares: reference::add_shares,
     buckets: reference::buckets,
-    sign_halves: reference::sign_halves,
     page_scores: reference::page_scores,
     stand_out: reference::stand_out,
 };
@@ -100,7 +98,6 @@ macro_rules! isa_table {
             sampled_sums: $module::sampled_sums,
             add_shares: $module::add_shares,
             buckets: $module::buckets,
-            sign_halves: $module::sign_halves,
             page_scores: $module::page_scores,
             stand_out: $module::stand_out,
         };
@@ -146,8 +143,6 @@ macro_rules! isa_table {
                 add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) -> (),
                 select::add_shares);
             isa_table!(@entry $features, buckets(job: &Hashing, out: &mut [u16]) -> (), select::buckets);
-            isa_table!(@entry $features,
-                sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) -> (), select::sign_halves);
             isa_table!(@entry $features,
                 page_scores(job: &PageScores, out: &mut [[f32; LANES]]) -> (), select::page_scores);
             isa_table!(@entry $features,

@@ -1,38 +1,12 @@
 //! The vector kernels of page bounds; see [`super::pages`].
 
 use super::pages::PageScores;
-use crate::kernels::{padded, tree_sum};
+use crate::kernels::tree_sum;
 use crate::simd::values::{Bytes, Values};
-use crate::simd::{ActBlock, LANES, QK, Simd};
+use crate::simd::{LANES, QK, Simd};
 
-/// The most values of a row: two halves of the largest head.
-const MOST: usize = 2 * crate::kernels::attention::MAX_HEAD_DIM;
 /// Bytes of a block of 32 values of 16 pages.
 const TILE_BLOCK: usize = Bytes::LAYOUT.bytes();
-
-/// Queries ([rows][dim]) as columns of 8 bits: their negative parts, then their positive ones, each padded with
-/// zeros to a multiple of 16; the same scale for all of a row, which is not kept.
-#[inline(always)]
-pub fn sign_halves<S: Simd>(s: S, queries: &[f32], dim: usize, out: &mut [ActBlock]) {
-    let (half, zero) = (dim.next_multiple_of(LANES), s.splat(0.0));
-    let mut values = [[0i8; LANES]; MOST / LANES];
-    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(2 * half / QK)) {
-        let mut largest = zero;
-        for part in query.chunks(LANES) {
-            largest = s.max(largest, s.abs(s.load(&padded(part))));
-        }
-        let largest = s.max_lane(largest);
-        let by = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-        for (i, part) in query.chunks(LANES).enumerate() {
-            let q = s.mul(s.load(&padded(part)), by);
-            s.store_i8(s.select_less(q, zero, q, zero), &mut values[i]);
-            s.store_i8(s.select_less(q, zero, zero, q), &mut values[half / LANES + i]);
-        }
-        for (of_block, out) in values.as_flattened().as_chunks::<QK>().0.iter().zip(out) {
-            *out = ActBlock::new(1.0, *of_block);
-        }
-    }
-}
 
 /// `out`: [rows][vectors], without the queries' scales.
 #[inline(always)]
@@ -114,16 +88,12 @@ fn bytes(vectors: &[super::pages::PageVector]) -> &[u8] {
 
 const _: () = assert!(TILE_BLOCK == QK / 4 * size_of::<super::pages::PageVector>());
 
-/// Raises `most` to how many deviations each of a row's first `count` scores is above their mean.
+/// Raises `most` to how many deviations each of a row's first `count` scores is above their mean; the others are 0.
 #[inline(always)]
 pub fn stand_out<S: Simd>(s: S, row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
     let (mut sum, mut squares) = (s.splat(0.0), s.splat(0.0));
-    for (i, x) in row.iter().enumerate() {
-        let mut x = s.load(x);
-        if (i + 1) * LANES > count {
-            let real: [f32; LANES] = std::array::from_fn(|lane| f32::from(i * LANES + lane < count));
-            x = s.mul(x, s.load(&real));
-        }
+    for x in row {
+        let x = s.load(x);
         sum = s.add(sum, x);
         squares = s.add(squares, s.mul(x, x));
     }

@@ -24,7 +24,7 @@ mod scores;
 mod vertical_slash;
 
 pub use antidiagonal::antidiagonal;
-pub use bounds::{page_scores, sign_halves, stand_out};
+pub use bounds::{page_scores, stand_out};
 pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, PageScores, PageVector, bounds};
@@ -38,6 +38,7 @@ use crate::kernels::attention::{BLOCK, CacheType, key_len, read_q8, runs};
 use crate::simd::LANES;
 use crate::table::KernelTable;
 use crate::view::Shared;
+use std::cmp::Ordering;
 
 /// Sub-blocks of 16 keys in a block.
 pub const SUB: usize = BLOCK / LANES;
@@ -121,8 +122,9 @@ pub struct Budget {
     pub lone: usize,
 }
 
-/// The blocks of the highest scores that the budget allows without those for lone keys, ascending. The first block, whose keys many
-/// queries fall back to (Xiao et al., 2023, arXiv:2309.17453), and the last one are always among them.
+/// The blocks of the highest scores that the budget allows without those for lone keys, ascending. The first
+/// block, whose keys many queries fall back to (Xiao et al., 2023, arXiv:2309.17453), and the last one are
+/// always among them.
 pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
     let count = scores.len();
     let mut order: Vec<u32> = (0..count as u32).collect();
@@ -131,17 +133,21 @@ pub fn choose(scores: &[f32], budget: Budget) -> Vec<u32> {
         let (x, y) = (scores[*a as usize], scores[*b as usize]);
         always(*b).cmp(&always(*a)).then(y.total_cmp(&x)).then(a.cmp(b))
     };
-    let most = budget.blocks.saturating_sub(budget.lone).max(2);
-    if most < count {
-        order.select_nth_unstable_by(most, before);
-        order.truncate(most);
-    }
+    take_first(&mut order, budget.blocks.saturating_sub(budget.lone).max(2), &before);
     if budget.mass < 1.0 {
         order.sort_unstable_by(before);
         order.truncate(enough(&order, scores, budget.mass));
     }
     order.sort_unstable();
     order
+}
+
+/// Leaves the first `most` of the blocks in some order. Compiled once for all orders, as WebAssembly has to be small.
+fn take_first(blocks: &mut Vec<u32>, most: usize, before: &dyn Fn(&u32, &u32) -> Ordering) {
+    if most < blocks.len() {
+        blocks.select_nth_unstable_by(most, before);
+        blocks.truncate(most);
+    }
 }
 
 /// How many of the blocks have so large a share of all scores: the least number, the first two among them.
@@ -162,11 +168,8 @@ fn enough(order: &[u32], scores: &[f32], mass: f32) -> usize {
 pub fn add_highest(kept: &mut Vec<u32>, scores: &[f32], most: usize) {
     let mut order: Vec<u32> =
         (0..scores.len() as u32).filter(|block| kept.binary_search(block).is_err()).collect();
-    if most < order.len() {
-        let before = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-        order.select_nth_unstable_by(most, before);
-        order.truncate(most);
-    }
+    let before = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+    take_first(&mut order, most, &before);
     kept.extend(order);
     kept.sort_unstable();
 }

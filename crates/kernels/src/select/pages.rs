@@ -12,7 +12,7 @@
 //! out by 8 deviations and more where chance comes to 5 (heads of 64, scores with a deviation of 1).
 
 use super::{Keys, Queries, Room, SUB};
-use crate::kernels::attention::BLOCK;
+use crate::kernels::attention::{BLOCK, MAX_HEAD_DIM};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::table::KernelTable;
 
@@ -94,7 +94,7 @@ impl Bounds {
         let to = &mut self.tiles[tile * 2 * dim / 4..][..2 * dim / 4];
         for (d, of_dim) in of_sub.iter().enumerate() {
             for (at, x) in [d, dim + d].into_iter().zip(bounds(of_dim)) {
-                to[at / 4].0[lane * 4 + at % 4] = ((x * by).round_ties_even() as i16 + OFFSET) as u8;
+                to[at / 4].0[lane * 4 + at % 4] = (i16::from(nearest_byte(x * by)) + OFFSET) as u8;
             }
         }
         self.scales[tile][lane] = largest / 127.0;
@@ -121,15 +121,42 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: u
     for some in queries.values.chunks(ROWS * dim) {
         let rows = some.len() / dim;
         let halves = &mut halves[..rows * row];
-        (table.sign_halves)(some, dim, halves);
+        sign_halves(some, dim, halves);
         let (tiles, scales) = (&bounds.tiles[..vectors * row * QK / 4], &bounds.scales[..vectors]);
         (table.page_scores)(&PageScores { tiles, scales, queries: halves }, &mut scores);
-        for row in scores.chunks_exact(vectors).take(rows) {
+        for row in scores.chunks_exact_mut(vectors).take(rows) {
+            row.as_flattened_mut()[blocks * per_block..].fill(0.0);
             (table.stand_out)(row, blocks * per_block, &mut most);
         }
     }
     let pages = most.as_flattened().chunks_exact(per_block).take(blocks);
     pages.map(|pages| pages.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })).collect()
+}
+
+/// Queries ([rows][dim]) as columns of 8 bits: their negative parts, then their positive ones, each padded with
+/// zeros to a multiple of 16; the same scale for all of a row, which is not kept.
+fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
+    let half = padded_dim(dim);
+    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(row_blocks(dim))) {
+        let largest = query.iter().fold(0.0f32, |a, q| if q.abs() > a { q.abs() } else { a });
+        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let mut values = [0i8; 2 * MAX_HEAD_DIM];
+        let (negative, positive) = values.split_at_mut(half);
+        for ((negative, positive), q) in negative.iter_mut().zip(positive).zip(query) {
+            let q = nearest_byte(q * by);
+            (*negative, *positive) = (q.min(0), q.max(0));
+        }
+        for (values, out) in values.as_chunks::<QK>().0.iter().zip(out) {
+            *out = ActBlock::new(1.0, *values);
+        }
+    }
+}
+
+/// The nearest whole number, of two the even one, of at most 127 in magnitude: added to 1.5 * 2^23, which leaves
+/// no bits for fractions. `round_ties_even` calls a function for each number where processors are old.
+fn nearest_byte(x: f32) -> i8 {
+    const WHOLE: f32 = 12_582_912.0;
+    ((x + WHOLE) - WHOLE) as i8
 }
 
 /// Bounds of pages for some queries.
