@@ -138,7 +138,13 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: u
 fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
     let half = padded_dim(dim);
     for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(row_blocks(dim))) {
-        let largest = query.iter().fold(0.0f32, |a, q| if q.abs() > a { q.abs() } else { a });
+        let mut most = [0.0f32; LANES];
+        for part in query.chunks(LANES) {
+            most.iter_mut()
+                .zip(part)
+                .for_each(|(most, q)| *most = if q.abs() > *most { q.abs() } else { *most });
+        }
+        let largest = most.into_iter().fold(0.0f32, |a, q| if q > a { q } else { a });
         let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         let mut values = [0i8; 2 * MAX_HEAD_DIM];
         let (negative, positive) = values.split_at_mut(half);
@@ -152,11 +158,12 @@ fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
     }
 }
 
-/// The nearest whole number, of two the even one, of at most 127 in magnitude: added to 1.5 * 2^23, which leaves
-/// no bits for fractions. `round_ties_even` calls a function for each number where processors are old.
+/// The nearest whole number, of two the even one, of at most 127 in magnitude: the last byte of its sum with
+/// 1.5 * 2^23, which leaves no bits for fractions. `round_ties_even` calls a function for each number where the
+/// compiler may not expect SSE4.1, and casts to whole numbers are checked.
 fn nearest_byte(x: f32) -> i8 {
     const WHOLE: f32 = 12_582_912.0;
-    ((x + WHOLE) - WHOLE) as i8
+    (x + WHOLE).to_bits() as i8
 }
 
 /// Bounds of pages for some queries.
