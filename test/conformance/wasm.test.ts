@@ -9,7 +9,7 @@ import { watched } from '../../ts/backend/wasm/local-model.js';
 import { chooseVariant, type Lacks, lacking, WASM_VARIANTS } from '../../ts/backend/wasm/variant.js';
 import { loadWasm } from '../../ts/backend/wasm.js';
 import { openGguf } from '../../ts/gguf/index.js';
-import { blobSource } from '../../ts/index.js';
+import { blobSource, load } from '../../ts/index.js';
 import { buildPlan } from '../../ts/models/index.js';
 import { mixtureSpec } from '../contract/mixture-model.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
@@ -78,6 +78,21 @@ it.each([
   const flags = ['--input-type=module', '--eval', program];
   const { stdout, stderr } = await promisify(execFile)(process.execPath, [...flags, path], { cwd: ROOT });
   expect([stdout, stderr]).toEqual([`${kind} 0\n`, '']);
+});
+
+it('more threads than listeners an emitter takes without a warning end in silence', async () => {
+  const warnings: Error[] = [];
+  const note = (warning: Error) => warnings.push(warning);
+  process.on('warning', note);
+  await using backend = await load(new Blob([tinyLlama().bytes]), {
+    ...{ backend: 'wasm', variant: 'simd128-threads', threads: 12 },
+  } as const);
+  expect(backend.info.backend.threads).toBe(12);
+  await backend.dispose();
+  // Warnings are told on the next tick.
+  await new Promise(setImmediate);
+  process.off('warning', note);
+  expect(warnings).toEqual([]);
 });
 
 it('each module is small enough, and all are there', () => {

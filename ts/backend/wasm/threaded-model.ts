@@ -80,9 +80,10 @@ function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): C
     if (pending.length === 0) crew[0]?.hold(false);
     return call;
   };
-  /** A thread that crashed may hold locks that the others wait for: none goes on. */
+  /** A thread that crashed may hold locks that the others wait for: none goes on. Each end comes here too. */
   const fail = (reason: string): void => {
-    broken ??= crashed(memory.buffer.byteLength, reason);
+    if (broken !== undefined) return;
+    broken = crashed(memory.buffer.byteLength, reason);
     while (pending.length > 0) settle()?.reject(broken);
     for (const thread of crew) void thread.end();
   };
