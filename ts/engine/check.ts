@@ -101,6 +101,7 @@ export function checkSignal(signal: unknown): AbortSignal | undefined {
  * @throws FrugalError `INVALID_ARGUMENT` naming the first id outside 0..vocabSize-1, or an empty list
  */
 export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize: number): Uint32Array {
+  checkList(field, tokens);
   const range = { min: 0, max: vocabSize - 1, integer: true };
   for (let i = 0; i < tokens.length; i++) {
     if (!inRange(tokens[i], range)) throw invalid(`${field}[${i}]`, describeRange(range), tokens[i]);
@@ -112,6 +113,12 @@ export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize:
     });
   }
   return Uint32Array.from(tokens);
+}
+
+/** @throws FrugalError `INVALID_ARGUMENT` unless `tokens` has a length */
+export function checkList(field: string, tokens: unknown): void {
+  const { length } = Object(tokens);
+  if (!Number.isSafeInteger(length) || length < 0) throw invalid(field, 'an array of token ids', tokens);
 }
 
 export function isTokenList(value: unknown): value is ArrayLike<number> {

@@ -1,7 +1,7 @@
 import type { BackendInfo } from '../backend/types.js';
 import type { ModelFacts } from '../models/index.js';
 import { type Chat, type ChatOptions, createChat } from './chat.js';
-import { checkBoolean, checkKnown, checkSignal, checkTokens, invalid } from './check.js';
+import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from './check.js';
 import type { Engine } from './context.js';
 import { type EmbedOptions, embed } from './embed.js';
 import {
@@ -131,6 +131,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
       scheduler.assertLive();
       checkKnown('detokenize', options, ['special']);
       const special = checkBoolean('special', options.special, false);
+      checkList('tokens', tokens);
       if (tokens.length === 0) return '';
       return tokenizer.decode(checkTokens('tokens', tokens, tokenizer.vocabSize), { special });
     },

@@ -1,5 +1,5 @@
 import { type Chat, checkChat } from '../engine/chat.js';
-import { checkBoolean, checkKnown, checkSignal, checkTokens, invalid } from '../engine/check.js';
+import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from '../engine/check.js';
 import type { EmbedOptions } from '../engine/embed.js';
 import {
   type Completion,
@@ -56,6 +56,7 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
       line.assertLive();
       checkKnown('detokenize', options, ['special']);
       const special = checkBoolean('special', options.special, false);
+      checkList('tokens', tokens);
       if (tokens.length === 0) return '';
       return decode(checkTokens('tokens', tokens, info.vocabSize), { special });
     },
