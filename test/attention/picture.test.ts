@@ -161,6 +161,7 @@ describe('frugal inspect --attention', () => {
     ['no text', [], FILE, 2, 'give a text'],
     ['routing too', ['-p', 'x', '--routing', 'y'], FILE, 2, 'not both'],
     ['an unknown policy', ['-p', 'x', '--policy', 'guess'], FILE, 2, 'one of dense, window'],
+    ['a policy without its options', ['-p', 'x', '--policy', 'window'], FILE, 2, 'Give it as JSON'],
   ])('refuses %s', async (_, more, file, code, said) => {
     const outcome = await frugal(args(file, ...more));
     expect([outcome.code, outcome.stderr]).toEqual([code, expect.stringContaining(said)]);

@@ -133,13 +133,15 @@ it('a short prompt is dense for policies with a least number of tokens', async (
 describe('wrong options', () => {
   it.each([
     [{ prefill: { policy: 'guess' } }, /one of dense, window/],
-    [{ prefill: { policy: 'window' } }, /attention\.window/],
-    [{ prefill: { policy: 'window', window: -1 } }, /attention\.window/],
+    [{ prefill: { policy: 'window' } }, /attention\.prefill\.window/],
+    [{ prefill: { policy: 'window', window: -1 } }, /attention\.prefill\.window/],
     [{ prefill: { policy: 'window', window: 10, size: 3 } }, /size/],
-    [{ decode: { policy: 'quest', keep: Number.NaN } }, /attention\.keep/],
+    [{ decode: { policy: 'quest', keep: Number.NaN } }, /attention\.decode\.keep/],
     [{ decode: { policy: 'antidiagonal', stride: 5 } }, /4, 8 or 16/],
-    [{ decode: { policy: 'lsh', rounds: 9 } }, /attention\.rounds/],
-    [{ decode: { policy: 'auto', quality: 2 } }, /attention\.quality/],
+    [{ decode: { policy: 'lsh', rounds: 9 } }, /attention\.decode\.rounds/],
+    [{ decode: { policy: 'auto', quality: 2 } }, /attention\.decode\.quality/],
+    [{ decode: { policy: 'antidiagonal', stride: 32 } }, /4, 8 or 16/],
+    [{ decode: [{ policy: 'dense' }, { policy: 'lsh', keep: 2 }] }, /attention\.decode\[1\]\.keep/],
     [{ encode: { policy: 'dense' } }, /encode/],
     ['dense', /attention/],
     [{ prefill: 'auto' }, /such as \{ policy: 'auto' \}, got "auto"/],
@@ -147,6 +149,17 @@ describe('wrong options', () => {
   ])('%j is refused by name', (options, message) => {
     expect(() => checkAttention(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     expect(() => checkAttention(options)).toThrow(message);
+  });
+
+  it.each([
+    [{ prefill: { policy: 'window' } }, /^Give the policy window its window: an integer from 1/],
+    [{ prefill: { policy: 'window', window: 0 } }, /^Give the policy window its window: an integer from 1/],
+    [{ decode: { policy: 'strided', window: 9 } }, /^Give the policy strided its stride/],
+    [{ decode: {} }, /^Pass one of dense, .* as attention\.decode\.policy\.$/],
+  ])('%j: the cure does not say to leave out what is needed', (options, cure) => {
+    expect(() => checkAttention(options)).toThrow(
+      expect.objectContaining({ cure: expect.stringMatching(cure) }),
+    );
   });
 
   it('an empty list of policies is refused', () => {

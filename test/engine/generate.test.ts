@@ -265,6 +265,7 @@ describe('wrong options', () => {
     [{ seed: -1 }, 'seed must be an integer from 0 to 2^53 - 1, or a bigint from 0 to 2^64 - 1, got -1'],
     [{ seed: 1n << 64n }, 'seed must be'],
     [{ logitBias: { 260: 1 } }, 'A token of logitBias must be an integer from 0 to 259, got "260"'],
+    [{ logitBias: { '': 1 } }, 'A token of logitBias must be an integer from 0 to 259, got ""'],
     [{ logitBias: { 1: Number.POSITIVE_INFINITY } }, 'logitBias[1] must be'],
     [{ maxTokens: -1 }, 'maxTokens must be an integer of at least 0, got -1'],
     [{ maxTokens: Number.POSITIVE_INFINITY }, 'maxTokens must be an integer of at least 0, got Infinity'],

@@ -1,4 +1,11 @@
-import { checkKnown, checkNumber, invalid, type NumberRange } from '../engine/check.js';
+import {
+  checkKnown,
+  checkNumber,
+  describeRange,
+  inRange,
+  invalid,
+  type NumberRange,
+} from '../engine/check.js';
 import type { Sparse, SparsePolicy } from '../plan/types.js';
 import type {
   AttentionOptions,
@@ -27,7 +34,8 @@ export function checkAttention(options: unknown): AttentionOptions | undefined {
   if (typeof options !== 'object' || options === null) throw invalid('attention', 'an object', options);
   checkKnown('attention', options, ['prefill', 'decode']);
   const { prefill, decode } = options as AttentionOptions;
-  for (const policies of [prefill, decode]) for (const policy of listed(policies)) planned(policy);
+  plannedAll('attention.prefill', prefill);
+  plannedAll('attention.decode', decode);
   return options;
 }
 
@@ -44,7 +52,7 @@ export function sparsePlan({ prefill, decode }: AttentionOptions, layers: number
         `one policy, or one for each of the model's ${layers} layers`,
         list.length,
       );
-    return list.map(planned);
+    return plannedAll(`attention.${name}`, policies);
   };
   return { prefill: all('prefill', prefill), decode: all('decode', decode) };
 }
@@ -52,6 +60,12 @@ export function sparsePlan({ prefill, decode }: AttentionOptions, layers: number
 function listed(policies: LayerPolicies | undefined): readonly AttentionPolicy[] {
   if (policies === undefined) return [{ policy: 'dense' }];
   return Array.isArray(policies) ? policies : [policies as AttentionPolicy];
+}
+
+function plannedAll(name: string, policies: LayerPolicies | undefined): SparsePolicy[] {
+  return listed(policies).map((policy, layer) =>
+    planned(policy, Array.isArray(policies) ? `${name}[${layer}]` : name),
+  );
 }
 
 const PATTERN = {
@@ -66,12 +80,18 @@ const PATTERN = {
   seed: 0,
 } as const;
 
-/** What each policy may have, and what it becomes in a plan. */
-function planned(policy: AttentionPolicy): SparsePolicy {
-  const known = (...names: string[]) => checkKnown('attention', policy, ['policy', ...names]);
-  const number = (name: string, value: unknown, range: NumberRange, otherwise?: number) => {
-    if (value === undefined && otherwise === undefined) throw invalid(`attention.${name}`, 'a number', value);
-    return checkNumber(`attention.${name}`, value, range, otherwise ?? 0);
+/**
+ * What each policy may have, and what it becomes in a plan.
+ * @param at the policy's place in the options, for messages
+ */
+function planned(policy: AttentionPolicy, at: string): SparsePolicy {
+  const known = (...names: string[]) => checkKnown(at, policy, ['policy', ...names]);
+  const number = (name: string, value: unknown, range: NumberRange, otherwise: number) =>
+    checkNumber(`${at}.${name}`, value, range, otherwise);
+  const needed = (name: string, value: unknown, range: NumberRange): number => {
+    if (inRange(value, range)) return value;
+    const cure = `Give the policy ${policy.policy} its ${name}: ${describeRange(range)}.`;
+    throw invalid(`${at}.${name}`, describeRange(range), value, cure);
   };
   const keep = ({ keep, minTokens }: KeepOptions) => ({
     keep: number('keep', keep, SHARE, 0.1),
@@ -85,14 +105,14 @@ function planned(policy: AttentionPolicy): SparsePolicy {
       known('window', 'sinks');
       return {
         ...PATTERN,
-        recent: number('window', policy.window, WINDOW),
+        recent: needed('window', policy.window, WINDOW),
         sinks: number('sinks', policy.sinks, TOKENS, 4),
       };
     case 'longformer':
       known('window', 'dilatedBlocks', 'dilation', 'globalTokens');
       return {
         ...PATTERN,
-        recent: number('window', policy.window, WINDOW),
+        recent: needed('window', policy.window, WINDOW),
         sinks: number('globalTokens', policy.globalTokens, TOKENS, 64),
         dilated: number('dilatedBlocks', policy.dilatedBlocks, BLOCKS, 0),
         dilation: number('dilation', policy.dilation, { ...BLOCKS, min: 1 }, 2),
@@ -101,7 +121,7 @@ function planned(policy: AttentionPolicy): SparsePolicy {
       known('window', 'globalTokens', 'randomBlocks', 'seed');
       return {
         ...PATTERN,
-        recent: number('window', policy.window, WINDOW),
+        recent: needed('window', policy.window, WINDOW),
         sinks: number('globalTokens', policy.globalTokens, TOKENS, 64),
         random: number('randomBlocks', policy.randomBlocks, BLOCKS, 3),
         seed: number('seed', policy.seed, SEED, 0),
@@ -110,13 +130,13 @@ function planned(policy: AttentionPolicy): SparsePolicy {
       known('window', 'stride');
       return {
         ...PATTERN,
-        recent: number('window', policy.window, WINDOW),
-        stride: number('stride', policy.stride, { ...BLOCKS, min: 1 }),
+        recent: needed('window', policy.window, WINDOW),
+        stride: needed('stride', policy.stride, { ...BLOCKS, min: 1 }),
       };
     case 'antidiagonal': {
       known('keep', 'minTokens', 'stride', 'mass');
-      const stride = number('stride', policy.stride, { min: 4, max: 16, integer: true }, 16);
-      if (![4, 8, 16].includes(stride)) throw invalid('attention.stride', '4, 8 or 16', stride);
+      const { stride = 16 } = policy;
+      if (![4, 8, 16].includes(stride)) throw invalid(`${at}.stride`, '4, 8 or 16', stride);
       return { policy: 'antidiagonal', ...keep(policy), stride, mass: number('mass', policy.mass, SHARE, 1) };
     }
     case 'vertical-slash':
@@ -142,11 +162,12 @@ function planned(policy: AttentionPolicy): SparsePolicy {
       };
     default:
       if (typeof policy !== 'object' || policy === null)
-        throw invalid('A policy of attention', "an object such as { policy: 'auto' }", policy);
+        throw invalid(at, "an object such as { policy: 'auto' }", policy);
       throw invalid(
-        'A policy of attention',
+        `${at}.policy`,
         `one of ${POLICIES.join(', ')}`,
-        (policy as { policy?: unknown })?.policy,
+        (policy as { policy?: unknown }).policy,
+        `Pass one of ${POLICIES.join(', ')} as ${at}.policy.`,
       );
   }
 }

@@ -1,5 +1,5 @@
 import { InvalidArgumentError } from 'commander';
-import { type AttentionOptions, checkAttention } from '../attention/index.js';
+import { type AttentionOptions, checkAttention, POLICIES } from '../attention/index.js';
 import type { Watts } from '../energy/types.js';
 import { describeRange, inRange, type NumberRange } from '../engine/check.js';
 import { EXPERT_MEMORY_RANGE } from '../engine/load.js';
@@ -36,7 +36,12 @@ export function parseAttention(text: string): AttentionOptions {
     const options = checkAttention(value);
     if (options) return options;
   } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+    const message = error instanceof Error ? error.message : String(error);
+    const known = POLICIES.some((policy) => policy === text);
+    const hint = known
+      ? `. Give it as JSON with its options, such as {"prefill":{"policy":"${text}","window":512}}`
+      : '';
+    throw new InvalidArgumentError(message + hint);
   }
   throw new InvalidArgumentError('It must be a policy.');
 }

@@ -47,7 +47,10 @@ export function checkContext(context: unknown, contextLength: number): ContextWi
   const given: Partial<Record<keyof ContextOptions, unknown>> = context;
   const sinks = checkNumber('context.sinks', given.sinks, CONTEXT_RANGES.sinks, DEFAULT_SINKS);
   const window = checkNumber('context.window', given.window, CONTEXT_RANGES.window, undefined);
-  if (window === undefined) throw invalid('context.window', 'a number of tokens', window);
+  if (window === undefined) {
+    const cure = 'Pass how many tokens to keep as context.window, or leave out context.';
+    throw invalid('context.window', 'a number of tokens', window, cure);
+  }
   if (sinks + window > contextLength) {
     const allowed = `at most ${contextLength}, the context length`;
     const cure = 'Make the window smaller, or load the model with a larger contextLength.';
