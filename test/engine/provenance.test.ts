@@ -103,6 +103,32 @@ describe('a provenance record', () => {
   });
 });
 
+describe('a record of a model with sparse attention', () => {
+  const attention = { decode: { policy: 'window', window: 20, sinks: 0 } } as const;
+  const chatTemplate = '{% for m in messages %}{{ m.content }}{% endfor %}';
+
+  it('says which policies it had, and is refused without them', async () => {
+    await using sparse = await load(MODEL, { provenance: true, contextLength: 128, attention });
+    const { provenance } = await sparse.complete('Once upon a time', { seed: 3, maxTokens: 100 });
+    expect(provenance?.model.attention).toEqual(attention);
+    expect(await replay(sparse, provenance)).toMatchObject({ confirmed: true });
+    expect(await replay(model, provenance)).toMatchObject({ confirmed: false, differs: 'plan' });
+    const wrong = { ...provenance, model: { ...provenance?.model, attention: { decode: 'all' } } };
+    await expect(replay(sparse, wrong)).rejects.toMatchObject({ code: 'RECORD_INVALID' });
+  });
+
+  it('covers the turns of a chat', async () => {
+    await using chatty = await load(MODEL, { provenance: true, attention, chatTemplate });
+    // Without provenance the second turn would go on from the first one's cache.
+    const chat = chatty.chat({ seed: 3, maxTokens: 100 });
+    for (const text of ['Once upon a time there was a dog', ' Then']) {
+      const turn = chat.send(text);
+      for await (const _ of turn);
+      expect(await replay(chatty, (await turn.result).provenance)).toMatchObject({ confirmed: true });
+    }
+  });
+});
+
 describe('a record that was altered is refused, with what was', () => {
   it.each([
     ['model', altered({ model: { sha256: [NO_HASH] } })],
@@ -157,6 +183,14 @@ describe('frugal replay', () => {
     const refused = await frugal(['replay', path('record.json'), '-m', path('other.gguf'), '--json']);
     expect(JSON.parse(refused.stdout)).toMatchObject({ confirmed: false, differs: 'model' });
     expect(refused.code).toBe(1);
+  });
+
+  it('takes the policies of attention from the record', async () => {
+    const attention = '{"decode":{"policy":"window","window":5,"sinks":0}}';
+    const run = ['run', MODEL, '-p', 'Once', '-n', '90', '--seed', '7', '--attention', attention];
+    expect((await frugal([...run, '--provenance', path('sparse.json')])).code).toBe(0);
+    const confirmed = await frugal(['replay', path('sparse.json')]);
+    expect(confirmed.stdout).toMatch(/^confirmed: the same \d+ tokens/);
   });
 
   it('takes the type of the cache from the record', async () => {

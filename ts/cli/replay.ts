@@ -22,8 +22,9 @@ export function addReplay(program: Command): void {
 
 async function check(path: string, { model: given, json, ...flags }: ReplayFlags): Promise<void> {
   const record = checkProvenance(parse(path, await readText(path)));
-  const { contextLength, kvCache = 'f16', source } = record.model;
-  const settings = { ...flags, ctx: contextLength, kvCache, provenance: true };
+  const { contextLength, kvCache = 'f16', attention, source } = record.model;
+  const loading = { ctx: contextLength, kvCache, ...(attention && { attention }) };
+  const settings = { ...flags, ...loading, provenance: true };
   await interruptible((signal) =>
     withModel(given ?? source, settings, signal, async (model) => {
       const verdict = await replay(model, record, signal);

@@ -29,7 +29,8 @@ export interface Chat {
   /**
    * Streams the answer to a message. A turn enters the history once it has text, also when the loop is left or aborted
    * early; when the answer fails otherwise the history stays as it was.
-   * What earlier turns left in the cache is used again, which changes nothing but the time. With `context`, what has
+   * What earlier turns left in the cache is used again, which changes nothing but the time (for sparse attention, earlier
+   * answers stay as `decode` computed them; with `provenance` they are computed anew, as a replay does). With `context`, what has
    * left the window stays in the history, and is no longer seen by the model.
    */
   send(message: string, options?: SendOptions): Generation;
@@ -201,7 +202,9 @@ function openSequence(
   if (cache && engine.scheduler.isOpen(cache.sequence)) {
     const { tokens } = cache;
     const extends_ = tokens.length < prompt.length && tokens.every((token, i) => token === prompt[i]);
-    if (extends_ && cache.key === cacheKey(settings, dropped)) {
+    // A replay computes all of the prompt as one, by the policies of prompts.
+    const replayable = engine.identity === undefined || engine.attention === undefined;
+    if (extends_ && replayable && cache.key === cacheKey(settings, dropped)) {
       return { sequence: cache.sequence, cachedTokens: tokens.length - dropped };
     }
     engine.scheduler.close(cache.sequence);

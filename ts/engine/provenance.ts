@@ -1,3 +1,4 @@
+import { type AttentionOptions, checkAttention } from '../attention/index.js';
 import type { BackendInfo, SamplerSettings } from '../backend/types.js';
 import { FrugalError } from '../errors.js';
 import { createSha256 } from '../gguf/sha256.js';
@@ -28,6 +29,8 @@ export interface Provenance {
     readonly contextLength: number;
     /** As in `LoadOptions`; not there: F16. */
     readonly kvCache?: KvCacheType;
+    /** As in `LoadOptions`; not there: all keys. */
+    readonly attention?: AttentionOptions;
   };
   /** What computed it: that makes no difference to the tokens. */
   readonly backend: BackendInfo;
@@ -74,7 +77,7 @@ export interface Finished {
 }
 
 export function createProvenance(
-  { facts, backend }: Engine,
+  { facts, backend, attention }: Engine,
   identity: Identity,
   settings: GenerateSettings,
   { prompt, tokens, text, finishReason }: Finished,
@@ -85,7 +88,10 @@ export function createProvenance(
     format: 'frugal-provenance',
     formatVersion: 1,
     engine: { name: 'frugal', version: VERSION },
-    model: { source, name, architecture, sha256, planSha256, contextLength, kvCache },
+    model: {
+      ...{ source, name, architecture, sha256, planSha256, contextLength, kvCache },
+      ...(attention && { attention }),
+    },
     backend: { ...backend },
     settings: recordSettings(settings),
     prompt: { tokens: Array.from(prompt), sha256: hashTokens(prompt) },
@@ -153,6 +159,7 @@ export function checkProvenance(value: unknown): Provenance {
   if (typeof model.source !== 'string') throw malformed('model.source', 'a path or an address');
   if (!Number.isSafeInteger(model.contextLength)) throw malformed('model.contextLength', 'a number');
   if (![undefined, 'f16', 'q8_0'].includes(model.kvCache)) throw malformed('model.kvCache', 'f16 or q8_0');
+  if (!isAttention(model.attention)) throw malformed('model.attention', 'options of attention');
   if (typeof settings !== 'object' || settings === null) throw malformed('settings', 'an object');
   if (!/^\d{1,20}$/.test(String(settings.seed))) throw malformed('settings.seed', 'a number in decimal');
   if (typeof settings.logitBias !== 'object' || settings.logitBias === null)
@@ -161,6 +168,15 @@ export function checkProvenance(value: unknown): Provenance {
   if (!areTokens(output?.tokens)) throw malformed('output.tokens', 'token ids');
   if (typeof output?.text !== 'string') throw malformed('output.text', 'a text');
   return record as Provenance;
+}
+
+function isAttention(value: unknown): boolean {
+  try {
+    checkAttention(value);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function malformed(field: string, expected: string): FrugalError {

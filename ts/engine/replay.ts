@@ -11,7 +11,7 @@ export interface Verdict {
 
 /**
  * Makes a recorded text again and compares. Any backend, instruction set and number of threads will do.
- * @param model loaded with `provenance: true` and the record's `contextLength` and `kvCache`
+ * @param model loaded with `provenance: true` and the record's `contextLength`, `kvCache` and `attention`
  * @throws FrugalError `RECORD_INVALID`, and as `generate` does
  */
 export async function replay(model: Model, record: unknown, signal?: AbortSignal): Promise<Verdict> {
@@ -45,7 +45,7 @@ function findAlteration(model: Model, { model: of, prompt, output }: Provenance)
   if (identity.planSha256 !== of.planSha256)
     return refuse(
       'plan',
-      'the plan differs: another version of frugal, another context length or another type of cache',
+      'the plan differs: another version of frugal, context length, type of cache or attention',
     );
   if (hashTokens(prompt.tokens) !== prompt.sha256)
     return refuse('prompt', 'the prompt was altered: its tokens do not have the hash of the record');
