@@ -66,6 +66,7 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['run', 'm', '--backend', 'gpu'], 'Allowed choices are native, wasm'],
     [['run', 'm', '--chunk', '0'], "option '--chunk <tokens>'"],
     [['run', 'm', '--ctx', '1e99'], "option '--ctx <tokens>'"],
+    [['inspect', 'm', '--ctx', '16777217'], 'It must be an integer from 1 to 16777216'],
     [['tokenize', 'm'], 'give a text with -p or -f'],
     [['digest', 'm'], 'give a text with -p or -f'],
     [['score', 'm'], "required option '--tokens <path>' not specified"],

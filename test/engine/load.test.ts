@@ -195,7 +195,12 @@ describe('load refuses', () => {
     ['ftp://example.org/model.gguf', {}, 'source must be a path or a file:, http: or https: URL'],
     ['x', { threads: 0 }, 'threads must be auto or an integer from 1 to 1024, got 0'],
     ['x', { threads: 1.5 }, 'threads must be auto or an integer from 1 to 1024, got 1.5'],
-    ['x', { contextLength: -1 }, 'contextLength must be an integer from 1 to 2147483647, got -1'],
+    ['x', { contextLength: -1 }, 'contextLength must be an integer from 1 to 16777216, got -1'],
+    [
+      'x',
+      { contextLength: 2 ** 24 + 1 },
+      'contextLength must be an integer from 1 to 16777216, got 16777217',
+    ],
     ['x', { kvCache: 'q4_0' }, 'kvCache must be one of f16, q8_0, got "q4_0"'],
     ['x', { kvCache: true }, 'kvCache must be one of f16, q8_0, got true'],
     ['x', { chunk: 0 }, 'chunk must be an integer from 1 to 65536, got 0'],

@@ -6,6 +6,7 @@ import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { verifiedSource } from '../gguf/verified-source.js';
+import { MAX_CONTEXT } from '../models/hyper.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
 import type { KvCacheType, Plan } from '../plan/types.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
@@ -83,7 +84,7 @@ export interface LoadOptions {
 export const ISAS: readonly Isa[] = ['scalar', 'avx2', 'avx512', 'neon', 'simd128', 'relaxed-simd'];
 export const KV_CACHES: readonly KvCacheType[] = ['f16', 'q8_0'];
 export const BACKENDS = ['auto', 'native', 'wasm'] as const;
-export const CONTEXT_RANGE = { min: 1, max: 2 ** 31 - 1, integer: true };
+export const CONTEXT_RANGE = { min: 1, max: MAX_CONTEXT, integer: true };
 export const THREADS_RANGE = { min: 1, max: 1024, integer: true };
 export const EXPERT_MEMORY_RANGE = { min: 0, max: Number.MAX_SAFE_INTEGER, aboveMin: true };
 export const CHUNK_RANGE = { min: 1, max: 65536, integer: true };

@@ -46,7 +46,7 @@ const MAX_WIDTH = 1 << 20;
 const MAX_HEADS = 1 << 14;
 const MAX_HEAD_DIM = 576;
 const MAX_VOCABULARY = 1 << 22;
-const MAX_CONTEXT = 1 << 24;
+export const MAX_CONTEXT = 1 << 24;
 const MAX_TRAINED_CONTEXT = 2 ** 31 - 1;
 
 /**
