@@ -296,6 +296,15 @@ describe('wrong options', () => {
     });
   });
 
+  it('reads a list of tokens when it is called: it may be changed then', async () => {
+    const { model, backend } = createFakeModel();
+    const prompt = [5, 6, 7];
+    const completion = model.complete(prompt, { maxTokens: 1 });
+    prompt.fill(9);
+    expect((await completion).usage.promptTokens).toBe(3);
+    expect([...(backend.steps[0]?.[0]?.tokens ?? [])]).toEqual([5, 6, 7]);
+  });
+
   it('allows -Infinity as a bias, which bans a token', async () => {
     const { model } = createFakeModel();
     const logitBias = { 3: Number.NEGATIVE_INFINITY };

@@ -49,6 +49,15 @@ describe('score', () => {
 });
 
 describe('session', () => {
+  it('refuses a call beside another, which goes on', async () => {
+    const { model } = createFakeModel({ next: (tokens) => (tokens.at(-1) ?? 0) + 1, limits: { chunk: 2 } });
+    const session = model.session();
+    const first = collect(session.logits([1, 2, 3]));
+    await expect(collect(session.logits([4]))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    expect((await first).map((row) => row.indexOf(2))).toEqual([2, 3, 4]);
+    expect(session.length).toBe(3);
+  });
+
   it('goes on where it was, for all rows or the last', async () => {
     const { model, backend } = createFakeModel({ next: (tokens) => tokens.length });
     const session = model.session();

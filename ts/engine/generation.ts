@@ -437,17 +437,18 @@ export async function promptTokens(
 ): Promise<Uint32Array> {
   engine.scheduler.assertLive();
   settings.signal?.throwIfAborted();
-  const tokens = checkTokens('prompt', await promptIds(engine, prompt, settings), engine.facts.vocabSize);
+  // A list is copied before anything is awaited: the caller may use it for something else from then on.
+  const ids = isTokenList(prompt) ? prompt : await encodePrompt(engine, prompt, settings);
+  const tokens = checkTokens('prompt', ids, engine.facts.vocabSize);
   if (settings.context === undefined) checkFits(engine, tokens.length, 'The prompt');
   return tokens;
 }
 
-async function promptIds(
+async function encodePrompt(
   engine: Engine,
   prompt: unknown,
   settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'signal'>,
-): Promise<ArrayLike<number>> {
-  if (isTokenList(prompt)) return prompt;
+): Promise<Uint32Array> {
   if (typeof prompt !== 'string') throw invalid('prompt', 'a string or an array of token ids', prompt);
   return engine.tokenizer.encode(prompt, {
     addSpecial: settings.addSpecial,

@@ -351,7 +351,7 @@ export function disposed(what: string): FrugalError {
   });
 }
 
-function busy(): FrugalError {
+export function busy(): FrugalError {
   return new FrugalError('INVALID_ARGUMENT', 'The sequence is still working on an earlier call', {
     cure: 'Await the earlier call, or use one sequence per caller.',
   });

@@ -2,6 +2,7 @@ import { createPace } from '../yield.js';
 import { checkBoolean, checkChoice, checkKnown, checkSignal, checkTokens } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import { logProbabilities } from './probability.js';
+import { busy } from './scheduler.js';
 
 export interface SessionOptions {
   /** Rows for all tokens, or for the last one only. @default 'all' */
@@ -34,6 +35,7 @@ export function createSession(engine: Engine): Session {
   const { scheduler, facts } = engine;
   const sequence = scheduler.open();
   let length = 0;
+  let stepping = false;
 
   async function* logits(
     tokens: ArrayLike<number>,
@@ -45,9 +47,14 @@ export function createSession(engine: Engine): Session {
     checkFits(engine, length + rest.length, 'The sequence');
     const rows = checkChoice('rows', options.rows, ['all', 'last'], 'all');
     const output = rows === 'last' ? 'last-logits' : 'all-logits';
+    // Refused here, where the sequence stays as it is for the earlier call.
+    if (stepping) throw busy();
     try {
       while (rest.length > 0) {
-        const outcome = await scheduler.run(sequence, rest, output, signal);
+        stepping = true;
+        const outcome = await scheduler.run(sequence, rest, output, signal).finally(() => {
+          stepping = false;
+        });
         length += outcome.consumed;
         rest = rest.subarray(outcome.consumed);
         if (outcome.values) yield* rowsOf(outcome.values, facts.vocabSize);
