@@ -1,6 +1,7 @@
 /**
- * What attention keeps of the keys before a query. Keys are kept in blocks of 64 positions; a query's own block is
- * always kept. Patterns say which blocks; policies that look at keys and queries choose the blocks that matter most.
+ * What attention keeps of the keys before a query. Keys are kept in blocks of 64 positions, windows and first tokens to
+ * the token. Patterns say which blocks; policies that look at keys and queries choose the blocks that matter most, and
+ * always keep a query's own.
  */
 export type AttentionPolicy =
   | DensePolicy

@@ -58,7 +58,8 @@ impl Pattern {
     fn choose(&self, place: Place) -> Choice {
         let own = place.block;
         let first_recent = (own * BLOCK + 1).saturating_sub(self.recent.max(1)) / BLOCK;
-        let limited = (0..self.sinks.div_ceil(BLOCK)).chain(first_recent..own + 1);
+        let first = 0..self.sinks.div_ceil(BLOCK).min(own + 1);
+        let limited = first.chain(first_recent..own + 1);
         let dilated = (1..=self.dilated).map_while(|i| own.checked_sub(i.checked_mul(self.dilation)?));
         let strided = (1..).map_while(|i| self.stride.checked_mul(i)?.checked_sub(1));
         let strided = strided.take_while(|&block| self.stride > 0 && block <= own);
@@ -205,6 +206,9 @@ mod tests {
         let window = Pattern { sinks: 4, ..Pattern::recent(100) };
         assert_eq!(chosen(&window, 9), [(0, false), (7, false), (8, false), (9, false)]);
         assert_eq!(chosen(&window, 0), [(0, false)]);
+        // More than any sequence has: these blocks are not gone through.
+        let all = Pattern { sinks: usize::MAX, ..Pattern::recent(1) };
+        assert_eq!(chosen(&all, 1), [(0, false), (1, false)]);
         let dilated = Pattern { dilated: 2, dilation: 3, global: vec![1, 40], ..Pattern::recent(1) };
         assert_eq!(chosen(&dilated, 9), [(1, true), (3, true), (6, true), (9, false)]);
         let strided = Pattern { stride: 4, ..Pattern::recent(1) };
