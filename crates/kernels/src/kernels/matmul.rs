@@ -329,7 +329,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        if const { S::UNPACKS && K::UNPACKS } && self.columns.len() >= UNPACKED_FROM {
+        if K::unpacks::<S>() && self.columns.len() >= UNPACKED_FROM {
             self.unpacked(s);
             return;
         }

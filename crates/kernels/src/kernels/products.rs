@@ -27,7 +27,10 @@ pub(crate) trait Kernel {
     ) -> [[S::F; C]; R];
 
     /// Whether many columns gain by weights that are unpacked before.
-    const UNPACKS: bool = false;
+    #[inline(always)]
+    fn unpacks<S: Simd>() -> bool {
+        false
+    }
     /// Unpacks `count` blocks of a tile from `first` on, a multiple of [`SLAB`]. Of kernels that unpack alone.
     fn unpack<S: Simd>(_: S, _: &[u8], _first: usize, _count: usize, _: &mut Slab) {
         unreachable!("nothing is unpacked")
@@ -323,7 +326,10 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         sums
     }
 
-    const UNPACKS: bool = !matches!(V::LAYOUT, Layout::Bytes);
+    #[inline(always)]
+    fn unpacks<S: Simd>() -> bool {
+        !matches!(V::LAYOUT, Layout::Bytes) && S::unpacks::<V>(K::HALF)
+    }
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
@@ -346,6 +352,15 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         x: [&[ActBlock]; C],
         sums: &mut [[S::F; C]; R],
     ) {
+        if R == 1
+            && s.slab::<V, C>(
+                [slabs[0].values.as_flattened(), slabs[0].scales.as_flattened()],
+                x,
+                &mut sums[0],
+            )
+        {
+            return;
+        }
         for block in 0..x[0].len() {
             let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
             for r in 0..R {
@@ -432,7 +447,10 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         sums
     }
 
-    const UNPACKS: bool = !matches!(V::LAYOUT, Layout::Bytes);
+    #[inline(always)]
+    fn unpacks<S: Simd>() -> bool {
+        !matches!(V::LAYOUT, Layout::Bytes) && S::unpacks::<V>(false)
+    }
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {

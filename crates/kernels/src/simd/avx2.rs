@@ -119,7 +119,10 @@ impl Simd for Avx2 {
     type F = F32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
-    const UNPACKS: bool = true;
+    #[inline(always)]
+    fn unpacks<V: Values>(_: bool) -> bool {
+        true
+    }
     const QUERIES: usize = 4;
 
     #[inline(always)]

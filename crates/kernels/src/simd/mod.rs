@@ -103,8 +103,6 @@ pub trait Simd: Words {
     const QUERIES: usize;
     /// Whether products of many columns are so fast that asking for the next tiles meanwhile gains more than it costs.
     const ASKS_NEXT: bool = false;
-    /// Whether products of many columns gain by weights that are unpacked into memory before.
-    const UNPACKS: bool = false;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
     /// Whether attention over Q8_0 caches is kept short: it makes floats of a block even for few queries, and goes over
@@ -206,6 +204,23 @@ pub trait Simd: Words {
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[Self::F; C]> {
         None
+    }
+    /// Whether products of many columns gain by weights that are unpacked into memory before; `half`: of blocks with an F16
+    /// scale each and no minimum.
+    #[inline(always)]
+    fn unpacks<V: Values>(_half: bool) -> bool {
+        false
+    }
+    /// Adds the products of unpacked blocks of 32, `[values, scales]`, with as many of each of C columns, where the ISA has a
+    /// better loop than blocks one by one; otherwise gives false.
+    #[inline(always)]
+    fn slab<V: Values, const C: usize>(
+        self,
+        _: [&[f32]; 2],
+        _: [&[ActBlock]; C],
+        _: &mut [Self::F; C],
+    ) -> bool {
+        false
     }
     /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
     fn dot<V: Values, const R: usize, const C: usize>(

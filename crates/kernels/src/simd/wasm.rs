@@ -20,6 +20,16 @@ pub trait Dots: Copy {
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
         None
     }
+    /// See [`Simd::unpacks`].
+    #[inline(always)]
+    fn unpacks<V: Values>() -> bool {
+        false
+    }
+    /// See [`Simd::slab`].
+    #[inline(always)]
+    fn slab<V: Values, const C: usize>(_: [&[f32]; 2], _: [&[ActBlock]; C], _: &mut [F32x16; C]) -> bool {
+        false
+    }
     /// What the bytes that are multiplied are larger by than the values that they stand for.
     fn offset<V: Values>(self) -> i32;
     /// Adds to four rows' sums the products of four bytes of each with the same four values.
@@ -310,6 +320,19 @@ impl<D: Dots> Simd for Wasm<D> {
         quads!(i32x4_dot_i16x8(numbers, pairs))
     }
 
+    #[inline(always)]
+    fn unpacks<V: Values>(half: bool) -> bool {
+        half && D::unpacks::<V>()
+    }
+    #[inline(always)]
+    fn slab<V: Values, const C: usize>(
+        self,
+        slab: [&[f32]; 2],
+        x: [&[ActBlock]; C],
+        sums: &mut [F32x16; C],
+    ) -> bool {
+        D::slab::<V, C>(slab, x, sums)
+    }
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
         self.0.tile::<V, C>(tile, x)

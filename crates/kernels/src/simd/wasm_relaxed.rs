@@ -8,7 +8,7 @@
 
 use super::values::Values;
 use super::wasm::{Dots, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
-use super::wasm_columns::{Nibbles, Whole, multiply_all};
+use super::wasm_columns::{Nibbles, Whole, add_unpacked, multiply_all};
 use super::{ActBlock, each_group};
 use crate::packed::Layout;
 use std::arch::wasm32::*;
@@ -117,6 +117,22 @@ impl Dots for PairDots {
             (Layout::Bytes, _) => Some(multiply_all::<Whole, C>(tile, x)),
             _ => None,
         }
+    }
+    #[inline(always)]
+    fn unpacks<V: Values>() -> bool {
+        matches!((V::LAYOUT, V::OFFSET), (Layout::Four, 8))
+    }
+    #[inline(always)]
+    fn slab<V: Values, const C: usize>(
+        slab: [&[f32]; 2],
+        x: [&[ActBlock]; C],
+        sums: &mut [F32x16; C],
+    ) -> bool {
+        let ours = Self::unpacks::<V>();
+        if ours {
+            add_unpacked(slab, x, sums);
+        }
+        ours
     }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
