@@ -30,7 +30,7 @@ function runtimes({ chromium, leftMs }, file) {
 
 /** One model, all runtimes; each with every number of threads. */
 async function measureFile(context, type) {
-  const file = await context.model('qwen3-0.6b', type, 4);
+  const file = await context.model('qwen3-0.6b', type);
   const isas = {};
   const things = Object.entries(runtimes(context, file)).flatMap(([name, call]) =>
     [1, 2].map((threads) => {
