@@ -138,9 +138,13 @@ fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
 fn quantise_pair<S: Simd>(s: S, x: &[f32], to: ActRow<'_>, shared: usize) -> Result<(), NonFinite> {
     let (blocks, rest) = to.blocks.split_at_mut(x.len() / QK);
     quantise(s, x, blocks, shared)?;
-    for (i, (left, &x)) in to.floats.iter_mut().zip(x).enumerate() {
-        let block = &blocks[i / QK];
-        *left = x - block.scale * block.values[i % QK] as f32;
+    let parts = to.floats.as_chunks_mut::<QK>().0.iter_mut().zip(x.as_chunks::<QK>().0);
+    for ((left, x), block) in parts.zip(blocks.iter()) {
+        let scale = s.splat(block.scale);
+        let halves = left.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0);
+        for ((left, x), values) in halves.zip(block.values.as_chunks::<LANES>().0) {
+            s.store(s.sub(s.load(x), s.mul(scale, s.load_i8(values))), left);
+        }
     }
     quantise(s, to.floats, rest, shared)
 }
@@ -164,11 +168,12 @@ fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock], shared: usize) ->
             continue;
         }
         for (x, block) in x.as_chunks::<QK>().0.iter().zip(blocks.iter_mut()) {
-            let mut values = [0; QK];
-            for (v, out) in x.as_chunks::<LANES>().0.iter().zip(values.as_chunks_mut::<LANES>().0) {
+            // In place: a copy would be a call of its own in WebAssembly.
+            block.scale = amax / 127.0;
+            for (v, out) in x.as_chunks::<LANES>().0.iter().zip(block.values.as_chunks_mut::<LANES>().0) {
                 s.store_i8(s.mul(s.load(v), s.splat(inverse)), out);
             }
-            *block = ActBlock::new(amax / 127.0, values);
+            block.sum_up();
         }
         if shared > 1 {
             ActBlock::pair_up(blocks);

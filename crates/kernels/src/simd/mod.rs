@@ -55,9 +55,17 @@ impl ActBlock {
     /// Some values of the same scale.
     #[inline(always)]
     pub fn new(scale: f32, values: [i8; QK]) -> Self {
-        let [first, second] = [&values[..QK / 2], &values[QK / 2..]];
-        let minus_halves = [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>());
-        Self { scale, minus_halves, minus_both: [0; 2], values }
+        let mut block = Self { scale, minus_halves: [0; 2], minus_both: [0; 2], values };
+        block.sum_up();
+        block
+    }
+
+    /// Fills in what follows from the values alone.
+    #[inline(always)]
+    pub fn sum_up(&mut self) {
+        let [first, second] = [&self.values[..QK / 2], &self.values[QK / 2..]];
+        self.minus_halves = [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>());
+        self.minus_both = [0; 2];
     }
 
     /// Fills in `minus_both` of every second block of a run.
