@@ -132,9 +132,24 @@ describe('chat', () => {
     await answer.next();
     await chat[Symbol.asyncDispose]();
     expect(backend.sequences.size).toBe(0);
-    await expect(answer.next()).rejects.toMatchObject({ code: 'DISPOSED' });
-    await expect(collect(chat.send('two'))).rejects.toMatchObject({ code: 'DISPOSED' });
+    const error = {
+      code: 'DISPOSED',
+      message: 'The chat is disposed',
+      cure: 'Open another chat with model.chat, and dispose it only after its last use.',
+    };
+    await expect(answer.next()).rejects.toMatchObject(error);
+    await expect(collect(chat.send('two'))).rejects.toMatchObject(error);
     expect((await model.complete('hi', { maxTokens: 1 })).usage.promptTokens).toBe(3);
+  });
+
+  it('ends so too when a step of the answer is under way', async () => {
+    const { model } = createFakeModel({ next: yes, chatTemplate: TEMPLATE });
+    const chat = model.chat();
+    const answer = chat.send('one');
+    await answer.next();
+    const piece = answer.next();
+    await chat.dispose();
+    await expect(piece).rejects.toMatchObject({ code: 'DISPOSED', message: 'The chat is disposed' });
   });
 
   it('needs a template', () => {

@@ -96,7 +96,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);
     if (settings.context === undefined) checkFits(engine, prompt.length, 'The chat');
-    if (isDisposed) throw disposed('The chat');
+    if (isDisposed) throw chatDisposed();
     const opened = openSequence(engine, cache, prompt, settings);
     cache = undefined;
     const start: Start = {
@@ -122,7 +122,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     },
     send(message, overrides = {}) {
       return createGeneration(engine, async () => {
-        if (isDisposed) throw disposed('The chat');
+        if (isDisposed) throw chatDisposed();
         if (typeof message !== 'string') throw invalid('message', 'a string', message);
         if (busy || answering !== undefined) throw stillAnswering();
         checkKnown('send', overrides, chatNames().concat('signal'));
@@ -136,7 +136,10 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     },
     async dispose() {
       isDisposed = true;
-      if (answering !== undefined) engine.scheduler.close(answering.sequence);
+      if (answering !== undefined) {
+        answering.ended = chatDisposed();
+        engine.scheduler.close(answering.sequence, answering.ended);
+      }
       if (cache) engine.scheduler.close(cache.sequence);
       cache = undefined;
     },
@@ -238,6 +241,10 @@ function isWorthKeeping(record: GenerationRecord, signal: AbortSignal | undefine
 function cacheKey({ sampler, context }: GenerateSettings, dropped: number): string {
   const sinks = dropped === 0 ? undefined : context?.sinks;
   return JSON.stringify({ ...sampler, seed: String(sampler.seed), dropped, sinks });
+}
+
+export function chatDisposed(): FrugalError {
+  return disposed('The chat', 'Open another chat with model.chat');
 }
 
 function stillAnswering(): FrugalError {

@@ -118,6 +118,8 @@ export interface Start {
   readonly prompt: Uint32Array;
   readonly cachedTokens: number;
   readonly settings: GenerateSettings;
+  /** Why its sequence was freed by another call, which is then what the generation throws. */
+  ended?: FrugalError;
   /** Called when the generation ends, however it ends. */
   release(record: GenerationRecord): void;
 }
@@ -269,7 +271,7 @@ function switchSequence(
   const { scheduler } = engine;
   const { context, sampler, signal, expertUsage } = start.settings;
   signal?.throwIfAborted();
-  if (!scheduler.isOpen(start.sequence)) throw disposed('The sequence');
+  if (!scheduler.isOpen(start.sequence)) throw start.ended ?? disposed('The sequence');
   takeCounts(engine, start, record);
   scheduler.close(start.sequence);
   start.sequence = scheduler.open({ ...sampler, seed: seedAt(sampler.seed, dropped) });
@@ -295,13 +297,13 @@ function takeCounts({ scheduler }: Engine, { sequence }: Start, record: Generati
 
 async function draw(
   engine: Engine,
-  { sequence, settings }: Start,
+  start: Start,
   tokens: Uint32Array,
   record: GenerationRecord,
   began: number,
 ): Promise<number> {
   const before = performance.now();
-  const token = await feed(engine, sequence, tokens, settings.signal);
+  const token = await feed(engine, start, tokens);
   const after = performance.now();
   if (record.drawn.length === 0) {
     record.prefillMs = after - before;
@@ -317,16 +319,12 @@ async function draw(
  * Feeds all of `tokens` to a sequence, in as many steps as the scheduler makes of them, and draws the next.
  * An abort closes the sequence, so here it only has to be noticed.
  */
-async function feed(
-  engine: Engine,
-  sequence: number,
-  tokens: Uint32Array,
-  signal: AbortSignal | undefined,
-): Promise<number> {
+async function feed(engine: Engine, start: Start, tokens: Uint32Array): Promise<number> {
   let rest = tokens;
   while (rest.length > 0) {
-    signal?.throwIfAborted();
-    const { consumed, token } = await engine.scheduler.run(sequence, rest, 'sample');
+    start.settings.signal?.throwIfAborted();
+    if (start.ended) throw start.ended;
+    const { consumed, token } = await engine.scheduler.run(start.sequence, rest, 'sample');
     if (token !== undefined) return token;
     rest = rest.subarray(consumed);
   }

@@ -345,9 +345,9 @@ function answer({ pending, take }: Share, result: StepResult | undefined): void 
   });
 }
 
-export function disposed(what: string): FrugalError {
+export function disposed(what: string, again = 'Load the model again'): FrugalError {
   return new FrugalError('DISPOSED', `${what} is disposed`, {
-    cure: 'Load the model again, and dispose it only after its last use.',
+    cure: `${again}, and dispose it only after its last use.`,
   });
 }
 

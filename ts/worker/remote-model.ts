@@ -1,4 +1,4 @@
-import { type Chat, checkChat } from '../engine/chat.js';
+import { type Chat, chatDisposed, checkChat } from '../engine/chat.js';
 import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from '../engine/check.js';
 import type { EmbedOptions } from '../engine/embed.js';
 import {
@@ -9,7 +9,6 @@ import {
   type Generation,
 } from '../engine/generation.js';
 import type { Model } from '../engine/model.js';
-import { disposed } from '../engine/scheduler.js';
 import type { Session } from '../engine/session.js';
 import type { ChatMessage } from '../template/index.js';
 import { createDetokenization } from '../tokenizer/detokenizer.js';
@@ -161,7 +160,7 @@ function remoteChat(line: Line, threads: number, options: object, start: readonl
         threads,
         overrides,
         (rest) => {
-          if (isDisposed) throw disposed('The chat');
+          if (isDisposed) throw chatDisposed();
           return { type: 'send', target: chatId, args: [message, rest] };
         },
         readHistory,
