@@ -308,16 +308,16 @@ impl Executor {
             angles: &self.angles,
             counters: &self.counters[start..end],
             threads,
-            gate: Gate::default(),
+            gate: Gate { bad_token: AtomicUsize::new(usize::MAX), ..Gate::default() },
         };
         if weights.bytes().saturating_mul(work.tokens.len()) < SHARED_WORK {
             run.walk(0);
         } else {
             self.pool.run_on(threads, &|thread| run.walk(thread));
         }
-        let Run { gate, buffers, .. } = run;
-        self.views = emptied(buffers);
-        gate.result()?;
+        let result = run.result();
+        self.views = emptied(run.buffers);
+        result?;
         self.at = if some { start } else { end };
         Ok(match phases.get(self.at) {
             Some(Phase::ExpertGlu(of)) => Some(of.mixture),
@@ -331,6 +331,9 @@ impl Executor {
 struct Gate {
     stop: AtomicBool,
     fault: Mutex<Option<Error>>,
+    /// The first of the step's tokens with activations that are not finite. It ends the step with its phase, not
+    /// before: so it is the same one for any number of threads.
+    bad_token: AtomicUsize,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
@@ -373,10 +376,6 @@ impl Gate {
             guard = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    fn result(self) -> Result<()> {
-        self.fault.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 }
 
@@ -432,7 +431,30 @@ impl Run<'_> {
                 }
             }
             self.gate.wait(|| counter.done.load(Ordering::SeqCst) >= units);
+            if self.bad_token().is_some() {
+                return;
+            }
         }
+    }
+
+    fn bad_token(&self) -> Option<&Token> {
+        self.work.tokens.get(self.gate.bad_token.load(Ordering::SeqCst))
+    }
+
+    fn result(&self) -> Result<()> {
+        if let Some(fault) = lock(&self.gate.fault).take() {
+            return Err(fault);
+        }
+        self.bad_token().map_or(Ok(()), |token| {
+            Err(Error {
+                code: "NON_FINITE",
+                message: format!(
+                    "the activations of token {} at position {} became infinite or not a number",
+                    token.id, token.position
+                ),
+                cure: "The weights are damaged, or the model needs a wider type: try another file of it, F32 or BF16.",
+            })
+        })
     }
 
     fn row_count(&self, on: RowKind, logits: bool) -> usize {
@@ -516,8 +538,9 @@ impl Run<'_> {
         match phase {
             Phase::Rows { on, ops } => {
                 for row in part.start..part.end.min(self.row_count(*on, false)) {
-                    for op in ops {
-                        self.row(op, row).map_err(|NonFinite| self.non_finite(*on, row, op))?;
+                    if ops.iter().any(|op| self.row(op, row).is_err()) {
+                        let token = if *on == RowKind::Tokens { row } else { self.work.outputs[row] };
+                        self.gate.bad_token.fetch_min(token, Ordering::SeqCst);
                     }
                 }
             }
@@ -566,8 +589,9 @@ impl Run<'_> {
             }
             Phase::PrepareSlots(of) => {
                 let slots = part.start..part.end.min(self.slots(of));
-                let result = self.experts.prepare(of, self.table, slots);
-                result.map_err(|(token, NonFinite)| self.non_finite(RowKind::Tokens, token, &phase))?;
+                if let Some(token) = self.experts.prepare(of, self.table, slots) {
+                    self.gate.bad_token.fetch_min(token, Ordering::SeqCst);
+                }
             }
             Phase::ExpertDown(of) => {
                 let streams = &mut lock(&self.streams[thread]);
@@ -755,17 +779,5 @@ impl Run<'_> {
             start: layer.keys_at(0),
             slot: token.position % BLOCK,
         })
-    }
-
-    fn non_finite(&self, on: RowKind, row: usize, op: &dyn std::fmt::Debug) -> Error {
-        let token = self.work.tokens[if on == RowKind::Tokens { row } else { self.work.outputs[row] }];
-        Error {
-            code: "NON_FINITE",
-            message: format!(
-                "an activation of token {} at position {} became infinite or not a number (entry {} of the step, before {op:?})",
-                token.id, token.position, token.entry
-            ),
-            cure: "The weights are damaged, or the model needs a wider type: try another file of it, F32 or BF16.",
-        }
     }
 }

@@ -277,27 +277,21 @@ impl<'a> SharedExperts<'a> {
         })
     }
 
-    /// Prepares what the slots of computed experts hold, counted from the first; the token of the first that is not finite.
-    pub fn prepare(
-        &self,
-        of: &Experts,
-        table: &KernelTable,
-        slots: Range<usize>,
-    ) -> std::result::Result<(), (usize, NonFinite)> {
+    /// Prepares what the slots of computed experts hold, counted from the first; the first token of those that are not finite.
+    pub fn prepare(&self, of: &Experts, table: &KernelTable, slots: Range<usize>) -> Option<usize> {
         let window = self.window();
         // SAFETY: grouped in an earlier phase.
         let starts = unsafe { self.starts.read(0..window.end + 1) };
         let (first, end) = (starts[window.start] as usize, starts[window.end] as usize);
-        for slot in first + slots.start..(first + slots.end).min(end) {
+        let bad = (first + slots.start..(first + slots.end).min(end)).filter(|&slot| {
             // SAFETY: the slot belongs to this item; what it holds was written in an earlier phase.
-            let result = unsafe {
+            unsafe {
                 let x = self.inner.read(slot * of.inner..(slot + 1) * of.inner);
-                (table.prepare)(of.inner_kind, x, self.inner_acts.row(of.inner_kind, slot, of.inner))
-            };
-            // SAFETY: grouped in an earlier phase.
-            result.map_err(|fault| (unsafe { self.token_of.read(slot..slot + 1) }[0] as usize, fault))?;
-        }
-        Ok(())
+                (table.prepare)(of.inner_kind, x, self.inner_acts.row(of.inner_kind, slot, of.inner)).is_err()
+            }
+        });
+        // SAFETY: grouped in an earlier phase.
+        bad.map(|slot| unsafe { self.token_of.read(slot..slot + 1) }[0] as usize).min()
     }
 
     pub fn down(

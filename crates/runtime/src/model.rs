@@ -663,7 +663,7 @@ impl Model {
         let mut results = Vec::with_capacity(batch.len());
         let mut fault = None;
         for (entry, sequence) in batch.iter().zip(sequences.iter_mut()) {
-            let count = entry.tokens.len();
+            let (start, count) = (sequence.cache.tokens(), entry.tokens.len());
             let rows = if entry.want == Want::AllLogits { count } else { 1 };
             if let Some(sampler) = &mut sequence.sampler {
                 entry.tokens.iter().for_each(|&token| sampler.accept(token));
@@ -671,17 +671,18 @@ impl Model {
             let result = match entry.want {
                 Want::Nothing => Ok(Output::Nothing),
                 Want::Sample => {
-                    let position = (sequence.cache.tokens() + count) as u64;
+                    let position = (start + count) as u64;
                     logit += 1;
                     sample(sequence, executor.logits(logit - 1..logit, vocab), position)
                 }
                 Want::LastLogits | Want::AllLogits => {
                     logit += rows;
-                    finite(executor.logits(logit - rows..logit, vocab), entry)
+                    finite(executor.logits(logit - rows..logit, vocab), rows, entry, start)
                 }
                 Want::AllHidden => {
                     hidden += count;
-                    finite(executor.rows(self.compiled.hidden, hidden_width, hidden - count..hidden), entry)
+                    let values = executor.rows(self.compiled.hidden, hidden_width, hidden - count..hidden);
+                    finite(values, count, entry, start)
                 }
             };
             match result {
@@ -705,13 +706,19 @@ fn sample(sequence: &mut Sequence, logits: &mut [f32], position: u64) -> Result<
     sampler.sample(logits, position).map(Output::Token).map_err(sampling_error)
 }
 
-fn finite(values: &[f32], entry: &Entry) -> Result<Output> {
-    if values.iter().all(|x| x.is_finite()) {
+/// The results of the last `rows` tokens of an entry, of which the first is at position `start`.
+fn finite(values: &[f32], rows: usize, entry: &Entry, start: usize) -> Result<Output> {
+    let Some(bad) = values.iter().position(|x| !x.is_finite()) else {
         return Ok(Output::Values(values.to_vec()));
-    }
+    };
+    let at = entry.tokens.len() - rows + bad / (values.len() / rows);
     Err(Error {
         code: "NON_FINITE",
-        message: format!("the results of sequence {} are infinite or not a number", entry.sequence),
+        message: format!(
+            "the results of token {} at position {} are infinite or not a number",
+            entry.tokens[at],
+            start + at
+        ),
         cure: "The weights are damaged: try another file of the model.",
     })
 }

@@ -125,6 +125,90 @@ fn damaged_weights_are_reported() {
     }
 }
 
+/// Weights of `types`, but some rows of tensor `id` are infinite.
+struct Wounded<'a> {
+    types: &'a [String],
+    id: usize,
+    rows: &'a [usize],
+}
+
+impl TensorReader for Wounded<'_> {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        Mixed(self.types.to_vec(), self.id).read(offset, to)?;
+        let (unit, values) = if self.types[self.id] == "F16" { (2, 1) } else { (34, 32) };
+        for (at, bytes) in to.chunks_exact_mut(unit).enumerate() {
+            let row = (offset as usize / unit + at) * values / WIDTH;
+            if self.rows.contains(&row) {
+                bytes[..2].copy_from_slice(&0x7c00u16.to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The mixtures, with rows of a tensor that are infinite.
+fn wounded(tensor: &str, rows: &[usize], threads: usize) -> Model {
+    let value = mixture();
+    let tensors = value["tensors"].as_array().unwrap();
+    let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
+    let model = Model::new(plan, available()[0], Box::new(OsPool::new(threads)), 64).unwrap();
+    for (id, of) in tensors.iter().enumerate() {
+        let rows = if of["name"] == tensor { rows } else { &[] };
+        model.load_tensor(id, &Wounded { types: &types, id, rows }, 0).unwrap();
+    }
+    model
+}
+
+#[test]
+fn what_is_not_finite_is_named_as_the_first_token_by_any_number_of_threads() {
+    let prompt = tokens(64);
+    let (all, bad) = ((0..2000).collect::<Vec<_>>(), [23, 40].map(|at| prompt[at] as usize));
+    for (tensor, rows, position) in [("embd", &bad[..], 23), ("up", &all, 0)] {
+        for threads in [1, 2, 3] {
+            let model = wounded(tensor, rows, threads);
+            let sequence = model.create_sequence(None).unwrap();
+            for _ in 0..20 {
+                let entry = Entry { sequence, tokens: &prompt, want: Want::LastLogits };
+                let error = model.step(&[entry]).unwrap_err();
+                let id = prompt[position];
+                let expected = format!(
+                    "the activations of token {id} at position {position} became infinite or not a number"
+                );
+                assert_eq!((error.code, error.message), ("NON_FINITE", expected), "{tensor} {threads}");
+            }
+        }
+    }
+}
+
+#[test]
+fn results_that_are_not_finite_are_named_by_their_token() {
+    // Weights of the logits alone, so that all activations are finite.
+    let mut value = plan();
+    value["tensors"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "name": "head", "type": "F16", "rows": VOCAB, "cols": WIDTH }));
+    let ops = value["ops"].as_array_mut().unwrap();
+    ops.last_mut().unwrap()["weight"] = json!("head");
+    let tensors = value["tensors"].as_array().unwrap();
+    let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+    let model = build(&value).unwrap();
+    for (id, of) in tensors.iter().enumerate() {
+        let rows = if of["name"] == "head" { &[3][..] } else { &[] };
+        model.load_tensor(id, &Wounded { types: &types, id, rows }, 0).unwrap();
+    }
+    let sequence = model.create_sequence(None).unwrap();
+    for (want, position) in [(Want::AllLogits, 0), (Want::LastLogits, 8)] {
+        let prompt = tokens(9);
+        let error = model.step(&[Entry { sequence, tokens: &prompt, want }]).unwrap_err();
+        let id = prompt[position];
+        let expected =
+            format!("the results of token {id} at position {position} are infinite or not a number");
+        assert_eq!((error.code, error.message), ("NON_FINITE", expected));
+    }
+}
+
 #[test]
 fn a_step_before_all_weights_are_loaded_is_refused() {
     let model = build(&plan()).unwrap();
