@@ -1,13 +1,14 @@
 import { mkdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { load } from '../../ts/engine/index.js';
 import { type ErrorCode, FrugalError } from '../../ts/errors.js';
 import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { openUrl } from '../../ts/gguf/url-source.js';
 import { type Answer, answerRange, withServer } from './server.js';
-import { withFolder } from './sources.js';
+import { memorySource, withFolder } from './sources.js';
 import { tinyLlama, tinyLlamaSpec } from './tiny-llama.js';
 import { writeGguf, writeSplit } from './writer.js';
 
@@ -253,5 +254,46 @@ describe('URL', () => {
     await expectError(openUrl('file:///model.gguf'), 'INVALID_ARGUMENT', 'file:');
     const closed = await withServer(files, answerRange, async (url) => url);
     await expectError(openUrl(`${closed}/model.gguf`), 'SOURCE_READ', 'failed');
+  });
+});
+
+describe('a source of one’s own', () => {
+  const WRONG = [
+    ['nothing', () => undefined, 'undefined'],
+    ['null', () => null, 'null'],
+    ['what is no bytes', () => 'GGUF', '"GGUF"'],
+    ['numbers that are no bytes', () => new Float32Array(9), 'a Float32Array object'],
+    ['too few bytes', (bytes: Uint8Array) => bytes.subarray(1), 'bytes'],
+    ['too many bytes', (bytes: Uint8Array) => new Uint8Array(bytes.length + 1), 'bytes'],
+  ] as const;
+
+  test.each(WRONG)('that gives %s for the header is refused by name', async (_, spoil, got) => {
+    const own = memorySource(MODEL, 'own.gguf');
+    const read = async (offset: number, length: number) => spoil(await own.read(offset, length)) as never;
+    const error = await expectError(openGguf({ ...own, read }), 'SOURCE_READ', 'own.gguf: read gave');
+    expect(error.message).toContain(got);
+    expect(error.cure).toContain('Uint8Array');
+    expect(error.data).toMatchObject({ source: 'own.gguf', offset: 0, length: MODEL.length });
+  });
+
+  test.each(WRONG)('that gives %s for weights, or at once, is refused by name', async (_, spoil, got) => {
+    const own = memorySource(MODEL, 'own.gguf');
+    const read = (offset: number, length: number) => {
+      const bytes = MODEL.slice(offset, offset + length);
+      return (offset === 0 ? bytes : spoil(bytes)) as never;
+    };
+    for (const options of [{}, { provenance: true }]) {
+      const error = await expectError(load({ ...own, read }, options), 'SOURCE_READ', 'own.gguf: read gave');
+      expect(error.message).toContain(got);
+    }
+  });
+
+  test('without a read, a size or a close is refused before it is read', async () => {
+    const own = memorySource(MODEL);
+    for (const lack of ['read', 'size', 'close']) {
+      const loading = load({ ...own, [lack]: undefined });
+      await expectError(loading, 'INVALID_ARGUMENT', 'an object with name, size, read and close');
+    }
+    expect(own.counts.reads).toBe(0);
   });
 });

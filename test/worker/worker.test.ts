@@ -200,6 +200,12 @@ describe('loading in a worker', () => {
     expect(parts.map(({ counts }) => counts.closed)).toEqual([1, 1]);
   });
 
+  it('names a source of one’s own that does not give the bytes asked for', async () => {
+    const source = { ...memorySource(TINY, 'own.gguf'), read: async () => undefined as never };
+    const error = { code: 'SOURCE_READ', message: expect.stringContaining('own.gguf: read gave undefined') };
+    await expect(load(source)).rejects.toMatchObject(error);
+  });
+
   it('tells its progress before it is done, in order', async () => {
     const seen: LoadEvent[] = [];
     await (await load(new Blob([TINY]), { onProgress: (event) => seen.push(event) })).dispose();

@@ -1,4 +1,4 @@
-import { FrugalError } from '../errors.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Plan } from '../plan/types.js';
 import type { TensorPlacement } from './types.js';
@@ -89,11 +89,5 @@ export async function readPart(
     await source.readInto(bytes, offset, signal);
     return bytes;
   }
-  const bytes = await source.read(offset, length, signal);
-  if (bytes.length === length) return bytes as Uint8Array<ArrayBuffer>;
-  const message = `${source.name} gave ${bytes.length} bytes at ${offset} where ${length} were asked for`;
-  throw new FrugalError('SOURCE_READ', message, {
-    cure: 'Check that the source reads as many bytes as it is asked for.',
-    data: { offset, length, got: bytes.length },
-  });
+  return (await readExactly(source, offset, length, signal)) as Uint8Array<ArrayBuffer>;
 }

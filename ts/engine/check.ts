@@ -1,7 +1,7 @@
 import { FrugalError } from '../errors.js';
 
 /** A value as it appears in messages: short, and never the contents of something large. */
-function show(value: unknown): string {
+export function show(value: unknown): string {
   if (typeof value === 'string')
     return value.length > 60 ? `${JSON.stringify(value.slice(0, 60))}...` : JSON.stringify(value);
   if (typeof value === 'bigint') return `${value}n`;

@@ -31,6 +31,8 @@ export interface SourceOptions {
   readonly signal: AbortSignal | undefined;
 }
 
+const SOURCES = 'a path, a URL, a Blob or an object with name, size, read and close';
+
 /** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ`, `CACHE_UNAVAILABLE`, `CACHE_QUOTA` */
 export async function openSource(
   runtime: Pick<Runtime, 'openFile'>,
@@ -40,8 +42,14 @@ export async function openSource(
   if (typeof source === 'string') return openAddress(runtime, source, options);
   if (source instanceof URL) return openAddress(runtime, source.href, options);
   if (source instanceof Blob) return blobSource(source);
-  if (typeof source?.read === 'function' && typeof source.size === 'number') return source;
-  throw invalid('source', 'a path, a URL, a Blob or a ByteSource', source);
+  return checkOwnSource(source);
+}
+
+/** @throws FrugalError `INVALID_ARGUMENT` unless it has the parts of a `ByteSource` that are always used */
+export function checkOwnSource(source: ByteSource): ByteSource {
+  const { size, read, close } = source ?? {};
+  if (typeof size === 'number' && typeof read === 'function' && typeof close === 'function') return source;
+  throw invalid('source', SOURCES, source);
 }
 
 /** Two letters at least, so that a Windows drive is a path. */
@@ -52,7 +60,7 @@ async function openAddress(
   address: string,
   { cache, signal }: SourceOptions,
 ): Promise<ByteSource> {
-  if (address === '') throw invalid('source', 'a path, a URL, a Blob or a ByteSource', address);
+  if (address === '') throw invalid('source', SOURCES, address);
   const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return runtime.openFile(address);
   if (scheme === 'http' || scheme === 'https') {

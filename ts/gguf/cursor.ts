@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { createPace, type Pace } from '../yield.js';
+import { readExactly } from './read-exactly.js';
 import { refuse } from './refuse.js';
 import type { ByteSource } from './source.js';
 
@@ -95,15 +96,8 @@ export async function need(cursor: Cursor, bytes: number, what: string): Promise
     );
   }
   const length = Math.min(remaining(cursor), cursor.position === 0 ? FIRST_WINDOW : WINDOW);
-  const window = await cursor.source.read(cursor.position, length, cursor.signal);
+  const window = await readExactly(cursor.source, cursor.position, length, cursor.signal);
   cursor.signal?.throwIfAborted();
-  if (window.length !== length) {
-    throw new FrugalError(
-      'SOURCE_READ',
-      `${cursor.source.name}: asked for ${length} bytes at offset ${cursor.position}, got ${window.length}`,
-      { cure: 'The source must give exactly the bytes asked for.', data: { source: cursor.source.name } },
-    );
-  }
   cursor.window = window;
   cursor.view = new DataView(window.buffer, window.byteOffset, window.length);
   cursor.windowStart = cursor.position;

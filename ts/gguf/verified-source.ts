@@ -1,4 +1,5 @@
 import { FrugalError } from '../errors.js';
+import { readExactly } from './read-exactly.js';
 import { createSha256 } from './sha256.js';
 import type { ByteSource } from './source.js';
 
@@ -30,7 +31,7 @@ export function verifiedSource(
 
   async function closeGap(end: number, signal?: AbortSignal): Promise<void> {
     while (hashed < end) {
-      const bytes = await inner.read(hashed, Math.min(GAP_BYTES, end - hashed), signal);
+      const bytes = await readExactly(inner, hashed, Math.min(GAP_BYTES, end - hashed), signal);
       hash.update(bytes);
       hashed += bytes.length;
     }
@@ -48,7 +49,7 @@ export function verifiedSource(
     name: inner.name,
     size: inner.size,
     read(offset, length, signal) {
-      const reading = inner.read(offset, length, signal);
+      const reading = readExactly(inner, offset, length, signal);
       reading.catch(() => {});
       return inTurn(async () => {
         const bytes = await reading;

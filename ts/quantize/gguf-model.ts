@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { GGML_TYPES, type GgufModel, type GgufTensor, type GgufValue } from '../gguf/index.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { SourceModel, SourceTensor } from './types.js';
 
 /** Keys that describe the file rather than the model. */
@@ -48,7 +49,7 @@ function sourceTensor(
           data: { tensor: name, part },
         });
       }
-      return source.read(offset + (start / block) * bytes, (count / block) * bytes, signal);
+      return readExactly(source, offset + (start / block) * bytes, (count / block) * bytes, signal);
     },
   };
 }

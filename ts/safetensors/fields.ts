@@ -1,4 +1,5 @@
 import { FrugalError } from '../errors.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 
 /** A JSON object with typed access; `null` counts as absent. Every message names the file and the key. */
@@ -85,7 +86,7 @@ export async function readJson(source: ByteSource, limit: number, signal?: Abort
   try {
     if (source.size > limit)
       throw badJson(source.name, `it has ${source.size} bytes; at most ${limit} are read`);
-    const bytes = await source.read(0, source.size, signal);
+    const bytes = await readExactly(source, 0, source.size, signal);
     return fieldsOf(source.name, parseJson(source.name, bytes));
   } finally {
     await source.close();

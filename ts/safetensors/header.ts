@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { MAX_TENSORS } from '../gguf/index.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import { isObject } from './fields.js';
 
@@ -37,7 +38,7 @@ const CURE = 'The file is damaged or incomplete: fetch it again.';
  */
 export async function readSafetensors(source: ByteSource, signal?: AbortSignal): Promise<SafeTensor[]> {
   const length = await headerLength(source, signal);
-  const header = parseHeader(source, await source.read(LENGTH_BYTES, length, signal));
+  const header = parseHeader(source, await readExactly(source, LENGTH_BYTES, length, signal));
   const start = LENGTH_BYTES + length;
   const entries = Object.entries(header).filter(([name]) => name !== '__metadata__');
   if (entries.length > MAX_TENSORS)
@@ -59,7 +60,7 @@ function refuse(source: ByteSource, problem: string, data: Record<string, unknow
 async function headerLength(source: ByteSource, signal?: AbortSignal): Promise<number> {
   if (source.size < LENGTH_BYTES)
     throw refuse(source, `a file of ${source.size} bytes is no safetensors file`);
-  const bytes = await source.read(0, LENGTH_BYTES, signal);
+  const bytes = await readExactly(source, 0, LENGTH_BYTES, signal);
   const length = new DataView(bytes.buffer, bytes.byteOffset, LENGTH_BYTES).getBigUint64(0, true);
   const most = BigInt(Math.min(MAX_HEADER, source.size - LENGTH_BYTES));
   if (length >= 2n && length <= most) return Number(length);

@@ -1,6 +1,7 @@
 import { posix } from 'node:path';
 import { FrugalError } from '../errors.js';
 import type { GgufValue } from '../gguf/index.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import { sourceError } from '../gguf/source-error.js';
 import type { SourceModel } from '../quantize/types.js';
@@ -89,7 +90,7 @@ async function readText(source: ByteSource, signal?: AbortSignal): Promise<strin
   try {
     if (source.size > MAX_CONFIG)
       throw sourceError(source.name, `has ${source.size} bytes, too many for a template`, 'Remove it.');
-    return new TextDecoder().decode(await source.read(0, source.size, signal));
+    return new TextDecoder().decode(await readExactly(source, 0, source.size, signal));
   } finally {
     await source.close();
   }

@@ -1,5 +1,6 @@
 import { FrugalError } from '../errors.js';
 import type { GgmlType } from '../gguf/index.js';
+import { readExactly } from '../gguf/read-exactly.js';
 import { unsupported } from '../models/keys.js';
 import type { SourceTensor } from '../quantize/types.js';
 import type { ModelConfig } from './config.js';
@@ -181,7 +182,7 @@ async function readAcross(
     const part = parts[Math.floor(at / size)];
     const within = at % size;
     const count = Math.min(size - within, start + length - at);
-    if (part !== undefined) pieces.push(await part.source.read(part.offset + within, count, signal));
+    if (part !== undefined) pieces.push(await readExactly(part.source, part.offset + within, count, signal));
     at += count;
   }
   const [only] = pieces;

@@ -3,7 +3,7 @@ import { checkSignal, invalid } from '../engine/check.js';
 import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import { disposed } from '../engine/scheduler.js';
-import type { ModelSource } from '../engine/source.js';
+import { checkOwnSource, type ModelSource } from '../engine/source.js';
 import { FrugalError } from '../errors.js';
 import type { Host, Loaded, Reply } from './protocol.js';
 import { remoteModel } from './remote-model.js';
@@ -93,8 +93,7 @@ function checkSource(source: ModelSource): Exclude<ModelSource, URL> {
     return relative ? new URL(source, document.baseURI).href : source;
   }
   if (source instanceof Blob) return source;
-  if (typeof source?.read === 'function' && typeof source.size === 'number') return source;
-  throw invalid('source', 'a path, a URL, a Blob or a ByteSource', source);
+  return checkOwnSource(source);
 }
 
 function openLine(thread: Thread): Line {

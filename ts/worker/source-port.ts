@@ -1,4 +1,5 @@
 import { expose, type Remote, releaseProxy, transfer, wrap } from 'comlink';
+import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Reply, SentSource, SourcePort } from './protocol.js';
 import { replyTo, unwrap } from './reply.js';
@@ -10,7 +11,7 @@ export function sendSource(source: string | Blob | ByteSource): SentSource {
   const offered: SourcePort = {
     async read(offset, length) {
       // A copy: the source may keep what it gave.
-      const reply = await replyTo(async () => (await source.read(offset, length)).slice());
+      const reply = await replyTo(async () => (await readExactly(source, offset, length)).slice());
       return reply.type === 'value' ? transfer(reply, [reply.value.buffer]) : reply;
     },
     async sibling(name) {
