@@ -144,6 +144,9 @@ describe('wrong options', () => {
     [{ decode: [{ policy: 'dense' }, { policy: 'lsh', keep: 2 }] }, /attention\.decode\[1\]\.keep/],
     [{ encode: { policy: 'dense' } }, /encode/],
     ['dense', /attention/],
+    [[], /attention must be an object, got an array of 0/],
+    [[{ policy: 'dense' }], /attention must be an object, got an array of 1/],
+    [new Map(), /attention must be an object, got a Map object/],
     [{ prefill: 'auto' }, /such as \{ policy: 'auto' \}, got "auto"/],
     [{ decode: null }, /such as \{ policy: 'auto' \}/],
   ])('%j is refused by name', (options, message) => {
@@ -155,6 +158,7 @@ describe('wrong options', () => {
     [{ prefill: { policy: 'window' } }, /^Give the policy window its window: an integer from 1/],
     [{ prefill: { policy: 'window', window: 0 } }, /^Give the policy window its window: an integer from 1/],
     [{ decode: { policy: 'strided', window: 9 } }, /^Give the policy strided its stride/],
+    [[], /^Pass \{ prefill, decode \} as attention, .* a list of one for each layer\.$/],
     [{ decode: {} }, /^Pass one of dense, .* as attention\.decode\.policy\.$/],
   ])('%j: the cure does not say to leave out what is needed', (options, cure) => {
     expect(() => checkAttention(options)).toThrow(

@@ -131,6 +131,22 @@ describe('without counters', () => {
   ])('refuses the watts %o', (watts) => {
     expect(() => openEnergyMeter({ watts })).toThrow(/watts must be/);
   });
+
+  it.each([
+    [{ idle: 1, busy: 2, Busy: 3 }, 'watts has no option "Busy"'],
+    [[1, 2], 'The options of watts must be an object, got an array of 2'],
+    [null, 'The options of watts must be an object, got null'],
+    [5, 'The options of watts must be an object, got 5'],
+  ])('refuses the watts %o, of a load too: %s', async (watts, message) => {
+    const error = { code: 'INVALID_ARGUMENT', message };
+    const open = async () => openEnergyMeter({ watts: watts as never });
+    await expect(open()).rejects.toMatchObject(error);
+    await expect(load('none.gguf', { watts: watts as never })).rejects.toMatchObject(error);
+  });
+
+  it('refuses options that it does not know', () => {
+    expect(() => openEnergyMeter({ watt: { idle: 1, busy: 2 } } as never)).toThrow(/has no option "watt"/);
+  });
 });
 
 describe('measured and modelled', () => {

@@ -267,6 +267,11 @@ describe('wrong options', () => {
     [{ logitBias: { 260: 1 } }, 'A token of logitBias must be an integer from 0 to 259, got "260"'],
     [{ logitBias: { '': 1 } }, 'A token of logitBias must be an integer from 0 to 259, got ""'],
     [{ logitBias: { 1: Number.POSITIVE_INFINITY } }, 'logitBias[1] must be'],
+    [
+      { logitBias: new Map([[1, 2]]) },
+      'logitBias must be an object from token ids to numbers, got a Map object',
+    ],
+    [{ logitBias: [1] }, 'logitBias must be an object from token ids to numbers, got an array of 1'],
     [{ maxTokens: -1 }, 'maxTokens must be an integer of at least 0, got -1'],
     [{ maxTokens: Number.POSITIVE_INFINITY }, 'maxTokens must be an integer of at least 0, got Infinity'],
     [{ stop: '' }, 'stop must be a non-empty string or a list of them, got ""'],
@@ -275,6 +280,8 @@ describe('wrong options', () => {
     [{ addSpecial: 1 }, 'addSpecial must be true or false, got 1'],
     [{ max_tokens: 3 }, 'generate has no option "max_tokens"'],
     [null, 'The options of generate must be an object, got null'],
+    [new Map([['topK', 1]]), 'The options of generate must be an object, got a Map object'],
+    [{ context: [] }, 'context must be an object'],
   ])('%o: %s', async (options, message) => {
     const { model, backend } = createFakeModel();
     const failure = await model.complete('x', options as object).catch((error: unknown) => error);

@@ -4,6 +4,7 @@ import {
   describeRange,
   inRange,
   invalid,
+  isRecord,
   type NumberRange,
 } from '../engine/check.js';
 import type { Sparse, SparsePolicy } from '../plan/types.js';
@@ -28,10 +29,13 @@ const BLOCKS: NumberRange = { min: 0, max: 65_536, integer: true };
 const SHARE: NumberRange = { min: 0, max: 1 };
 const SEED: NumberRange = { min: 0, max: Number.MAX_SAFE_INTEGER, integer: true };
 
+const CURE =
+  "Pass { prefill, decode } as attention, each a policy such as { policy: 'auto' } or a list of one for each layer.";
+
 /** @throws FrugalError `INVALID_ARGUMENT` naming the first wrong option */
 export function checkAttention(options: unknown): AttentionOptions | undefined {
   if (options === undefined) return undefined;
-  if (typeof options !== 'object' || options === null) throw invalid('attention', 'an object', options);
+  if (!isRecord(options)) throw invalid('attention', 'an object', options, CURE);
   checkKnown('attention', options, ['prefill', 'decode']);
   const { prefill, decode } = options as AttentionOptions;
   plannedAll('attention.prefill', prefill);

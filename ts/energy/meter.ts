@@ -1,7 +1,8 @@
 import { availableParallelism } from 'node:os';
-import { invalid } from '../engine/check.js';
+import { checkKnown } from '../engine/check.js';
 import { countedSince, findRapl, type RaplCounter, type ReadText, readCount } from './rapl.js';
 import type { Energy, EnergyMeter, EnergyOptions, Watts } from './types.js';
+import { checkWatts } from './watts.js';
 
 const ROOT = '/sys/class/powercap';
 
@@ -14,19 +15,12 @@ const LOOK_MS = 20_000;
  * @throws FrugalError `INVALID_ARGUMENT` if the watts are not two numbers, 0 <= idle <= busy
  */
 export function openEnergyMeter(options: EnergyOptions = {}, read?: ReadText): EnergyMeter {
-  if (options.watts !== undefined) checkWatts(options.watts);
+  checkKnown('openEnergyMeter', options, ['watts', 'root']);
+  const watts = checkWatts(options.watts);
   const { counters, refused = '' } = findRapl(options.root ?? ROOT, read);
   if (counters.length > 0) return raplMeter(counters, read);
-  const { watts } = options;
   if (watts) return timeMeter('modelled', (cost) => modelled(cost, watts));
   return timeMeter('counted', (cost) => ({ kind: 'counted', ...cost, why: refused }));
-}
-
-export function checkWatts(watts: Watts): void {
-  const { idle, busy } = watts;
-  const fine =
-    typeof idle === 'number' && typeof busy === 'number' && idle >= 0 && idle <= busy && busy < 1e6;
-  if (!fine) throw invalid('watts', 'an object { idle, busy } of two numbers, 0 <= idle <= busy', watts);
 }
 
 interface Cost {

@@ -77,10 +77,14 @@ export function checkChoice<T extends string>(
   return found;
 }
 
+/** Whether it holds named fields: what an array or a Map holds would be ignored in silence. */
+export function isRecord(value: unknown): value is object {
+  return typeof value === 'object' && value !== null && !(Symbol.iterator in value);
+}
+
 /** Misspelt options are refused: they would otherwise be ignored in silence. */
 export function checkKnown(call: string, options: unknown, known: readonly string[]): void {
-  if (typeof options !== 'object' || options === null)
-    throw invalid(`The options of ${call}`, 'an object', options);
+  if (!isRecord(options)) throw invalid(`The options of ${call}`, 'an object', options);
   for (const name of Object.keys(options)) {
     if (!known.includes(name)) {
       throw new FrugalError('INVALID_ARGUMENT', `${call} has no option "${name}"`, {

@@ -2,6 +2,7 @@ import { type AttentionOptions, BLOCK, checkAttention, sparsePlan } from '../att
 import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
 import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
 import type { EnergyMeter, Watts } from '../energy/types.js';
+import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
@@ -157,7 +158,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
     sha256: checkSha256(options.sha256),
     provenance: checkBoolean('provenance', options.provenance, false),
     cache: checkBoolean('cache', options.cache, false),
-    watts: options.watts,
+    watts: checkWatts(options.watts),
     report: onProgress ?? (() => {}),
     signal: checkSignal(options.signal),
   };

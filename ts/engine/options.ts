@@ -7,6 +7,7 @@ import {
   describeRange,
   inRange,
   invalid,
+  isRecord,
   type NumberRange,
 } from './check.js';
 import { type ContextOptions, type ContextWindow, checkContext } from './window.js';
@@ -167,8 +168,8 @@ export function reportSeed(seed: bigint): number | bigint {
 
 function checkLogitBias(bias: unknown, vocabSize: number): ReadonlyArray<readonly [number, number]> {
   if (bias === undefined) return [];
-  if (typeof bias !== 'object' || bias === null)
-    throw invalid('logitBias', 'an object from token ids to numbers', bias);
+  if (!isRecord(bias))
+    throw invalid('logitBias', 'an object from token ids to numbers', bias, cureOfBias(bias));
   const ids = { min: 0, max: vocabSize - 1, integer: true };
   const values = { min: -MAX_BIAS, max: MAX_BIAS };
   return Object.entries(bias).map(([key, value]: [string, unknown]) => {
@@ -178,6 +179,10 @@ function checkLogitBias(bias: unknown, vocabSize: number): ReadonlyArray<readonl
     if (value === Number.NEGATIVE_INFINITY || inRange(value, values)) return [token, value] as const;
     throw invalid(`logitBias[${token}]`, `${describeRange(values)}, or -Infinity`, value);
   });
+}
+
+function cureOfBias(bias: unknown): string | undefined {
+  return bias instanceof Map ? 'Pass Object.fromEntries(map) as logitBias, or leave it out.' : undefined;
 }
 
 function checkStop(stop: unknown): readonly string[] {
