@@ -1,3 +1,6 @@
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { runInNewContext } from 'node:vm';
 import { describe, expect, it } from 'vitest';
 import type { AttentionOptions, AttentionPolicy } from '../../ts/attention/index.js';
 import { checkAttention, POLICIES, sparsePlan } from '../../ts/attention/index.js';
@@ -164,6 +167,13 @@ describe('wrong options', () => {
     expect(() => checkAttention(options)).toThrow(
       expect.objectContaining({ cure: expect.stringMatching(cure) }),
     );
+  });
+
+  it('are not those that the README shows', () => {
+    const readme = readFileSync(resolve(import.meta.dirname, '../../README.md'), 'utf8');
+    const [, shown, other] = /^ {2}attention: (\{.*\}), \/\/ or (.*)$/m.exec(readme) ?? [];
+    for (const text of [shown, other]) checkAttention(runInNewContext(`(${text})`));
+    expect([shown, other]).toEqual([expect.stringContaining('policy'), expect.stringContaining('policy')]);
   });
 
   it('an empty list of policies is refused', () => {
