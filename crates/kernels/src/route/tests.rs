@@ -75,7 +75,8 @@ fn plain_weights(router: Router, gates: &[f32], chosen: &[usize]) -> Vec<f64> {
             chosen.iter().map(|&e| scores[e]).collect()
         }
     };
-    let by = if router.normalise { raw.iter().sum() } else { 1.0 };
+    let sum: f64 = raw.iter().sum();
+    let by = if router.normalise { sum.max(LEAST_SUM.into()) } else { 1.0 };
     raw.iter().map(|w| w / by * router.scale as f64).collect()
 }
 
