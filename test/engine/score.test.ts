@@ -68,7 +68,11 @@ describe('session', () => {
     expect(session.length).toBe(5);
     await session.dispose();
     expect(backend.sequences.size).toBe(0);
-    await expect(collect(session.logits([1]))).rejects.toMatchObject({ code: 'DISPOSED' });
+    await expect(collect(session.logits([1]))).rejects.toMatchObject({
+      code: 'DISPOSED',
+      message: 'The session is disposed',
+      cure: expect.stringContaining('model.session'),
+    });
   });
 });
 

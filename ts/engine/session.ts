@@ -2,7 +2,7 @@ import { createPace } from '../yield.js';
 import { checkBoolean, checkChoice, checkKnown, checkSignal, checkTokens } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import { logProbabilities } from './probability.js';
-import { busy } from './scheduler.js';
+import { busy, disposed } from './scheduler.js';
 
 export interface SessionOptions {
   /** Rows for all tokens, or for the last one only. @default 'all' */
@@ -47,6 +47,8 @@ export function createSession(engine: Engine): Session {
     checkFits(engine, length + rest.length, 'The sequence');
     const rows = checkChoice('rows', options.rows, ['all', 'last'], 'all');
     const output = rows === 'last' ? 'last-logits' : 'all-logits';
+    scheduler.assertLive();
+    if (!scheduler.isOpen(sequence)) throw sessionDisposed();
     // Refused here, where the sequence stays as it is for the earlier call.
     if (stepping) throw busy();
     try {
@@ -70,11 +72,15 @@ export function createSession(engine: Engine): Session {
     },
     logits,
     async dispose() {
-      scheduler.close(sequence);
+      scheduler.close(sequence, sessionDisposed());
     },
     [Symbol.asyncDispose]: () => session.dispose(),
   };
   return session;
+}
+
+function sessionDisposed() {
+  return disposed('The session', 'Open another session with model.session');
 }
 
 function* rowsOf(values: Float32Array, width: number): Generator<Float32Array, void, undefined> {
