@@ -73,3 +73,15 @@ export class FrugalError extends Error {
 export function isFrugalError(value: unknown): value is FrugalError {
   return typeof value === 'object' && value !== null && BRAND in value;
 }
+
+/** A value as it appears in messages: short, and never the contents of something large. */
+export function show(value: unknown): string {
+  if (typeof value === 'string')
+    return value.length > 60 ? `${JSON.stringify(value.slice(0, 60))}...` : JSON.stringify(value);
+  if (typeof value === 'bigint') return `${value}n`;
+  if (typeof value === 'function') return 'a function';
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (typeof value === 'object' && value !== null)
+    return `a ${value.constructor?.name ?? 'null-prototype'} object`;
+  return String(value);
+}

@@ -1,4 +1,4 @@
-import { show } from '../engine/check.js';
+import { show } from '../errors.js';
 import type { ByteSource } from './source.js';
 import { sourceError } from './source-error.js';
 
