@@ -27,7 +27,7 @@ const MAX_RUNS: usize = 2;
 
 /// Working memory of one thread; grows to what jobs need.
 pub struct AttendScratch {
-    /// Of each group of R queries: [head_dim][R], rounded to F16.
+    /// Of each group of R queries: [head_dim][R], rounded to F16, times the factor that the keys lack.
     q: Vec<f32>,
     /// A block as in its page, widened.
     keys: Vec<[f32; LANES]>,
@@ -209,6 +209,11 @@ fn merge<S: Simd>(
     (*max, *sum) = (larger, *sum * a + chunk_sum * b);
 }
 
+/// Whether a job has so few queries that each widens the cache's elements for itself.
+fn narrow<S: Simd>(job: &AttendJob) -> bool {
+    job.queries.len() <= S::QUERIES
+}
+
 /// How many queries of `left` a group takes.
 #[inline(always)]
 fn group_size<S: Simd>(left: usize) -> usize {
@@ -220,6 +225,10 @@ fn load_queries<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     scratch.prepare(job);
     let mut half = [0u16; LANES];
     let mut rounded = [0.0; LANES];
+    let factor = s.splat(match job.cache {
+        CacheType::F16 if narrow::<S>(job) => Halves::factor::<S>(),
+        _ => 1.0,
+    });
     let mut first = 0;
     while first < job.queries.len() {
         let size = group_size::<S>(job.queries.len() - first);
@@ -227,7 +236,7 @@ fn load_queries<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
         for (r, query) in job.queries[first..first + size].iter().enumerate() {
             for (i, part) in job.q[query.q..query.q + job.head_dim].chunks(LANES).enumerate() {
                 s.store_f16(s.load(&padded(part)), &mut half);
-                s.store(s.load_f16(&half), &mut rounded);
+                s.store(s.mul(s.load_f16(&half), factor), &mut rounded);
                 for (j, &x) in rounded.iter().take(part.len()).enumerate() {
                     to[(i * LANES + j) * size + r] = x;
                 }
@@ -331,7 +340,7 @@ fn attend_cached<S: Simd, T: Elements, const SCALED: bool>(
     scratch: &mut AttendScratch,
 ) {
     let AttendScratch { q, keys: wide_keys, values: wide_values, scores, weights, chunk, .. } = scratch;
-    if job.queries.len() <= S::QUERIES && !(SCALED && S::SHORT) {
+    if narrow::<S>(job) && !(SCALED && S::SHORT) {
         let of = GroupsOf { job, block, plain, next, q, cached, scores, weights, states: chunk };
         return attend_groups::<S, T, SCALED>(s, of);
     }
@@ -356,7 +365,7 @@ trait Elements {
     fn widened<S: Simd>(&self, s: S) -> S::F;
     /// The same without a factor that depends on the ISA.
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
+    fn load<S: Simd>(&self, s: S, _: S::I) -> S::F {
         self.widened(s)
     }
     /// That factor: what meets the elements is multiplied by it, exactly.
@@ -372,8 +381,8 @@ impl Elements for Halves {
         s.load_f16(self)
     }
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S) -> S::F {
-        s.load_cached(self)
+    fn load<S: Simd>(&self, s: S, bits: S::I) -> S::F {
+        s.load_cached(bits, self)
     }
     #[inline(always)]
     fn factor<S: Simd>() -> f32 {
@@ -464,13 +473,15 @@ impl<S: Simd, const R: usize, T: Elements, const SCALED: bool> Work<S> for Group
     }
 }
 
-/// Scores to exp(score - offset) as F16 has it, N vectors at a time; adds them to the rows' sums.
+/// Scores to exp(score - offset) as F16 has it, N vectors at a time; adds them to the rows' sums. Those that are left are
+/// multiplied by a power of two.
 #[inline(always)]
 fn weigh<S: Simd, const N: usize>(
     s: S,
     scores: &mut [[f32; LANES]],
     offsets: &[f32],
     sums: &mut [[f32; LANES]],
+    factor: f32,
 ) {
     for (i, scores) in scores.as_chunks_mut::<N>().0.iter_mut().enumerate() {
         let first = i * N / SUBS;
@@ -481,7 +492,7 @@ fn weigh<S: Simd, const N: usize>(
         let mut p = exp_negative(s, x);
         for n in 0..N {
             p[n] = s.round_f16(p[n]);
-            s.store(p[n], &mut scores[n]);
+            s.store(s.mul(p[n], s.splat(factor)), &mut scores[n]);
         }
         for row in 0..N / SUBS {
             let sums = &mut sums[first + row];
@@ -594,16 +605,17 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
         let queries = &q[self.first * dim..][..R * dim].as_chunks::<R>().0[..dim];
         let keys: [&[T]; N] = std::array::from_fn(|n| &cached.keys[(first + n) * dim..][..dim]);
         let mut dots = [[s.splat(0.0); N]; R];
+        let bits = s.cached_bits();
         for d in dims {
             let mut key = [s.splat(0.0); N];
             for n in 0..N {
-                key[n] = keys[n][d].load(s);
+                key[n] = keys[n][d].load(s, bits);
                 if next != 0 && d.is_multiple_of(per_line::<T>()) {
                     s.prefetch_next(&keys[n][d], next);
                 }
             }
             for r in 0..R {
-                let q = s.splat(queries[d][r] * T::factor::<S>());
+                let q = s.splat(queries[d][r]);
                 for n in 0..N {
                     dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
                 }
@@ -641,8 +653,8 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
         }
         let scores = scores[..R].as_flattened_mut().as_chunks_mut::<LANES>().0;
         match S::SUMS * 4 / S::QUERIES {
-            8.. if R > 1 => weigh::<S, 8>(s, scores, &offsets, sums),
-            _ => weigh::<S, 4>(s, scores, &offsets, sums),
+            8.. if R > 1 => weigh::<S, 8>(s, scores, &offsets, sums, T::factor::<S>()),
+            _ => weigh::<S, 4>(s, scores, &offsets, sums, T::factor::<S>()),
         }
         std::array::from_fn(|r| corrections[r])
     }
@@ -708,19 +720,19 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
                 sums[r][n] = s.add(s.mul(o, s.splat(corrections[r])), s.splat(0.0));
             }
         }
+        let bits = s.cached_bits();
         for (slot, values) in cached.values.chunks_exact(vectors).take(BLOCK).enumerate() {
             let values = &values[at..at + N];
             let mut value = [s.splat(0.0); N];
             for n in 0..N {
-                value[n] = values[n].load(s);
+                value[n] = values[n].load(s, bits);
                 if next != 0 && (at + n).is_multiple_of(per_line::<T>()) {
                     s.prefetch_next(&values[n], next);
                 }
             }
             for r in 0..R {
                 for n in 0..N {
-                    let p =
-                        if SCALED { weights[n / RUN][r][slot] } else { scores[r][slot] * T::factor::<S>() };
+                    let p = if SCALED { weights[n / RUN][r][slot] } else { scores[r][slot] };
                     sums[r][n] = s.mul_add_exact(value[n], s.splat(p), sums[r][n]);
                 }
             }

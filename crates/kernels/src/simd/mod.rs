@@ -162,8 +162,13 @@ pub trait Simd: Words {
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
     /// F16 numbers of the key/value cache, which are finite, over [`Simd::CACHED`].
     #[inline(always)]
-    fn load_cached(self, from: &[u16; LANES]) -> Self::F {
+    fn load_cached(self, _bits: Self::I, from: &[u16; LANES]) -> Self::F {
         self.load_f16(from)
+    }
+    /// What [`Simd::load_cached`] needs, to be had once for a loop.
+    #[inline(always)]
+    fn cached_bits(self) -> Self::I {
+        self.splat_int(0)
     }
     /// A power of two that is one factor of a float with any F16 number as the other: what meets the cache's numbers is multiplied by it.
     const CACHED: f32 = 1.0;

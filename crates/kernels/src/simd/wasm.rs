@@ -156,7 +156,7 @@ impl<D: Dots> Simd for Wasm<D> {
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     const SHORT: bool = true;
-    const QUERIES: usize = 4;
+    const QUERIES: usize = 2;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
@@ -232,9 +232,12 @@ impl<D: Dots> Simd for Wasm<D> {
     /// Without the last of [`Widening`]'s steps.
     const CACHED: f32 = f32::from_bits(0x7780_0000);
     #[inline(always)]
-    fn load_cached(self, from: &[u16; LANES]) -> F32x16 {
-        let widening = Widening::new(|constant| constant);
-        let [[a, b], [c, d]] = load_halves(from).map(|halves| widening.moved(halves));
+    fn cached_bits(self) -> I32x16 {
+        [black_box(UPPER); 4]
+    }
+    #[inline(always)]
+    fn load_cached(self, [upper, ..]: I32x16, from: &[u16; LANES]) -> F32x16 {
+        let [[a, b], [c, d]] = load_halves(from).map(|halves| moved(halves, upper));
         [a, b, c, d]
     }
     #[inline(always)]
@@ -517,11 +520,14 @@ fn widen_u16(low: v128, high: v128) -> I32x16 {
     ]
 }
 
+/// The bits of a float's upper half that an F16 number has.
+const UPPER: v128 = u16x8(0x8fff, 0x8fff, 0x8fff, 0x8fff, 0x8fff, 0x8fff, 0x8fff, 0x8fff);
+
 /// F16 numbers to floats. Moved to where a float has its sign, exponent and mantissa, a finite number is 2^-112 times its
 /// value, subnormal or not.
 #[derive(Clone, Copy)]
 pub(super) struct Widening {
-    /// The bits of a float's upper half that an F16 number has.
+    /// [`UPPER`].
     upper: v128,
     factor: v128,
     /// Twice the largest number.
@@ -532,11 +538,7 @@ impl Widening {
     /// With its constants as `kept` gives them.
     #[inline(always)]
     pub(super) fn new(kept: fn(v128) -> v128) -> Self {
-        Self {
-            upper: kept(u16x8_splat(0x8fff)),
-            factor: kept(u32x4_splat(0x7780_0000)),
-            finite: kept(u16x8_splat(0xf7ff)),
-        }
+        Self { upper: kept(UPPER), factor: kept(u32x4_splat(0x7780_0000)), finite: kept(u16x8_splat(0xf7ff)) }
     }
 
     #[inline(always)]
@@ -545,7 +547,7 @@ impl Widening {
         if v128_any_true(v128_or(self.not_finite(low), self.not_finite(high))) {
             return load_quads(&widen_each(from));
         }
-        let ([a, b], [c, d]) = (self.moved(low), self.moved(high));
+        let ([a, b], [c, d]) = (moved(low, self.upper), moved(high, self.upper));
         [a, b, c, d].map(|moved| f32x4_mul(moved, self.factor))
     }
 
@@ -554,14 +556,14 @@ impl Widening {
     fn not_finite(self, halves: v128) -> v128 {
         u16x8_sub_sat(i16x8_add(halves, halves), self.finite)
     }
+}
 
-    /// Eight numbers where a float has its bits.
-    #[inline(always)]
-    fn moved(self, halves: v128) -> [v128; 2] {
-        let upper = v128_and(i16x8_shr(halves, 3), self.upper);
-        let lower = i16x8_shl(halves, 13);
-        [low_words(lower, upper), high_words(lower, upper)]
-    }
+/// Eight F16 numbers where a float has its bits; `upper`: [`UPPER`].
+#[inline(always)]
+fn moved(halves: v128, upper: v128) -> [v128; 2] {
+    let upper = v128_and(i16x8_shr(halves, 3), upper);
+    let lower = i16x8_shl(halves, 13);
+    [low_words(lower, upper), high_words(lower, upper)]
 }
 
 #[cold]
