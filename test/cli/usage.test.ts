@@ -1,9 +1,12 @@
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { spawnSync } from 'node:child_process';
+import { closeSync, existsSync, openSync } from 'node:fs';
+import { link, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { frugal } from './program.js';
 
+const ROOT = resolve(import.meta.dirname, '../..');
 let folder = '';
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'frugal-usage-'));
@@ -60,6 +63,8 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['chat', 'm', '--window', '15'], 'It must be an integer from 16 to 2147483647'],
     [['bench', 'm', '-t', '1,zero'], '-t takes numbers of threads from 1 to 1024'],
     [['bench', 'm', '-p', '0', '-n', '0'], 'nothing to measure'],
+    [['run', 'm', '--watts', ',5'], 'It must be two numbers of watts'],
+    [['inspect', 'm', '--attention', 'a.png', '-p', 'x'], '--attention draws SVG, not .png'],
     [['run', 'm', '--threads', '0'], "option '-t, --threads <count>'"],
     [['run', 'm', '--threads', 'two'], 'It must be an integer from 1 to 1024'],
     [['run', 'm', '--isa', 'sse'], 'Allowed choices are scalar, avx2, avx512, neon'],
@@ -97,6 +102,42 @@ describe('failures: exit code 1, one line on stderr with code and cure, nothing 
     const { code, stdout, stderr } = await frugal(['inspect', path]);
     expect(stderr).toMatch(/^frugal: GGUF_\w+: [^\n]+\n$/);
     expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+  });
+
+  it.each([
+    ['score', '--tokens', 'ids.json', '--out', 'own.gguf'],
+    ['score', '--tokens', 'ids.json', '--out', 'ids.json'],
+    ['score', '--tokens', 'ids.json', '--out', 'link.gguf'],
+    ['run', '-p', 'x', '--provenance', 'own.gguf'],
+    ['run', '-f', 'ids.json', '--provenance', 'ids.json'],
+  ])('never writes over what it reads: %s %s %s %s %s', async (command, ...flags) => {
+    const [model, tokens] = [join(folder, 'own.gguf'), join(folder, 'ids.json')];
+    await writeFile(model, 'a model');
+    await writeFile(tokens, '[1, 2]');
+    await rm(join(folder, 'link.gguf'), { force: true });
+    await link(model, join(folder, 'link.gguf'));
+    const args = flags.map((flag) => (/\./.test(flag) ? join(folder, flag) : flag));
+    const { code, stderr } = await frugal([command, model, ...args]);
+    expect(stderr).toMatch(/^frugal: INVALID_ARGUMENT: .* is a file that is read, .* Give another path.*\n$/);
+    expect(code).toBe(1);
+    expect(await readFile(model, 'utf8')).toBe('a model');
+    expect(await readFile(tokens, 'utf8')).toBe('[1, 2]');
+  });
+
+  it.runIf(existsSync('/dev/full'))('standard output on a full disk', async () => {
+    const full = openSync('/dev/full', 'w');
+    const child = spawnSync(
+      process.execPath,
+      ['dist/cli/main.js', 'inspect', 'models/stories-moe-q8_0.gguf'],
+      {
+        cwd: ROOT,
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      },
+    );
+    closeSync(full);
+    expect(child.stderr).toMatch(/^frugal: OUTPUT_WRITE: standard output cannot be written: .*ENOSPC.*\n$/);
+    expect(child.status).toBe(1);
   });
 
   it('with --debug the stack trace comes too', async () => {

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -46,6 +47,11 @@ describe('file', () => {
       await expectError(openFile(join(folder, 'none.gguf')), 'SOURCE_READ', 'none.gguf');
       await mkdir(join(folder, 'sub'));
       await expectError(openFile(join(folder, 'sub')), 'SOURCE_READ', 'regular file');
+      if (process.platform !== 'win32') {
+        // Opened, a pipe without a writer would never answer.
+        execFileSync('mkfifo', [join(folder, 'pipe')]);
+        await expectError(openFile(join(folder, 'pipe')), 'SOURCE_READ', 'regular file');
+      }
       const path = join(folder, 'model.gguf');
       await writeFile(path, MODEL);
       const source = await openFile(path);

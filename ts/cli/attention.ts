@@ -35,8 +35,7 @@ export async function drawAttention(
   signal: AbortSignal,
 ): Promise<Drawn> {
   const text = await requirePrompt(flags);
-  const inputs = [path, flags.file ?? '-'].filter((input) => input !== '-' && !/^https?:/i.test(input));
-  const output = await createOutput(flags.attention, inputs);
+  const output = await createOutput(flags.attention, [path, flags.file ?? '-']);
   try {
     const load = {
       attention: flags.policy ?? DEFAULT,

@@ -1,3 +1,4 @@
+import { extname } from 'node:path';
 import type { Command } from 'commander';
 import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import { CONTEXT_RANGE } from '../engine/load.js';
@@ -83,6 +84,8 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
   const { attention, policy, prompt, file } = flags;
   if (attention === undefined && (policy ?? prompt ?? file) !== undefined)
     throw usageError('--policy, -p and -f go with --attention');
+  if (attention !== undefined && !['', '.svg'].includes(extname(attention).toLowerCase()))
+    throw usageError(`--attention draws SVG, not ${extname(attention)}: give a file that ends in .svg`);
   if (attention !== undefined && flags.routing !== undefined)
     throw usageError('give either --attention or --routing, not both');
   await interruptible(async (signal) => {

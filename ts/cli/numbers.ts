@@ -22,7 +22,8 @@ export function parseSeed(text: string): bigint {
 
 /** What a machine takes when idle and when busy: `12,65`. */
 export function parseWatts(text: string): Watts {
-  const [idle = Number.NaN, busy = Number.NaN, ...rest] = text.split(',').map(Number);
+  const numbers = text.split(',').map((part) => (part.trim() === '' ? Number.NaN : Number(part)));
+  const [idle = Number.NaN, busy = Number.NaN, ...rest] = numbers;
   if (rest.length === 0 && idle >= 0 && idle <= busy && busy < 1e6) return { idle, busy };
   throw new InvalidArgumentError('It must be two numbers of watts, idle and busy, as in 12,65.');
 }

@@ -4,7 +4,7 @@ import { formatEnergy } from '../energy/format.js';
 import type { Completion, Generation } from '../engine/index.js';
 import { MAX_TOKENS_RANGE } from '../engine/options.js';
 import type { ThreadChoice } from '../engine/threads.js';
-import { FrugalError } from '../errors.js';
+import { refuseInputs, writing } from '../quantize/output-file.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
 import {
   addContextFlags,
@@ -53,6 +53,7 @@ export function addRun(program: Command): void {
 
 async function run(path: string, flags: RunFlags): Promise<void> {
   const context = contextOptions(flags);
+  if (flags.provenance !== undefined) await refuseInputs(flags.provenance, [path, flags.file ?? '-']);
   const prompt = (await readPrompt(flags)) ?? '';
   await interruptible((signal) =>
     withModel(path, { ...flags, provenance: flags.provenance !== undefined }, signal, async (model) => {
@@ -73,16 +74,7 @@ async function run(path: string, flags: RunFlags): Promise<void> {
 }
 
 async function writeRecord(path: string, { provenance }: Completion): Promise<void> {
-  try {
-    await writeFile(path, `${JSON.stringify(provenance, null, 2)}\n`);
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new FrugalError('OUTPUT_WRITE', `the record cannot be written: ${reason}`, {
-      cure: 'Give a path in a folder that exists and may be written to.',
-      data: { path },
-      cause,
-    });
-  }
+  await writing(path, () => writeFile(path, `${JSON.stringify(provenance, null, 2)}\n`));
 }
 
 async function follow(generation: Generation, quiet: boolean): Promise<Completion> {

@@ -2,6 +2,7 @@ import { type FileHandle, lstat, open, rm } from 'node:fs/promises';
 import type { Command } from 'commander';
 import type { Model } from '../engine/index.js';
 import { FrugalError } from '../errors.js';
+import { refuseInputs, writing } from '../quantize/output-file.js';
 import { npyHeader, rowBytes } from './npy.js';
 import { createProgress } from './progress.js';
 import { addLoadFlags, type LoadFlags, readText, withModel } from './shared.js';
@@ -26,6 +27,7 @@ export function addScore(program: Command): void {
 }
 
 async function score(path: string, flags: ScoreFlags): Promise<void> {
+  await refuseInputs(flags.out, [path, flags.tokens]);
   const tokens = await readTokens(flags.tokens);
   await interruptible((signal) =>
     withModel(path, flags, signal, async (model) => {
@@ -44,18 +46,19 @@ async function writeLogits(
   const rows = model.score(tokens, { signal });
   // The first row comes before the file is touched: wrong ids must not leave an empty file.
   const first = await rows.next();
-  const file = await openOutput(path);
+  const file = await writing(path, () => open(path, 'w'));
   const progress = createProgress();
   try {
-    await writeAll(file, npyHeader([tokens.length, model.info.vocabSize]));
-    if (!first.done) await writeAll(file, rowBytes(first.value));
+    const write = (bytes: Uint8Array) => writing(path, () => writeAll(file, bytes));
+    await write(npyHeader([tokens.length, model.info.vocabSize]));
+    if (!first.done) await write(rowBytes(first.value));
     let done = 1;
     for await (const row of rows) {
-      await writeAll(file, rowBytes(row));
+      await write(rowBytes(row));
       done += 1;
       progress.update('scoring', done / tokens.length);
     }
-    await file.close();
+    await writing(path, () => file.close());
   } catch (error) {
     await rows.return();
     await file.close();
@@ -72,19 +75,6 @@ async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
   while (rest.length > 0) {
     const { bytesWritten } = await file.write(rest);
     rest = rest.subarray(bytesWritten);
-  }
-}
-
-async function openOutput(path: string): Promise<FileHandle> {
-  try {
-    return await open(path, 'w');
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new FrugalError('INVALID_ARGUMENT', `--out ${path} cannot be written: ${reason}`, {
-      cure: 'Give a path in a folder that exists and may be written to.',
-      data: { field: 'out', path },
-      cause,
-    });
   }
 }
 

@@ -1,5 +1,5 @@
 import { CommanderError } from 'commander';
-import { isFrugalError } from '../errors.js';
+import { FrugalError, isFrugalError } from '../errors.js';
 
 /** Ctrl-C. */
 export class Interrupted extends Error {
@@ -17,14 +17,20 @@ export function note(text: string): void {
   process.stderr.write(`${text}\n`);
 }
 
-/** A reader that closes its end (as `head` does) ends the program quietly. */
+/** A reader that closes its end (as `head` does) ends the program quietly, a full disk with an error. */
 export function handleClosedPipes(): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(0);
-    throw error;
+    process.exit(error.code === 'EPIPE' ? 0 : reportError(outputFailed(error), 'frugal'));
   });
   process.stderr.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error;
+  });
+}
+
+function outputFailed(cause: Error): FrugalError {
+  return new FrugalError('OUTPUT_WRITE', `standard output cannot be written: ${cause.message}`, {
+    cure: 'Make room on the disk, or send the output elsewhere.',
+    cause,
   });
 }
 
@@ -34,9 +40,13 @@ function errorLine(error: unknown): string {
     return `frugal: ${error.code}: ${sentence(error.message)} ${sentence(error.cure)}`;
   }
   if (error instanceof Interrupted) return 'frugal: interrupted';
-  if (error instanceof CommanderError)
-    return `frugal: USAGE: ${sentence(error.message.replace(/^error: /, ''))}`;
+  if (error instanceof CommanderError) return `frugal: USAGE: ${sentence(usageMessage(error))}`;
   return `frugal: INTERNAL: ${sentence(error instanceof Error ? error.message : String(error))} Run again with --debug and report what it prints.`;
+}
+
+function usageMessage({ code, message }: CommanderError): string {
+  // What `frugal help` throws for the name of no command.
+  return code === 'commander.help' ? 'there is no such command' : message.replace(/^error: /, '');
 }
 
 function sentence(text: string): string {

@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { type ChatMessage, renderChat } from '../template/index.js';
-import { checkKnown, invalid } from './check.js';
+import { checkKnown, invalid, invalidArgument } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import {
   createGeneration,
@@ -123,7 +123,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     send(message, overrides = {}) {
       return createGeneration(engine, async () => {
         if (isDisposed) throw chatDisposed();
-        if (typeof message !== 'string') throw invalid('message', 'a string', message);
+        if (typeof message !== 'string') throw invalidArgument('message', 'a string', message);
         if (busy || answering !== undefined) throw stillAnswering();
         checkKnown('send', overrides, chatNames().concat('signal'));
         busy = true;
@@ -161,9 +161,10 @@ function initialHistory(system: unknown, messages: unknown): readonly ChatMessag
   if (messages === undefined) return history;
   if (!Array.isArray(messages)) throw invalid('messages', 'an array of {role, content}', messages);
   for (const [i, message] of messages.entries()) {
-    if (typeof message?.role !== 'string') throw invalid(`messages[${i}].role`, 'a string', message?.role);
+    if (typeof message?.role !== 'string')
+      throw invalidArgument(`messages[${i}].role`, 'a string', message?.role);
     if (typeof message.content !== 'string')
-      throw invalid(`messages[${i}].content`, 'a string', message.content);
+      throw invalidArgument(`messages[${i}].content`, 'a string', message.content);
     history.push({ ...message });
   }
   return history;

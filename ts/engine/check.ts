@@ -8,6 +8,11 @@ export function invalid(field: string, allowed: string, got: unknown, cure?: str
   });
 }
 
+/** The same for an argument that a call cannot do without. */
+export function invalidArgument(field: string, allowed: string, got: unknown): FrugalError {
+  return invalid(field, allowed, got, `Pass ${allowed} as ${field}.`);
+}
+
 export interface NumberRange {
   readonly min: number;
   readonly max: number;
@@ -96,7 +101,7 @@ export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize:
   checkList(field, tokens);
   const range = { min: 0, max: vocabSize - 1, integer: true };
   for (let i = 0; i < tokens.length; i++) {
-    if (!inRange(tokens[i], range)) throw invalid(`${field}[${i}]`, describeRange(range), tokens[i]);
+    if (!inRange(tokens[i], range)) throw invalidArgument(`${field}[${i}]`, describeRange(range), tokens[i]);
   }
   if (tokens.length === 0) {
     throw new FrugalError('INVALID_ARGUMENT', `${field} holds no tokens: expected at least one`, {
@@ -110,7 +115,8 @@ export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize:
 /** @throws FrugalError `INVALID_ARGUMENT` unless `tokens` has a length */
 export function checkList(field: string, tokens: unknown): void {
   const { length } = Object(tokens);
-  if (!Number.isSafeInteger(length) || length < 0) throw invalid(field, 'an array of token ids', tokens);
+  if (!Number.isSafeInteger(length) || length < 0)
+    throw invalidArgument(field, 'an array of token ids', tokens);
 }
 
 export function isTokenList(value: unknown): value is ArrayLike<number> {

@@ -1,5 +1,5 @@
 import { FrugalError } from '../errors.js';
-import { checkBoolean, checkChoice, checkKnown, checkSignal, invalid } from './check.js';
+import { checkBoolean, checkChoice, checkKnown, checkSignal, invalidArgument } from './check.js';
 import type { Engine } from './context.js';
 import { promptTokens } from './generation.js';
 
@@ -33,7 +33,7 @@ export async function embed(
     signal: checkSignal(options.signal),
   };
   if (typeof input === 'string') return embedText(engine, input, settings);
-  if (!Array.isArray(input)) throw invalid('input', 'a string or an array of strings', input);
+  if (!Array.isArray(input)) throw invalidArgument('input', 'a string or an array of strings', input);
   return embedAll(engine, input, settings);
 }
 
@@ -71,7 +71,7 @@ async function embedAll(
 }
 
 async function embedText(engine: Engine, text: unknown, settings: EmbedSettings): Promise<Float32Array> {
-  if (typeof text !== 'string') throw invalid('input', 'a string or an array of strings', text);
+  if (typeof text !== 'string') throw invalidArgument('input', 'a string or an array of strings', text);
   const { signal } = settings;
   const tokens = await promptTokens(engine, text, {
     addSpecial: true,

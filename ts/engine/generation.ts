@@ -2,7 +2,7 @@ import { type AttentionUsage, attentionUsage } from '../attention/index.js';
 import type { ExpertCounts } from '../backend/types.js';
 import type { Energy } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
-import { checkTokens, invalid, isTokenList } from './check.js';
+import { checkTokens, invalidArgument, isTokenList } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import { addCounts, type ExpertUsage, expertUsage } from './experts.js';
 import { type GenerateSettings, reportSeed } from './options.js';
@@ -447,7 +447,8 @@ async function encodePrompt(
   prompt: unknown,
   settings: Pick<GenerateSettings, 'addSpecial' | 'parseSpecial' | 'signal'>,
 ): Promise<Uint32Array> {
-  if (typeof prompt !== 'string') throw invalid('prompt', 'a string or an array of token ids', prompt);
+  if (typeof prompt !== 'string')
+    throw invalidArgument('prompt', 'a string or an array of token ids', prompt);
   return engine.tokenizer.encode(prompt, {
     addSpecial: settings.addSpecial,
     parseSpecial: settings.parseSpecial,

@@ -1,7 +1,7 @@
 import type { BackendInfo } from '../backend/types.js';
 import type { ModelFacts } from '../models/index.js';
 import { type Chat, type ChatOptions, createChat } from './chat.js';
-import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from './check.js';
+import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalidArgument } from './check.js';
 import type { Engine } from './context.js';
 import { type EmbedOptions, embed } from './embed.js';
 import {
@@ -91,7 +91,7 @@ const engines = new WeakMap<Model, Engine>();
 export function engineOf(model: Model): Engine {
   const engine = engines.get(model);
   if (engine) return engine;
-  throw invalid('model', 'a model that load gave', model);
+  throw invalidArgument('model', 'a model that load gave', model);
 }
 
 export function createModel(engine: Engine, packedBytes: number): Model {
@@ -163,7 +163,7 @@ async function beginGenerate(engine: Engine, prompt: Prompt, options: GenerateOp
 async function tokenize(engine: Engine, text: unknown, options: TokenizeOptions): Promise<Uint32Array> {
   engine.scheduler.assertLive();
   checkKnown('tokenize', options, ['addSpecial', 'parseSpecial', 'signal']);
-  if (typeof text !== 'string') throw invalid('text', 'a string', text);
+  if (typeof text !== 'string') throw invalidArgument('text', 'a string', text);
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   return engine.tokenizer.encode(text, {

@@ -174,8 +174,8 @@ function checkLogitBias(bias: unknown, vocabSize: number): ReadonlyArray<readonl
   const values = { min: -MAX_BIAS, max: MAX_BIAS };
   return Object.entries(bias).map(([key, value]: [string, unknown]) => {
     const token = Number(key);
-    if (!/^\d+$/.test(key) || !inRange(token, ids))
-      throw invalid('A token of logitBias', describeRange(ids), key);
+    if (String(token) !== key || !inRange(token, ids))
+      throw invalid('A token of logitBias', describeRange(ids), key, `Name tokens by ${describeRange(ids)}.`);
     if (value === Number.NEGATIVE_INFINITY || inRange(value, values)) return [token, value] as const;
     throw invalid(`logitBias[${token}]`, `${describeRange(values)}, or -Infinity`, value);
   });

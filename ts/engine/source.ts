@@ -5,7 +5,7 @@ import { blobSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
 import type { ByteSource } from '../gguf/source.js';
 import { openUrl } from '../gguf/url-source.js';
-import { invalid } from './check.js';
+import { invalidArgument } from './check.js';
 
 /** A path, an http or https address, a Blob (a File), or a source of one's own. */
 export type ModelSource = string | URL | Blob | ByteSource;
@@ -49,7 +49,7 @@ export async function openSource(
 export function checkOwnSource(source: ByteSource): ByteSource {
   const { size, read, close } = source ?? {};
   if (typeof size === 'number' && typeof read === 'function' && typeof close === 'function') return source;
-  throw invalid('source', SOURCES, source);
+  throw invalidArgument('source', SOURCES, source);
 }
 
 /** Two letters at least, so that a Windows drive is a path. */
@@ -60,14 +60,14 @@ async function openAddress(
   address: string,
   { cache, signal }: SourceOptions,
 ): Promise<ByteSource> {
-  if (address === '') throw invalid('source', SOURCES, address);
+  if (address === '') throw invalidArgument('source', SOURCES, address);
   const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return runtime.openFile(address);
   if (scheme === 'http' || scheme === 'https') {
     return (cache ? openCached : openUrl)(address, signal ? { signal } : {});
   }
   if (scheme === 'file') return runtime.openFile(filePath(new URL(address)));
-  throw invalid('source', 'a path or a file:, http: or https: URL', address);
+  throw invalidArgument('source', 'a path or a file:, http: or https: URL', address);
 }
 
 function filePath(url: URL): string {

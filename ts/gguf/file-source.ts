@@ -1,5 +1,5 @@
 import type { Stats } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import { type FileHandle, open, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import type { ByteSource } from './source.js';
 import { checkRange, sourceError } from './source-error.js';
@@ -16,9 +16,11 @@ export async function openFile(path: string): Promise<ByteSource> {
   const absolute = resolve(path);
   let handle: FileHandle | undefined;
   try {
-    handle = await open(absolute, 'r');
-    const stat = await handle.stat();
-    if (stat.isFile()) return fileSource(handle, absolute, stat);
+    // Opening a pipe would wait for its writer.
+    if ((await stat(absolute)).isFile()) {
+      handle = await open(absolute, 'r');
+      return fileSource(handle, absolute, await handle.stat());
+    }
   } catch (cause) {
     await handle?.close();
     const reason = cause instanceof Error ? cause.message : String(cause);
@@ -30,7 +32,6 @@ export async function openFile(path: string): Promise<ByteSource> {
       cause,
     );
   }
-  await handle.close();
   throw sourceError(path, 'is not a regular file', 'Give the path of a model file.', { path: absolute });
 }
 

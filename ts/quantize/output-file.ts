@@ -21,16 +21,16 @@ export async function createOutput(path: string, inputs: readonly string[]): Pro
   const target = resolve(path);
   await checkTarget(path, target, inputs);
   const temporary = `${target}.${randomBytes(6).toString('hex')}.part`;
-  const handle = await failing(path, () => open(temporary, 'wx'));
+  const handle = await writing(path, () => open(temporary, 'wx'));
   let isOpen = true;
   const close = async () => {
     if (isOpen) await handle.close();
     isOpen = false;
   };
   return {
-    write: (bytes, offset) => failing(path, () => writeAll(handle, bytes, offset)),
+    write: (bytes, offset) => writing(path, () => writeAll(handle, bytes, offset)),
     async finish(size) {
-      await failing(path, async () => {
+      await writing(path, async () => {
         await handle.truncate(size);
         await handle.sync();
         await close();
@@ -48,18 +48,34 @@ export async function createOutput(path: string, inputs: readonly string[]): Pro
 async function checkTarget(path: string, target: string, inputs: readonly string[]): Promise<void> {
   const found = await stat(target).catch(() => undefined);
   if (found === undefined) {
-    await failing(path, () => realpath(dirname(target)));
+    await writing(path, () => realpath(dirname(target)));
     return;
   }
   if (!found.isFile()) throw outputError(path, 'there is something that is no regular file');
-  const real = await realpath(target);
+  await refuseInputs(path, inputs);
+}
+
+/**
+ * Whether a file may be written without destroying what is read.
+ * @param inputs paths, and addresses, which no file is
+ * @throws FrugalError `INVALID_ARGUMENT` when `path` is one of `inputs`, under whatever name
+ */
+export async function refuseInputs(path: string, inputs: readonly string[]): Promise<void> {
+  const target = await identity(path);
+  if (target === undefined) return;
   for (const input of inputs) {
-    if ((await realpath(input)) !== real) continue;
-    throw new FrugalError('INVALID_ARGUMENT', `${path} is the model that is read`, {
+    if ((await identity(input)) !== target) continue;
+    throw new FrugalError('INVALID_ARGUMENT', `${path} is a file that is read, ${input}`, {
       cure: 'Give another path for the new file.',
-      data: { path },
+      data: { path, input },
     });
   }
+}
+
+/** What tells one regular file from all others, by links too; undefined where there is none. */
+async function identity(path: string): Promise<string | undefined> {
+  const found = await stat(path, { bigint: true }).catch(() => undefined);
+  return found?.isFile() ? `${found.dev} ${found.ino}` : undefined;
 }
 
 async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
@@ -70,7 +86,11 @@ async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number): 
   }
 }
 
-async function failing<T>(path: string, action: () => Promise<T>): Promise<T> {
+/**
+ * Does something to the file that is written.
+ * @throws FrugalError `OUTPUT_WRITE` with the path and what the system said
+ */
+export async function writing<T>(path: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action();
   } catch (cause) {

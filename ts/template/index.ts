@@ -56,7 +56,7 @@ export function renderChat(template: string, messages: readonly ChatMessage[], c
   checkTemplate(template);
   try {
     const meter = createMeter();
-    const program = jinja.parse(jinja.tokenize(template, { trim_blocks: true, lstrip_blocks: true }));
+    const program = parse(template);
     return run(program, createScope(plainMessages, context, meter), meter);
   } catch (error) {
     throw isFrugalError(error) ? error : failed(error);
@@ -80,6 +80,17 @@ function checkTemplate(template: string): void {
     if (run.length > MAX_WHITE_SPACE) {
       throw exceeded(`has more than ${MAX_WHITE_SPACE} white space characters in a row`);
     }
+  }
+}
+
+function parse(template: string): Node {
+  try {
+    return jinja.parse(jinja.tokenize(template, { trim_blocks: true, lstrip_blocks: true }));
+  } catch (error) {
+    // In a template that is cut off the library reads on past the end.
+    throw failed(
+      error instanceof TypeError ? new Error('it is cut off or no Jinja', { cause: error }) : error,
+    );
   }
 }
 
