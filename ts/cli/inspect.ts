@@ -60,6 +60,8 @@ interface Report {
   }>;
 }
 
+/** Names of pictures that would not be what they say. */
+const OTHER_PICTURES = /\.(png|jpe?g|gif|webp|avif|bmp|tiff?|pdf)$/i;
 const SHOWN_ELEMENTS = 8;
 const SHOWN_CHARACTERS = 200;
 
@@ -84,7 +86,7 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
   const { attention, policy, prompt, file } = flags;
   if (attention === undefined && (policy ?? prompt ?? file) !== undefined)
     throw usageError('--policy, -p and -f go with --attention');
-  if (attention !== undefined && !['', '.svg'].includes(extname(attention).toLowerCase()))
+  if (attention !== undefined && OTHER_PICTURES.test(attention))
     throw usageError(`--attention draws SVG, not ${extname(attention)}: give a file that ends in .svg`);
   if (attention !== undefined && flags.routing !== undefined)
     throw usageError('give either --attention or --routing, not both');
