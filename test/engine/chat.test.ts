@@ -121,6 +121,7 @@ describe('chat', () => {
     const chat = model.chat();
     await expect(collect(chat.send('a message that is too long'))).rejects.toMatchObject({
       code: 'CONTEXT_OVERFLOW',
+      cure: expect.stringContaining('the option context (--window'),
     });
     expect(backend.steps).toEqual([]);
   });

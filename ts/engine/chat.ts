@@ -95,7 +95,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     settings.signal?.throwIfAborted();
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);
-    if (settings.context === undefined) checkFits(engine, prompt.length, 'The chat');
+    if (settings.context === undefined) checkFits(engine, prompt.length, 'The chat', CHAT_CURE);
     if (isDisposed) throw chatDisposed();
     const opened = openSequence(engine, cache, prompt, settings);
     cache = undefined;
@@ -169,6 +169,9 @@ function initialHistory(system: unknown, messages: unknown): readonly ChatMessag
   }
   return history;
 }
+
+const CHAT_CURE =
+  ', begin another chat, or let the oldest text fall out with the option context (--window on the command line)';
 
 /** The history as the model's template writes it, with the beginning-of-text token exactly once where one is due. */
 async function chatTokens(

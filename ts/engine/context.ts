@@ -23,8 +23,11 @@ export interface Engine {
   readonly chatTemplate: string | undefined;
 }
 
-/** @throws FrugalError `CONTEXT_OVERFLOW` when a sequence of `tokens` tokens does not fit */
-export function checkFits(engine: Engine, tokens: number, what: string): void {
+/**
+ * @param otherwise another cure, after a comma
+ * @throws FrugalError `CONTEXT_OVERFLOW` when a sequence of `tokens` tokens does not fit
+ */
+export function checkFits(engine: Engine, tokens: number, what: string, otherwise = ''): void {
   const { contextLength, trainedContext } = engine.facts;
   if (tokens <= contextLength) return;
   const more =
@@ -32,6 +35,6 @@ export function checkFits(engine: Engine, tokens: number, what: string): void {
   throw new FrugalError(
     'CONTEXT_OVERFLOW',
     `${what} has ${tokens} tokens, but the context holds ${contextLength}`,
-    { cure: `Shorten it${more}.`, data: { tokens, contextLength, trainedContext } },
+    { cure: `Shorten it${more}${otherwise}.`, data: { tokens, contextLength, trainedContext } },
   );
 }

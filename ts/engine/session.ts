@@ -22,7 +22,7 @@ export interface Session {
   readonly length: number;
   /**
    * Appends tokens and yields one row of logits [vocabSize] for each of them (or for the last one), in order.
-   * Rows are computed as they are asked for, a step at a time; leaving the loop early frees the session.
+   * Rows are computed as they are asked for, a step at a time; leaving the loop before the last step frees the session.
    * @throws FrugalError `INVALID_ARGUMENT`, `CONTEXT_OVERFLOW`, `DISPOSED`
    */
   logits(tokens: ArrayLike<number>, options?: SessionOptions): AsyncGenerator<Float32Array, void, undefined>;
