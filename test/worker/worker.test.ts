@@ -245,6 +245,23 @@ it('an abort ends a generation within a token, with the reason of the signal', a
   await both(async (model) => (await model.complete(IDS, { seed: 2, maxTokens: 3 })).text);
 });
 
+it('an abort right after a call, before the thread has heard of that, is heard as well', async () => {
+  const reason = new Error('at once');
+  const calls: Readonly<Record<string, (signal: AbortSignal) => Promise<unknown>>> = {
+    complete: (signal) => there.complete(IDS, { signal, ignoreEnd: true, maxTokens: 30 }),
+    score: (signal) => there.score(IDS, { signal }).next(),
+    logits: (signal) => there.session().logits(IDS, { signal }).next(),
+    send: (signal) => there.chat().send('one', { signal }).next(),
+    embed: (signal) => there.embed('a', { signal }),
+  };
+  for (const [name, call] of Object.entries(calls)) {
+    const stop = new AbortController();
+    const called = call(stop.signal);
+    stop.abort(reason);
+    await expect(called, name).rejects.toBe(reason);
+  }
+});
+
 it('an aborted answer leaves the conversation usable, with what it had', async () => {
   await both(async (model) => {
     const stop = new AbortController();

@@ -90,7 +90,8 @@ async function* iterate<T>(
   signal?.throwIfAborted();
   const id = line.nextId();
   const opening = open(rest);
-  let over = false;
+  // Nothing has to be left before it is open.
+  let over = true;
   const step = async (method: 'next' | 'return') => {
     // It is over if it fails, too.
     over = true;
@@ -101,9 +102,11 @@ async function* iterate<T>(
   };
   // It frees its sequence at once, even while the consumer is busy with a piece.
   const abort = () => line.tell((host) => host.abort(id));
-  await line.ask((host) => host.open(id, opening));
+  // Before the opening is awaited, or an abort meanwhile would go unheard.
   signal?.addEventListener('abort', abort, { once: true });
   try {
+    await line.ask((host) => host.open(id, opening));
+    over = false;
     for (;;) {
       const taken = await step('next');
       if (taken.done) return;
