@@ -120,6 +120,30 @@ describe.runIf(hasChromium)('the cache of a page', () => {
     });
   });
 
+  it('loads at the same time download once', async () => {
+    await withCalls(true, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      const expected = digestOf(0, BYTES.length);
+      const reads = [1, 2, 3].map(() => run('read', url, 0, BYTES.length));
+      expect(await Promise.all(reads)).toEqual([expected, expected, expected]);
+      expect(bodies()).toHaveLength(4);
+      expect(await run('listCached')).toMatchObject([{ cachedBytes: BYTES.length }]);
+      expect(await run('removeCached', url)).toBe(true);
+      // Of what failed or was left off, nothing keeps the next one out.
+      allowTwo();
+      expect(await run('read', url, 0, 10)).toBe('SOURCE_READ');
+      site.answers.clear();
+      expect(await run('read', url, 0, BYTES.length)).toBe(expected);
+    });
+  });
+
+  it('an address as it was loaded is one to remove', async () => {
+    await withCalls(false, async (run) => {
+      await run('read', `${site.url}${MODEL}`, 0, 10);
+      expect(await run('removeCached', MODEL.slice(1))).toBe(true);
+    });
+  });
+
   it('a dropped connection is taken up again', async () => {
     await withCalls(false, async (run) => {
       let dropped = 0;

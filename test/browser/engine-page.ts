@@ -117,6 +117,19 @@ async function outcome(path: string): Promise<string> {
   }
 }
 
-export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome };
+/** How a load fails, aborted after `stopMs` where that is given; the page as it is resolves the path. */
+async function refusal(path: string, stopMs?: number): Promise<{ code?: string; message: string }> {
+  const stop = new AbortController();
+  if (stopMs !== undefined) setTimeout(() => stop.abort(new Error('enough')), stopMs);
+  try {
+    await (await load(path, { signal: stop.signal })).dispose();
+    return { message: 'loaded' };
+  } catch (error) {
+    const { message } = error as Error;
+    return isFrugalError(error) ? { code: error.code, message } : { message };
+  }
+}
+
+export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome, refusal };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });

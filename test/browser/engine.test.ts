@@ -1,4 +1,5 @@
 import { existsSync, readFileSync } from 'node:fs';
+import type { ServerResponse } from 'node:http';
 import { resolve } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -12,6 +13,7 @@ import {
   launchChromium,
   openPage,
   type Site,
+  sendFile,
   serve,
   shippedFiles,
 } from './browser.js';
@@ -172,6 +174,43 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
       });
     },
   );
+
+  it.each([
+    ['plain', 'frugal-worker.js'],
+    ['plain', 'relaxed-simd.wasm'],
+    ['isolated', 'thread-web.js'],
+  ] as const)(
+    '%s: without %s the load is refused by name, and an abort ends one that waits for it',
+    async (kind, name) => {
+      await withPage(kind, async (run, page, site) => {
+        const held: ServerResponse[] = [];
+        try {
+          site.answers.set(`/${name}`, (_, response) => void response.writeHead(404).end());
+          const missing = { code: 'BACKEND_UNAVAILABLE', message: expect.stringContaining('cannot be') };
+          expect(await run('refusal', 'stories.gguf')).toMatchObject(missing);
+          site.answers.set(`/${name}`, (_, response) => void held.push(response));
+          expect(await run('refusal', 'stories.gguf', 100)).toEqual({ message: 'enough' });
+          await expect.poll(() => page.workers()).toEqual([]);
+        } finally {
+          site.answers.clear();
+          for (const response of held) response.destroy();
+        }
+        expect(await run('refusal', 'stories.gguf')).toEqual({ message: 'loaded' });
+      });
+    },
+  );
+
+  it('a policy that forbids WebAssembly is named', async () => {
+    await withPage('plain', async (run, _, site) => {
+      site.answers.set('/frugal-worker.js', (request, response) => {
+        response.setHeader('Content-Security-Policy', "default-src 'self'");
+        sendFile(request, response, '/frugal-worker.js', site.files.get('/frugal-worker.js'));
+      });
+      const found = await run('refusal', 'stories.gguf');
+      site.answers.clear();
+      expect(found).toMatchObject({ code: 'BACKEND_UNAVAILABLE', message: expect.stringContaining('olicy') });
+    });
+  });
 
   it('hostile files end as they do natively', async () => {
     const site = sites.plain;

@@ -6,6 +6,7 @@ import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
+import { settled } from '../gguf/settled.js';
 import { verifiedSource } from '../gguf/verified-source.js';
 import { MAX_CONTEXT } from '../models/hyper.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
@@ -186,7 +187,7 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
   const settings = checkLoad(options);
   settings.signal?.throwIfAborted();
   const meter = await runtime.openEnergyMeter?.(settings.watts ? { watts: settings.watts } : {});
-  const opened = await openBackend(runtime, settings);
+  const opened = await settled(openBackend(runtime, settings), settings.signal);
   settings.report({ phase: 'header', loaded: 0, total: 1 });
   const bytes = await openSource(runtime, source, settings);
   const digests: string[] = [];

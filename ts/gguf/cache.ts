@@ -1,4 +1,5 @@
 import { FrugalError, isFrugalError } from '../errors.js';
+import { resolveAddress } from './address.js';
 import type { RemoteFile } from './remote.js';
 import { sourceError } from './source-error.js';
 
@@ -58,19 +59,32 @@ export async function listCached(): Promise<CachedFile[]> {
  */
 export async function removeCached(name: string): Promise<boolean> {
   const root = await openRoot();
-  const address = URL.canParse(name) ? new URL(name) : undefined;
+  const whole = resolveAddress(name);
+  const address = URL.canParse(whole) ? new URL(whole) : undefined;
+  const stored = address === undefined ? name : `${address.origin}${address.pathname}`;
   try {
-    await root.removeEntry(
-      await keyOf(address === undefined ? name : `${address.origin}${address.pathname}`),
-      {
-        recursive: true,
-      },
-    );
+    await root.removeEntry(await keyOf(stored), { recursive: true });
     return true;
   } catch (cause) {
     if (cause instanceof DOMException && cause.name === 'NotFoundError') return false;
     throw storageError(name, cause);
   }
+}
+
+/**
+ * One load at a time fills a folder, in all pages and workers of a site: the next one waits, and finds what is stored.
+ * @returns what lets the next one in; the end of the page or worker does so too
+ * @throws FrugalError `CACHE_UNAVAILABLE`; the reason of `signal`
+ */
+export async function lockFolder(name: string, signal?: AbortSignal): Promise<() => void> {
+  await openRoot();
+  // Absent in some browsers that have the file system.
+  const locks = navigator.locks as LockManager | undefined;
+  if (locks === undefined) return () => {};
+  return new Promise((resolve, reject) => {
+    const held = () => new Promise<void>((release) => resolve(release));
+    locks.request(`${ROOT} ${name}`, signal ? { signal } : {}, held).catch(reject);
+  });
 }
 
 export async function openFolder(name: string): Promise<CacheFolder> {

@@ -3,6 +3,7 @@ import { blobSource } from './blob-source.js';
 import {
   type CacheFolder,
   checkQuota,
+  lockFolder,
   openFolder,
   SEGMENT_BYTES,
   startFolder,
@@ -20,16 +21,28 @@ const AT_ONCE = 4;
 /**
  * Opens a URL whose file is kept in the browser: what is read is downloaded and stored on the way, the rest in `finish`.
  * A later opening reads what is stored, as long as the server has the same file; without a network, what is complete.
+ * One that comes meanwhile waits until all is stored, or this one is closed.
  * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
  */
 export async function openCached(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
   const remote = createRemote(url, options.headers ?? {});
+  const release = await lockFolder(remote.name, options.signal);
+  try {
+    return cachedSource(remote, ...(await openCopy(remote, options.signal)), options, release);
+  } catch (error) {
+    release();
+    throw error;
+  }
+}
+
+/** What the server has, and the folder for it with what is there already. */
+async function openCopy(remote: Remote, signal?: AbortSignal): Promise<[RemoteFile, CacheFolder]> {
   const found = await openFolder(remote.name);
-  const file = await currentFile(remote, found, options.signal);
+  const file = await currentFile(remote, found, signal);
   const same = found.file?.size === file.size && found.file.version === file.version;
   const folder = same ? found : await startFolder(found, file);
   await checkQuota(folder, file.size);
-  return cachedSource(remote, file, folder, options);
+  return [file, folder];
 }
 
 async function currentFile(remote: Remote, found: CacheFolder, signal?: AbortSignal): Promise<RemoteFile> {
@@ -52,6 +65,7 @@ function cachedSource(
   file: RemoteFile,
   stored: CacheFolder,
   options: UrlOptions,
+  release: () => void,
 ): ByteSource {
   const closing = new AbortController();
   const { signal } = closing;
@@ -112,10 +126,12 @@ function cachedSource(
     },
     async finish(abort) {
       for (let number = 0; number < segmentCount(file.size); number++) await settled(want(number), abort);
+      release();
     },
     async close() {
       closing.abort();
       await Promise.allSettled(downloads.values());
+      release();
     },
   };
 }

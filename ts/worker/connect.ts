@@ -4,7 +4,9 @@ import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import { disposed } from '../engine/scheduler.js';
 import { checkOwnSource, type ModelSource } from '../engine/source.js';
-import { FrugalError } from '../errors.js';
+import { FrugalError, isFrugalError } from '../errors.js';
+import { resolveAddress } from '../gguf/address.js';
+import { settled } from '../gguf/settled.js';
 import type { Host, Loaded, Reply } from './protocol.js';
 import { remoteModel } from './remote-model.js';
 import { unwrap } from './reply.js';
@@ -13,7 +15,7 @@ import { sendSource } from './source-port.js';
 /** A thread that `serveModel` runs in, as its runtime starts one. */
 export interface Thread {
   readonly endpoint: Endpoint;
-  /** Calls `listener` if the thread ends by itself. */
+  /** Calls `listener` if the thread ends by itself; a FrugalError is what its calls then throw. */
   onFailure(listener: (cause: unknown) => void): void;
   /** Whether calls are under way: while there are none, the thread must not keep the process alive. */
   setBusy(busy: boolean): void;
@@ -75,7 +77,8 @@ export async function loadInThread(
   try {
     const id = line.nextId();
     const load = (host: Remote<Host>) => host.load(id, sent, rest, report);
-    const loaded = await line.askAbortable<Loaded>(id, load, stop.signal);
+    // A thread whose script or module does not come never answers.
+    const loaded = await settled(line.askAbortable<Loaded>(id, load, stop.signal), stop.signal);
     return remoteModel(line, loaded);
   } catch (error) {
     await line.dispose();
@@ -85,13 +88,10 @@ export async function loadInThread(
   }
 }
 
-/** An address crosses as text, relative ones as this side understands them. */
+/** An address crosses as text. */
 function checkSource(source: ModelSource): Exclude<ModelSource, URL> {
   if (source instanceof URL) return source.href;
-  if (typeof source === 'string') {
-    const relative = typeof document === 'object' && source !== '' && !URL.canParse(source);
-    return relative ? new URL(source, document.baseURI).href : source;
-  }
+  if (typeof source === 'string') return resolveAddress(source);
   if (source instanceof Blob) return source;
   return checkOwnSource(source);
 }
@@ -124,7 +124,8 @@ function openLine(thread: Thread): Line {
   }
 
   async function shutDown(): Promise<void> {
-    const finished = host.dispose().catch(() => undefined);
+    // One that has ended by itself does not answer.
+    const finished = ended === undefined ? host.dispose().catch(() => undefined) : undefined;
     end(disposed('The model'));
     thread.setBusy(true);
     let timer: ReturnType<typeof setTimeout> | undefined;
@@ -190,6 +191,7 @@ function invalidData(cause: DOMException): FrugalError {
 }
 
 function threadFailed(cause: unknown): FrugalError {
+  if (isFrugalError(cause)) return cause;
   const detail = cause instanceof Error ? cause.message : String(cause ?? 'it gave no reason');
   return new FrugalError('INTERNAL', `The worker ended unexpectedly: ${detail}`, {
     cure: 'Load the model again; if it happens again, please report it with the model and the call.',

@@ -21,6 +21,7 @@ interface Iteration {
 /** Offers one model, loaded by `load`, at the other end of `endpoint`. */
 export function serveModel(endpoint: Endpoint, load: Load): void {
   let model: Model | undefined;
+  let loading: Promise<unknown> | undefined;
   const controllers = new Map<number, AbortController>();
   const iterations = new Map<number, Iteration>();
   const chats = new Map<number, Chat>();
@@ -79,10 +80,12 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
       const onProgress = (event: LoadEvent) => {
         told = remote(event);
       };
-      const reply = await replyTo(async () => {
+      const replying = replyTo(async () => {
         model = await load(receiveSource(source), { ...options, onProgress, signal });
         return { info: model.info, tables: engineOf(model).tokenizer.tables };
       }, signal);
+      loading = replying;
+      const reply = await replying;
       controllers.delete(id);
       // All progress is told before the end is.
       await told;
@@ -116,6 +119,8 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
       controllers.get(id)?.abort();
     },
     async dispose() {
+      // One that was aborted closes what it had opened.
+      await loading;
       await model?.dispose();
     },
   };

@@ -1,10 +1,8 @@
 import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import type { ModelSource } from '../engine/source.js';
-import { loadInThread, type Thread } from './connect.js';
-
-/** Chromium keeps some of a worker's own workers for ever when it ends right after it has ended them. */
-const GRACE_MS = 100;
+import { loadInThread } from './connect.js';
+import { webThread } from './web-thread.js';
 
 /**
  * Loads a model in a worker, and gives the same `Model` as without one: the page stays free whatever the model does.
@@ -15,24 +13,6 @@ export function load(source: ModelSource, options: LoadOptions = {}): Promise<Mo
   return loadInThread(startThread, source, options);
 }
 
-function startThread(): Thread {
-  // Bundlers look for just this form.
-  const worker = new Worker(new URL('./frugal-worker.js', import.meta.url), { type: 'module' });
-  return {
-    endpoint: worker,
-    onFailure(listener) {
-      worker.addEventListener('error', (event) => {
-        event.preventDefault();
-        listener(event.message || 'its script cannot be loaded');
-      });
-      worker.addEventListener('messageerror', () => listener('a message cannot be read'));
-    },
-    setBusy() {
-      // A page's worker keeps nothing alive.
-    },
-    async terminate() {
-      await new Promise((done) => setTimeout(done, GRACE_MS));
-      worker.terminate();
-    },
-  };
-}
+// Bundlers look for just this form.
+const startThread = () =>
+  webThread(() => new Worker(new URL('./frugal-worker.js', import.meta.url), { type: 'module' }));

@@ -25,8 +25,10 @@ export interface Lacks {
   readonly threads: string | undefined;
 }
 
+/** @throws FrugalError `BACKEND_UNAVAILABLE` where nothing may be compiled */
 export function lacking(unshared: string | undefined): Lacks {
-  const relaxed = probeRelaxedDot();
+  if (typeof WebAssembly === 'undefined') throw unavailable('WebAssembly', 'this runtime has none');
+  const relaxed = probeRelaxed();
   return {
     simd: supportsSimd() ? undefined : 'this runtime has no WebAssembly SIMD',
     relaxed:
@@ -60,6 +62,20 @@ export function chooseVariant(lacks: Lacks, wanted: Wanted): Choice {
     threads,
     reason: variant ? `asked for; ${found.join('; ')}` : found.join('; '),
   };
+}
+
+/** A page's policy shows in the first module that is compiled. */
+function probeRelaxed(): ReturnType<typeof probeRelaxedDot> {
+  try {
+    return probeRelaxedDot();
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('BACKEND_UNAVAILABLE', `WebAssembly cannot be used: ${why}`, {
+      cure: "Let the page's policy allow it: script-src with 'wasm-unsafe-eval'.",
+      data: { why },
+      cause,
+    });
+  }
 }
 
 function unavailable(what: string, why: string): FrugalError {
