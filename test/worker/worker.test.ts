@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -295,6 +295,38 @@ describe('disposing', () => {
     await chat.dispose();
   });
 });
+
+it('has what the package has in browsers, errors above all', async () => {
+  const [inNode, inBrowsers] = await Promise.all([
+    import('../../ts/worker/node.js'),
+    import('../../ts/browser.js'),
+  ]);
+  expect(Object.keys(inNode)).toEqual(expect.arrayContaining(Object.keys(inBrowsers)));
+  expect(inNode.FrugalError).toBe(FrugalError);
+});
+
+it('takes paths in Deno, too', () =>
+  withFolder(async (folder) => {
+    const root = resolve(import.meta.dirname, '../..');
+    const program = `
+      import { isFrugalError, load, openFile } from 'frugal/worker';
+      const lengths = [];
+      for (const source of ['tiny.gguf', new URL('tiny.gguf', import.meta.url), await openFile('tiny.gguf')]) {
+        const model = await load(source);
+        lengths.push((await model.complete([1, 2], { maxTokens: 3, ignoreEnd: true })).tokens.length);
+        await model.dispose();
+      }
+      console.log(lengths.join(), isFrugalError(await load('none.gguf').catch((error) => error)));`;
+    await mkdir(join(folder, 'node_modules'));
+    await symlink(root, join(folder, 'node_modules/frugal'));
+    await writeFile(join(folder, 'package.json'), '{ "type": "module" }');
+    await writeFile(join(folder, 'tiny.gguf'), TINY);
+    await writeFile(join(folder, 'main.js'), program);
+    const flags = ['run', '--allow-read', '--node-modules-dir=manual', 'main.js'];
+    const deno = join(root, 'node_modules/.bin/deno');
+    const { stdout } = await promisify(execFile)(deno, flags, { cwd: folder, timeout: 60_000 });
+    expect(stdout).toBe('3,3,3 true\n');
+  }));
 
 it('a source of one’s own that experts are read from keeps the process alive no longer than calls do', async () => {
   const program = `

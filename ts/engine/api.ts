@@ -1,4 +1,4 @@
-// The engine's own part of the public API, without `load`.
+// The types of the engine's own part of the public API.
 
 export type { WasmVariant } from '../backend/wasm/variant.js';
 export type { KvCacheType } from '../plan/types.js';
@@ -10,7 +10,6 @@ export type { LoadEvent, LoadOptions, LoadPhase } from './load.js';
 export type { Model, ModelInfo, Prompt, TokenizeOptions } from './model.js';
 export type { GenerateOptions, SamplingOptions } from './options.js';
 export type { Provenance, ProvenanceSettings } from './provenance.js';
-export { replay, type Verdict } from './replay.js';
 export type { ScoreOptions, Session, SessionOptions } from './session.js';
 export type { ModelSource } from './source.js';
 export type { Efficiency, ThreadChoice } from './threads.js';

@@ -14,3 +14,4 @@ export function load(source: ModelSource, options: LoadOptions = {}): Promise<Mo
 }
 
 export * from './api.js';
+export { replay, type Verdict } from './replay.js';

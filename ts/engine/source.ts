@@ -1,6 +1,7 @@
 import type { Backend } from '../backend/types.js';
 import type { WasmOptions } from '../backend/wasm.js';
 import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
+import { invalid } from '../errors.js';
 import { blobSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
 import type { ByteSource } from '../gguf/source.js';
@@ -32,6 +33,7 @@ export interface SourceOptions {
 }
 
 const SOURCES = 'a path, a URL, a Blob or an object with name, size, read and close';
+const OTHER_SOURCES = `Pass ${SOURCES}; bytes in memory as new Blob([bytes]).`;
 
 /** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ`, `CACHE_UNAVAILABLE`, `CACHE_QUOTA` */
 export async function openSource(
@@ -49,9 +51,11 @@ export async function openSource(
 export function checkOwnSource(source: ByteSource): ByteSource {
   const { size, read, close } = source ?? {};
   if (typeof size === 'number' && typeof read === 'function' && typeof close === 'function') return source;
-  throw invalidArgument('source', SOURCES, source);
+  throw invalid('source', SOURCES, source, OTHER_SOURCES);
 }
 
+/** Addresses of what is in memory already. */
+const IN_MEMORY = /^(blob|data):/i;
 /** Two letters at least, so that a Windows drive is a path. */
 const SCHEME = /^([a-z][a-z0-9+.-]+):\/\//i;
 
@@ -60,7 +64,9 @@ async function openAddress(
   address: string,
   { cache, signal }: SourceOptions,
 ): Promise<ByteSource> {
-  if (address === '') throw invalidArgument('source', SOURCES, address);
+  if (address === '') throw invalid('source', SOURCES, address, OTHER_SOURCES);
+  if (IN_MEMORY.test(address))
+    throw invalid('source', 'a path or a file:, http: or https: URL', address, 'Pass the Blob itself.');
   const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return runtime.openFile(address);
   if (scheme === 'http' || scheme === 'https') {

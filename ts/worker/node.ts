@@ -36,3 +36,6 @@ function entry(): URL {
   const isSource = import.meta.url.endsWith('.ts') && existsSync(fileURLToPath(source));
   return isSource ? source : new URL('./node-thread.js', import.meta.url);
 }
+
+export * from '../common.js';
+export { openFile } from '../gguf/file-source.js';
