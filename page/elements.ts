@@ -20,6 +20,7 @@ export const promptLabel = find('prompt-label', HTMLLabelElement);
 export const go = find('go', HTMLButtonElement);
 export const stop = find('stop', HTMLButtonElement);
 export const speed = find('speed', HTMLOutputElement);
+export const settings = find('settings', HTMLDetailsElement);
 export const temperature = find('temperature', HTMLInputElement);
 export const maxTokens = find('max-tokens', HTMLInputElement);
 export const seed = find('seed', HTMLInputElement);

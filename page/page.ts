@@ -182,8 +182,10 @@ el.prompt.addEventListener('keydown', (event) => {
   if (event.key !== 'Enter' || event.isComposing || event.shiftKey) return;
   if (!isChat && !event.ctrlKey && !event.metaKey) return;
   event.preventDefault();
-  void write();
+  el.form.requestSubmit();
 });
+// A setting that is out of range holds the form back: it must be seen.
+el.form.addEventListener('invalid', () => el.settings.setAttribute('open', ''), true);
 el.stop.addEventListener('click', () => writing?.abort());
 document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') writing?.abort();
@@ -193,8 +195,15 @@ el.modes.addEventListener('change', () => {
   chat = undefined;
   setMode(el.modes.querySelector<HTMLInputElement>('input:checked')?.value === 'chat' ? 'chat' : 'story');
 });
-el.file.addEventListener('change', () => openFiles(el.file.files));
+el.file.addEventListener('change', () => {
+  openFiles(el.file.files);
+  // Choosing the same file again, once it is mended, is a change too.
+  el.file.value = '';
+});
+/** Text that is dragged goes where it always goes. */
+const hasFiles = ({ dataTransfer }: DragEvent) => dataTransfer?.types.includes('Files') === true;
 document.addEventListener('dragover', (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   el.drop.hidden = false;
 });
@@ -202,6 +211,7 @@ document.addEventListener('dragleave', (event) => {
   if (event.relatedTarget === null) el.drop.hidden = true;
 });
 document.addEventListener('drop', (event) => {
+  if (!hasFiles(event)) return;
   event.preventDefault();
   el.drop.hidden = true;
   openFiles(event.dataTransfer?.files);

@@ -119,6 +119,28 @@ describe.runIf(hasChromium)('the page', () => {
     });
   });
 
+  it('takes the same file again, and settings out of range are shown where they were hidden', async () => {
+    const { bytes } = tinyLlama();
+    const broken = {
+      name: 'same.gguf',
+      mimeType: 'application/octet-stream',
+      buffer: Buffer.from(bytes.slice(0, 900)),
+    };
+    await withPage(async (page) => {
+      await ready(page);
+      await page.getByLabel('Open a GGUF file').setInputFiles(broken);
+      await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/same\.gguf/);
+      expect(await page.getByLabel('Open a GGUF file').inputValue()).toBe('');
+      await page.getByLabel('Open a GGUF file').setInputFiles({ ...broken, buffer: Buffer.from(bytes) });
+      await ready(page);
+      await page.getByText('Settings').click();
+      await page.getByLabel('Temperature').fill('7');
+      await page.getByText('Settings').click();
+      await page.getByRole('button', { name: 'Write' }).click();
+      await expect.poll(() => page.getByLabel('Temperature').isVisible()).toBe(true);
+    });
+  });
+
   it('has a name for every control, and fits a phone', async () => {
     await withPage(
       async (page) => {

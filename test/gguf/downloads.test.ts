@@ -56,6 +56,19 @@ describe('a transfer that breaks off', () => {
       expect(requests.slice(1).map((range) => range.split('-')[1])).toEqual(Array(3).fill('299006'));
     }));
 
+  test('is not needed of a server that sends all where the first byte is asked for, as that of Vite does', () => {
+    const all: Answer = (_, response, bytes) => {
+      const range = { 'Content-Range': `bytes 0-${bytes.length - 1}/${bytes.length}` };
+      response.writeHead(206, { ...range, ETag: '"one"' }).end(bytes);
+    };
+    return withServer(FILES, inTurn(all, answerRange), async (url, requests) => {
+      const source = await openUrl(`${url}/bytes`, OPTIONS);
+      expect(source.size).toBe(BYTES.length);
+      expect(await source.read(3, 500)).toEqual(BYTES.slice(3, 503));
+      expect(requests).toHaveLength(2);
+    });
+  });
+
   test('goes on after answers of a busy server and refused requests', () => {
     const busy: Answer = (_, response) => response.writeHead(503).end();
     const closed: Answer = (request) => request.socket.destroy();

@@ -77,11 +77,12 @@ export function describeFile(remote: Remote, response: Response): RemoteFile {
     return { size: 0, version };
   }
   checkStatus(remote, response);
-  const { first, last, size } = contentRange(remote, response);
-  if (first === 0 && last === 0) return { size, version };
+  const { first, size } = contentRange(remote, response);
+  // Some servers take the end 0 for none and send all; the body is left unread. Other ranges are theirs to the byte.
+  if (first === 0) return { size, version };
   throw sourceError(
     remote.name,
-    `asked for bytes 0 to 0, the server sent ${response.headers.get('content-range')}`,
+    `asked for the first byte, the server sent ${response.headers.get('content-range')}`,
     RANGE_CURE,
   );
 }
