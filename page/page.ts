@@ -169,8 +169,8 @@ async function write(): Promise<void> {
 }
 
 function openFiles(files: FileList | null | undefined): void {
-  const [first] = files ?? [];
-  if (first !== undefined) open(first, first.name);
+  const [first, ...others] = files ?? [];
+  if (first !== undefined) open(others.length > 0 ? [first, ...others] : first, first.name);
 }
 
 el.form.addEventListener('submit', (event) => {

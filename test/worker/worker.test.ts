@@ -200,6 +200,24 @@ describe('loading in a worker', () => {
     expect(parts.map(({ counts }) => counts.closed)).toEqual([1, 1]);
   });
 
+  it('from the Files of a split model, in any order, and not from others', async () => {
+    const parts = [...writeSplit('model', tinyLlamaSpec(), [10])].map(
+      ([name, bytes]) => new File([Uint8Array.from(bytes)], name),
+    );
+    for (const open of [load, loadHere]) {
+      await using model = await open(parts.toReversed());
+      expect(model.info.vocabSize).toBe(VOCABULARY);
+      const refusals = [
+        [parts.slice(1), 'SOURCE_READ', 'the first part'],
+        [parts.slice(0, 1), 'GGUF_SPLIT', 'model-00002-of-00002.gguf'],
+        [[...parts, new File([], 'other.gguf')], 'SOURCE_READ', 'other.gguf'],
+        [[], 'INVALID_ARGUMENT', 'source'],
+      ] as const;
+      for (const [files, code, message] of refusals)
+        await expect(open(files)).rejects.toMatchObject({ code, message: expect.stringContaining(message) });
+    }
+  });
+
   it('names a source of one’s own that does not give the bytes asked for', async () => {
     const source = { ...memorySource(TINY, 'own.gguf'), read: async () => undefined as never };
     const error = { code: 'SOURCE_READ', message: expect.stringContaining('own.gguf: read gave undefined') };

@@ -1,15 +1,14 @@
 import type { Backend } from '../backend/types.js';
 import type { WasmOptions } from '../backend/wasm.js';
 import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
-import { invalid } from '../errors.js';
-import { blobSource } from '../gguf/blob-source.js';
+import { blobSource, partsSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
 import type { ByteSource } from '../gguf/source.js';
 import { openUrl } from '../gguf/url-source.js';
-import { invalidArgument } from './check.js';
+import { invalid, invalidArgument } from './check.js';
 
-/** A path, an http or https address, a Blob (a File), or a source of one's own. */
-export type ModelSource = string | URL | Blob | ByteSource;
+/** A path, an http or https address, a Blob (a File), all Files of a split model, or a source of one's own. */
+export type ModelSource = string | URL | Blob | readonly Blob[] | ByteSource;
 
 /** What differs between runtimes. */
 export interface Runtime {
@@ -32,7 +31,8 @@ export interface SourceOptions {
   readonly signal: AbortSignal | undefined;
 }
 
-const SOURCES = 'a path, a URL, a Blob or an object with name, size, read and close';
+const SOURCES =
+  'a path, a URL, a Blob, a list of the Files of a split model or an object with name, size, read and close';
 const OTHER_SOURCES = `Pass ${SOURCES}; bytes in memory as new Blob([bytes]).`;
 
 /** @throws FrugalError `INVALID_ARGUMENT`, `SOURCE_READ`, `CACHE_UNAVAILABLE`, `CACHE_QUOTA` */
@@ -44,13 +44,19 @@ export async function openSource(
   if (typeof source === 'string') return openAddress(runtime, source, options);
   if (source instanceof URL) return openAddress(runtime, source.href, options);
   if (source instanceof Blob) return blobSource(source);
+  if (isParts(source)) return partsSource(source);
   return checkOwnSource(source);
 }
 
+export function isParts(source: unknown): source is readonly Blob[] {
+  return Array.isArray(source) && source.length > 0 && source.every((part) => part instanceof Blob);
+}
+
 /** @throws FrugalError `INVALID_ARGUMENT` unless it has the parts of a `ByteSource` that are always used */
-export function checkOwnSource(source: ByteSource): ByteSource {
-  const { size, read, close } = source ?? {};
-  if (typeof size === 'number' && typeof read === 'function' && typeof close === 'function') return source;
+export function checkOwnSource(source: Exclude<ModelSource, string | URL | Blob>): ByteSource {
+  const { size, read, close } = (source ?? {}) as Partial<ByteSource>;
+  if (typeof size === 'number' && typeof read === 'function' && typeof close === 'function')
+    return source as ByteSource;
   throw invalid('source', SOURCES, source, OTHER_SOURCES);
 }
 

@@ -30,7 +30,35 @@ export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource 
   };
 }
 
-function nameOf(blob: Blob): string {
+const PART = /-(\d{5})-of-\d{5}\.gguf$/;
+
+/**
+ * Reads the parts of a split model, Files in any order.
+ * @throws FrugalError `SOURCE_READ` where a part is not named as one, or the first is not there
+ */
+export function partsSource(parts: readonly Blob[]): ByteSource {
+  const stray = parts.find((part) => !PART.test(nameOf(part)));
+  if (stray !== undefined) throw strange(nameOf(stray), 'is not named as a part of a split model');
+  const first = parts.find((part) => PART.exec(nameOf(part))?.[1] === '00001');
+  if (first === undefined)
+    throw strange(parts.map(nameOf).join(', '), 'the first part of the model is not there');
+  return {
+    ...blobSource(first),
+    async sibling(name) {
+      const found = parts.find((part) => nameOf(part) === name);
+      if (found === undefined) throw strange(name, 'is not among the parts given');
+      return blobSource(found);
+    },
+  };
+}
+
+function strange(name: string, problem: string): FrugalError {
+  const cure = 'Give one model: its File, or a list of all its parts (NAME-00001-of-00003.gguf and so on).';
+  return sourceError(name, problem, cure);
+}
+
+/** A File's own name, or `blob`. */
+export function nameOf(blob: Blob): string {
   return 'name' in blob && typeof blob.name === 'string' ? blob.name : 'blob';
 }
 

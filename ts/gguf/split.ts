@@ -120,7 +120,7 @@ async function openSibling(source: ByteSource, name: string, signal?: AbortSigna
       source,
       `the model goes on in ${name}, and this kind of source cannot open it`,
       { missing: name },
-      'Open the model by path or URL, or merge its parts into one file.',
+      'Open the model by path or URL, give a list of all its Files, or merge its parts into one file.',
     );
   }
   try {

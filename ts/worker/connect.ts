@@ -3,7 +3,7 @@ import { checkSignal, invalid } from '../engine/check.js';
 import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import { disposed } from '../engine/scheduler.js';
-import { checkOwnSource, type ModelSource } from '../engine/source.js';
+import { checkOwnSource, isParts, type ModelSource } from '../engine/source.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { resolveAddress } from '../gguf/address.js';
 import { settled } from '../gguf/settled.js';
@@ -92,7 +92,7 @@ export async function loadInThread(
 function checkSource(source: ModelSource): Exclude<ModelSource, URL> {
   if (source instanceof URL) return source.href;
   if (typeof source === 'string') return resolveAddress(source);
-  if (source instanceof Blob) return source;
+  if (source instanceof Blob || isParts(source)) return source;
   return checkOwnSource(source);
 }
 

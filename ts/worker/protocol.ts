@@ -47,6 +47,8 @@ export interface SourcePort {
 
 export type SentSource =
   | { readonly type: 'place'; readonly place: string | Blob }
+  // Some runtimes take a File's name from it on the way.
+  | { readonly type: 'parts'; readonly parts: readonly Blob[]; readonly names: readonly string[] }
   | { readonly type: 'port'; readonly name: string; readonly size: number; readonly port: MessagePort };
 
 /** Calls that give a promise, by their names in `Model`. */

@@ -1,11 +1,14 @@
 import { expose, type Remote, releaseProxy, transfer, wrap } from 'comlink';
+import { isParts } from '../engine/source.js';
+import { nameOf } from '../gguf/blob-source.js';
 import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Reply, SentSource, SourcePort } from './protocol.js';
 import { replyTo, unwrap } from './reply.js';
 
 /** A source as it crosses: what can be copied is, one of the user's own is asked through a port. */
-export function sendSource(source: string | Blob | ByteSource): SentSource {
+export function sendSource(source: string | Blob | readonly Blob[] | ByteSource): SentSource {
+  if (isParts(source)) return { type: 'parts', parts: source, names: source.map(nameOf) };
   if (typeof source === 'string' || source instanceof Blob) return { type: 'place', place: source };
   const { port1, port2 } = new MessageChannel();
   const offered: SourcePort = {
@@ -33,8 +36,10 @@ export function sendSource(source: string | Blob | ByteSource): SentSource {
 }
 
 /** The source on the other side. */
-export function receiveSource(sent: SentSource): string | Blob | ByteSource {
-  return sent.type === 'place' ? sent.place : portSource(sent.name, sent.size, wrap<SourcePort>(sent.port));
+export function receiveSource(sent: SentSource): string | Blob | readonly Blob[] | ByteSource {
+  if (sent.type === 'place') return sent.place;
+  if (sent.type === 'port') return portSource(sent.name, sent.size, wrap<SourcePort>(sent.port));
+  return sent.parts.map((part, i) => new File([part], sent.names[i] ?? ''));
 }
 
 function portSource(name: string, size: number, port: Remote<SourcePort>): ByteSource {
@@ -49,7 +54,8 @@ function portSource(name: string, size: number, port: Remote<SourcePort>): ByteS
     },
     async sibling(file) {
       const opened = receiveSource(unwrap((await port.sibling(file)) as Reply<SentSource>));
-      if (typeof opened === 'string' || opened instanceof Blob) throw new TypeError('not a source');
+      if (typeof opened === 'string' || opened instanceof Blob || isParts(opened))
+        throw new TypeError('not a source');
       return opened;
     },
     async finish() {
