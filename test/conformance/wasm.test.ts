@@ -72,7 +72,7 @@ it.each([
   const program = `
     import { load } from '${name}';
     const model = await load(process.argv[1]);
-    console.log(model.info.backend.kind, model.info.notes.length);
+    console.log(model.backend.kind, model.info.notes.length);
     await model.dispose();`;
   const path = resolve(ROOT, 'models/stories-moe-q8_0.gguf');
   const flags = ['--input-type=module', '--eval', program];

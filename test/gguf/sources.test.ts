@@ -209,6 +209,14 @@ describe('URL', () => {
     }),
   );
 
+  test('a server that is not there is said not to be', async () => {
+    let url = '';
+    await withServer(files, answerRange, async (gone) => {
+      url = gone;
+    });
+    await expectError(openUrl(`${url}/model.gguf`), 'SOURCE_READ', 'ECONNREFUSED');
+  });
+
   /** A server that is good for the first request and then answers as `later` says. */
   const afterOpening = (later: Answer): Answer => {
     let opened = false;

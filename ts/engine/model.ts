@@ -54,6 +54,8 @@ export interface ModelInfo extends ModelFacts {
  */
 export interface Model {
   readonly info: ModelInfo;
+  /** What computes, and why: `info.backend`. */
+  readonly backend: BackendInfo;
   /**
    * Continues a prompt, in pieces of text.
    * @throws FrugalError from the loop: `INVALID_ARGUMENT`, `CONTEXT_OVERFLOW`, `NON_FINITE`, `OUT_OF_MEMORY`, `DISPOSED`
@@ -121,6 +123,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
       beginToken: tokenizer.addBos ? tokenizer.bos : undefined,
       endTokens: [...tokenizer.endTokens],
     },
+    backend: engine.backend,
     generate,
     complete: (prompt, options) => drain(generate(prompt, options)),
     chat: (options = {}) => createChat(engine, options),

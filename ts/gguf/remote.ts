@@ -132,7 +132,7 @@ function statusError(remote: Remote, { status, statusText }: Response): FrugalEr
     `the server answered with status ${status} ${statusText}`.trimEnd(),
     BUSY.has(status)
       ? 'Try again later: the server is busy or out of order.'
-      : 'Check the URL, and that it may be read without a login or with the headers given.',
+      : 'Check the URL, and that it may be read without a login or with the headers given to openUrl(url, { headers }).',
     { status },
   );
 }
@@ -158,14 +158,22 @@ export async function discard(response: Response): Promise<void> {
   await response.body?.cancel().catch(() => undefined);
 }
 
+/** Node's own says only that fetching failed; what lies below it says why, in its message or at least its code. */
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const { cause } = error;
+  if (!(cause instanceof Error)) return error.message;
+  const below = cause.message || String((cause as { code?: unknown }).code ?? cause.name);
+  return `${error.message} (${below})`;
+}
+
 /** A network failure, or the reason of the signal when that was aborted. */
 export function interrupted(remote: Remote, problem: string, cause: unknown, signal?: AbortSignal): unknown {
   if (signal?.aborted) return signal.reason;
-  const reason = cause instanceof Error ? cause.message : String(cause);
   return new Interrupted(
     sourceError(
       remote.name,
-      `${problem}: ${reason}`,
+      `${problem}: ${reasonOf(cause)}`,
       'Check the address and the network connection, then try again.',
       {},
       cause,

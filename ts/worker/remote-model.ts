@@ -34,6 +34,7 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
 
   const model: Model = {
     info,
+    backend: info.backend,
     generate: (prompt, options = {}) =>
       remoteGeneration(line, info.backend.threads, options, (rest) => ({
         type: 'generate',
