@@ -135,6 +135,43 @@ describe('routers that cannot be built are refused', () => {
     });
   });
 
+  const counted = { expert_count: 8, expert_used_count: 2 };
+  it.each([
+    ['llama', { expert_gating_func: 2 }, /expert_gating_func to 2/],
+    ['qwen3moe', { expert_gating_func: 3 }, /expert_gating_func to 3/],
+    ['gpt-oss', { expert_gating_func: 2 }, /expert_gating_func to 2/],
+    ['qwen3moe', { expert_weights_norm: false }, /expert_weights_norm to false/],
+    ['olmoe', { expert_weights_norm: true }, /expert_weights_norm to true/],
+  ] as const)('%s with %o, which its router does not do', (architecture, values, message) => {
+    expect(refusal(tinyValues(architecture, { ...counted, ...values }))).toMatchObject({
+      code: 'UNSUPPORTED_FEATURE',
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it.each([
+    ['qwen3moe', { expert_gating_func: 1, expert_weights_norm: true }],
+    ['olmoe', { expert_gating_func: 0, expert_weights_norm: false }],
+    ['gpt-oss', { expert_gating_func: 3 }],
+  ] as const)('%s may state what it does anyway: %o', (architecture, values) => {
+    // What is missing is a tensor, not a router.
+    expect(refusal(tinyValues(architecture, { ...counted, ...values }))).toMatchObject({
+      code: 'MISSING_TENSOR',
+    });
+  });
+
+  it.each(['ffn_gate_up_exps.weight', 'ffn_gate.0.weight'])(
+    'experts in %s, not one stack for each matrix',
+    (name) => {
+      const shapes = tinyShapes({}, { 'ffn_gate_inp.weight': ['F32', 8, 8], [name]: ['Q8_0', 8, 12] });
+      expect(refusal(tinyValues('llama', counted), shapes)).toMatchObject({
+        code: 'UNSUPPORTED_FEATURE',
+        message: expect.stringContaining(`(blk.0.${name})`),
+        cure: expect.stringContaining('another conversion'),
+      });
+    },
+  );
+
   it('a file of latent attention without its rank', () => {
     const { 'attention.kv_lora_rank': _, ...rest } = latent;
     expect(refusal(tinyValues('deepseek2', rest))).toMatchObject({ code: 'METADATA_MISSING' });

@@ -1,3 +1,4 @@
+import { FrugalError } from '../errors.js';
 import type { Activation, Groups, PlanBuffer, PlanOp, Scoring } from '../plan/types.js';
 import { invalid, type Keys, unsupported } from './keys.js';
 import { linear } from './linear.js';
@@ -55,16 +56,15 @@ export function readExperts(
   // Qwen2-MoE files without the key divide the shared expert's width among those that a token uses.
   const fallback = row.shared === 'gated' ? Math.floor(feedForward / used) : feedForward;
   const width = keys.optionalCount('expert_feed_forward_length', maxWidth) ?? fallback;
-  const scoring = row.scoring === 'stated' ? readScoring(keys) : (row.scoring ?? 'softmax');
+  const scoring = readScoring(keys, row.scoring ?? 'softmax');
   const groups = readGroups(keys, count, used, scoring);
-  const stated = keys.metadata.optionalBoolean(keys.full('expert_weights_norm')) ?? false;
   return {
     count,
     used,
     feedForward: width,
     activation: row.activation ?? 'silu',
     scoring,
-    normalise: row.normalise === 'stated' ? stated : row.normalise,
+    normalise: readNormalise(keys, row.normalise),
     scale: keys.optionalFinite('expert_weights_scale') || 1,
     leadingDense: readLeadingDense(keys),
     ...(groups === undefined ? {} : { groups }),
@@ -77,12 +77,21 @@ export function readExperts(
 /** Numbers of llama.cpp's `expert_gating_func`; files from before the key have softmax. */
 const SCORINGS: readonly Scoring[] = ['softmax', 'softmax', 'sigmoid', 'chosen'];
 
-function readScoring(keys: Keys): Scoring {
+/** Where the architecture has one scoring, files may state it but no other. */
+function readScoring(keys: Keys, known: Scoring | 'stated'): Scoring {
   const key = 'expert_gating_func';
   const value = keys.optionalFinite(key) ?? 0;
-  const scoring = SCORINGS[value];
-  if (scoring !== undefined) return scoring;
+  const scoring = known !== 'stated' && value === 0 ? known : SCORINGS[value];
+  if (scoring !== undefined && (known === 'stated' || scoring === known)) return scoring;
   throw unsupported(`the file sets ${keys.full(key)} to ${value}`, { key: keys.full(key), value });
+}
+
+function readNormalise(keys: Keys, known: boolean | 'stated'): boolean {
+  const key = keys.full('expert_weights_norm');
+  const value = keys.metadata.optionalBoolean(key);
+  if (known === 'stated') return value ?? false;
+  if (value === undefined || value === known) return known;
+  throw unsupported(`the file sets ${key} to ${value}`, { key, value });
 }
 
 /** DeepSeek-V2 judges a group by its best expert; V3, which scores by sigmoids, by its best two. */
@@ -134,6 +143,7 @@ export function expertBuffers({ count, shared }: Experts): PlanBuffer[] {
  */
 export function expertOps(experts: Experts, width: number, tensors: TensorTable, block: string): PlanOp[] {
   const { count, used, feedForward, activation, scoring, normalise, scale, groups, shared } = experts;
+  refuseOtherStacks(tensors, block);
   const stack = (name: string, shape: readonly number[]) =>
     tensors.required(`${block}.ffn_${name}_exps.weight`, [...shape, count], 'experts');
   const bias = (name: string, length: number) =>
@@ -165,6 +175,24 @@ export function expertOps(experts: Experts, width: number, tensors: TensorTable,
       ...Object.fromEntries(biases),
     },
   ];
+}
+
+/** Newer files may hold gates and ups as one tensor; the oldest ones hold each expert's matrices by themselves. */
+function refuseOtherStacks(tensors: TensorTable, block: string): void {
+  for (const [tensor, what] of [
+    [`${block}.ffn_gate_up_exps.weight`, 'the gate and up matrices of its experts as one tensor'],
+    [`${block}.ffn_gate.0.weight`, 'each expert of a layer by itself'],
+  ] as const) {
+    if (!tensors.has(tensor)) continue;
+    throw new FrugalError(
+      'UNSUPPORTED_FEATURE',
+      `the file holds ${what} (${tensor}); supported are ffn_gate_exps, ffn_up_exps and ffn_down_exps, each for all experts`,
+      {
+        cure: 'use another conversion of the model, with ffn_gate_exps and ffn_up_exps apart',
+        data: { tensor },
+      },
+    );
+  }
 }
 
 function sharedOps(
