@@ -24,6 +24,8 @@ describe('measuring a model', () => {
     }
     expect(result.rows[0]?.bytesPerToken).toBeLessThan(result.model.weightBytes);
     expect(result.loadToFirstTokenMs.median).toBeGreaterThan(result.loadMs.median);
+    await using model = await load(MODEL);
+    expect(result.memory.kvBytes).toBeGreaterThanOrEqual(model.info.kvBytesPerToken * settings.prompt);
     expect(shown.every((done, i) => done >= (shown[i - 1] ?? 0) && done <= 1)).toBe(true);
   });
 

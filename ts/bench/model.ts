@@ -70,7 +70,7 @@ export interface ModelBench {
   readonly loadMs: Samples;
   /** From the call of `load` to the first token of a prompt of 16. */
   readonly loadToFirstTokenMs: Samples;
-  /** Weights as they lie in memory, caches at the end, and the most that the process has had. */
+  /** Weights as they lie in memory, and the most that caches and the process have had. */
   readonly memory: { readonly packedBytes: number; readonly kvBytes: number; readonly peakBytes: number };
   readonly rows: readonly BenchRow[];
 }
@@ -104,7 +104,6 @@ export async function benchModel(
         await repeat(run, settings, i, (what) => progress(what, 0.2 + 0.8 * done), signal);
       }
     }
-    const kvBytes = engineOf(model).scheduler.kvBytes();
     return {
       machine: facts,
       model: describe(path, model.info, work),
@@ -114,7 +113,7 @@ export async function benchModel(
       loadToFirstTokenMs: summarise(firsts),
       memory: {
         packedBytes: model.info.packedBytes,
-        kvBytes,
+        kvBytes: Math.max(...runs.map((run) => run.kvBytes)),
         peakBytes: process.resourceUsage().maxRSS * 1024,
       },
       rows: runs.map((run) => rowOf(run, settings, model.info, work)),
@@ -188,6 +187,8 @@ interface Run {
   readonly threads: number;
   /** At a depth: a sequence that holds so many tokens, and grows. */
   sequence: number | undefined;
+  /** The most that caches had, while any was open. */
+  kvBytes: number;
   readonly prefill: number[];
   readonly decode: number[];
   readonly stream: number[];
@@ -200,7 +201,7 @@ interface Run {
 
 function createRun(model: Model, threads: number): Run {
   return {
-    ...{ model, engine: engineOf(model), threads, sequence: undefined },
+    ...{ model, engine: engineOf(model), threads, sequence: undefined, kvBytes: 0 },
     ...{
       prefill: [],
       decode: [],
@@ -290,6 +291,7 @@ async function measureDecode(run: Run, { generate }: BenchSettings, signal: Abor
   run.decode.push(generate / seconds);
   run.cpu.push(cpuSeconds / generate);
   run.cpuShare.push(cpuSeconds / seconds / run.threads);
+  noteCaches(run, scheduler.kvBytes());
   if (run.sequence === undefined) scheduler.close(sequence);
 }
 
@@ -310,12 +312,18 @@ async function measurePrompt(run: Run, { prompt }: BenchSettings, signal: AbortS
   const { usage } = await run.model.complete(tokens, { maxTokens: 1, temperature: 0, ...signalOf(signal) });
   run.firstTokenMs.push(performance.now() - began);
   run.prefill.push(usage.prefillTokensPerSecond);
+  noteCaches(run, usage.kvBytes);
 }
 
 async function measurePromptAtDepth(run: Run, { prompt }: BenchSettings, signal: AbortSignal | undefined) {
   const began = performance.now();
   await feed(run, run.sequence ?? 0, promptOf(prompt, run.model.info.vocabSize), signal);
   run.prefill.push((prompt * 1000) / (performance.now() - began));
+  noteCaches(run, run.engine.scheduler.kvBytes());
+}
+
+function noteCaches(run: Run, bytes: number): void {
+  run.kvBytes = Math.max(run.kvBytes, bytes);
 }
 
 function energyOf(energies: readonly Energy[], generate: number): BenchRow['energy'] {

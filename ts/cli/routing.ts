@@ -40,7 +40,7 @@ export function readRouting(
 
 export function formatRouting({ promptTokens, topK, bytesPerToken, layers }: Routing): string {
   return [
-    `${promptTokens} tokens, each routed to ${topK} experts of ${layers.length} layers`,
+    `${promptTokens} token${promptTokens === 1 ? '' : 's'}, each routed to ${topK} experts of ${layers.length} layers`,
     `expert weights read per token: ${formatBytes(bytesPerToken)}`,
     'balance: entropy of the tokens per expert over that of even ones; peak: the busiest expert over the mean',
     '',
@@ -52,7 +52,9 @@ export function formatRouting({ promptTokens, topK, bytesPerToken, layers }: Rou
 /** A row for each layer, a column for each expert; where there are many, further columns follow below. */
 function formatTable(layers: readonly LayerRouting[]): string[] {
   const experts = Math.max(0, ...layers.map(({ tokens }) => tokens.length));
-  const width = 1 + Math.max(3, ...layers.flatMap(({ tokens }) => tokens.map((count) => `${count}`.length)));
+  const names = Array.from({ length: experts }, (_, i) => `#${i}`);
+  const counts = layers.flatMap(({ tokens }) => tokens.map(String));
+  const width = 1 + Math.max(3, ...[...names, ...counts].map((text) => text.length));
   const row = (head: readonly string[], cells: readonly string[]) =>
     [
       ...head.map((text, i) => text.padStart(i === 0 ? 5 : 9)),
@@ -60,9 +62,8 @@ function formatTable(layers: readonly LayerRouting[]): string[] {
     ].join('');
   const lines: string[] = [];
   for (let first = 0; first < experts; first += COLUMNS) {
-    const names = Array.from({ length: Math.min(COLUMNS, experts - first) }, (_, i) => `#${first + i}`);
     if (first > 0) lines.push('');
-    lines.push(row(['layer', 'balance', 'peak'], names));
+    lines.push(row(['layer', 'balance', 'peak'], names.slice(first, first + COLUMNS)));
     for (const { block, balance, peak, tokens } of layers) {
       const figures = [`${block}`, balance.toFixed(3), peak.toFixed(2)];
       lines.push(row(figures, tokens.slice(first, first + COLUMNS).map(String)));
