@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { load } from '../../ts/engine/index.js';
 import { type ErrorCode, FrugalError } from '../../ts/errors.js';
-import { blobSource } from '../../ts/gguf/blob-source.js';
+import { blobSource, partsSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { openUrl } from '../../ts/gguf/url-source.js';
@@ -150,6 +150,25 @@ describe('split model', () => {
       'part 3',
     );
     expect(error.cure).toContain(first);
+  });
+
+  const fileOf = ([name, bytes]: readonly [string, Uint8Array]) => new File([bytes.slice()], name);
+  const listed = () => [...writeSplit('model', spec, [5, 12])].map(fileOf);
+
+  test('a list of all Files is the model, in any order', async () => {
+    const model = await openGguf(partsSource(listed().reverse()));
+    expect([model.parts.length, model.tensors.size]).toEqual([3, 21]);
+  });
+
+  const stray = (name: string) => (files: File[]) => [...files, new File([], name)];
+  test.each<[string, (files: File[]) => File[], ErrorCode, string]>([
+    ['a part too few', (files) => files.slice(0, 2), 'GGUF_SPLIT', third],
+    ['no first part', (files) => files.slice(1), 'SOURCE_READ', 'first part'],
+    ['a file that is none', stray('notes.txt'), 'SOURCE_READ', 'notes.txt'],
+    ['a part of another model', stray('other-00002-of-00003.gguf'), 'SOURCE_READ', 'other-00002'],
+  ])('a list with %s is refused by name', async (_, change, code, named) => {
+    const opening = async () => openGguf(partsSource(change(listed())));
+    await expectError(opening(), code, named);
   });
 
   test('a first part under another name is refused', async () => {

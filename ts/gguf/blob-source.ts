@@ -1,4 +1,5 @@
 import type { FrugalError } from '../errors.js';
+import { parsePartName } from './part-name.js';
 import { releaseBytes } from './release.js';
 import type { ByteSource } from './source.js';
 import { checkRange, sourceError } from './source-error.js';
@@ -30,24 +31,26 @@ export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource 
   };
 }
 
-const PART = /-(\d{5})-of-\d{5}\.gguf$/;
-
 /**
  * Reads the parts of a split model, Files in any order.
- * @throws FrugalError `SOURCE_READ` where a part is not named as one, or the first is not there
+ * @throws FrugalError `SOURCE_READ` where a file is not named as a part, is one of another model, or the first is not there
  */
 export function partsSource(parts: readonly Blob[]): ByteSource {
-  const stray = parts.find((part) => !PART.test(nameOf(part)));
-  if (stray !== undefined) throw strange(nameOf(stray), 'is not named as a part of a split model');
-  const first = parts.find((part) => PART.exec(nameOf(part))?.[1] === '00001');
+  const files = parts.map((file) => ({ file, name: nameOf(file), place: parsePartName(nameOf(file)) }));
+  const stray = files.find(({ place }) => place === undefined);
+  if (stray !== undefined) throw strange(stray.name, 'is not named as a part of a split model');
+  const first = files.find(({ place }) => place?.part === 1);
   if (first === undefined)
-    throw strange(parts.map(nameOf).join(', '), 'the first part of the model is not there');
+    throw strange(files.map(({ name }) => name).join(', '), 'the first part of the model is not there');
+  const { stem, count } = first.place ?? {};
+  const other = files.find(({ place }) => place?.stem !== stem || place?.count !== count);
+  if (other !== undefined) throw strange(other.name, `is no part of the model of ${first.name}`);
   return {
-    ...blobSource(first),
+    ...blobSource(first.file),
     async sibling(name) {
-      const found = parts.find((part) => nameOf(part) === name);
+      const found = files.find((part) => part.name === name);
       if (found === undefined) throw strange(name, 'is not among the parts given');
-      return blobSource(found);
+      return blobSource(found.file);
     },
   };
 }

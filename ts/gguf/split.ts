@@ -1,11 +1,11 @@
 import { type Header, readHeader } from './header.js';
 import type { GgufMetadata } from './metadata.js';
+import { parsePartName, partName } from './part-name.js';
 import { refuse } from './refuse.js';
 import type { ByteSource } from './source.js';
 import type { GgufTensor } from './tensors.js';
 
 const MAX_PARTS = 1024;
-const PART_NAME = /^(.*)-(\d{5})-of-(\d{5})\.gguf$/s;
 
 /** How many files the model is in; 1 when it is not split. */
 export function partCount(metadata: GgufMetadata, source: ByteSource): number {
@@ -30,7 +30,7 @@ export async function readParts(
   checkPart(source, first.metadata, 0, count);
   const tensors = new Map(first.tensors);
   for (let part = 1; part < count; part += 1) {
-    const sibling = await openSibling(source, partName(stem, part, count), signal);
+    const sibling = await openSibling(source, partName({ stem, part: part + 1, count }), signal);
     opened.push(sibling);
     const header = await readHeader(sibling, part, signal);
     checkPart(sibling, header.metadata, part, count);
@@ -50,39 +50,29 @@ export async function readParts(
   return tensors;
 }
 
-function partName(stem: string, part: number, count: number): string {
-  return `${stem}-${digits(part + 1)}-of-${digits(count)}.gguf`;
-}
-
-function digits(value: number): string {
-  return String(value).padStart(5, '0');
-}
-
 /** The part of the file's name that all parts share. */
 function checkFirstName(source: ByteSource, metadata: GgufMetadata, count: number): string {
   const base = source.name.slice(Math.max(source.name.lastIndexOf('/'), source.name.lastIndexOf('\\')) + 1);
-  const match = PART_NAME.exec(base);
-  const stem = match?.[1];
-  if (match === null || stem === undefined) {
+  const stem = parsePartName(base)?.stem;
+  if (stem === undefined) {
     throw splitError(
       source,
-      `part of a model split into ${count} files, but not named as one (NAME-${digits(1)}-of-${digits(count)}.gguf)`,
+      `part of a model split into ${count} files, but not named as one (${partName({ stem: 'NAME', part: 1, count })})`,
       { count },
     );
   }
+  const expected = partName({ stem, part: 1, count });
   const number = splitNumber(metadata, 'split.no', source) ?? 0;
   if (number !== 0) {
     throw splitError(
       source,
       `part ${number + 1} of a model split into ${count} files; open the first part`,
       { part: number, count },
-      `Open ${partName(stem, 0, count)} instead.`,
+      `Open ${expected} instead.`,
     );
   }
-  if (base !== partName(stem, 0, count)) {
-    throw splitError(source, `the first of ${count} parts should be named ${partName(stem, 0, count)}`, {
-      expected: partName(stem, 0, count),
-    });
+  if (base !== expected) {
+    throw splitError(source, `the first of ${count} parts should be named ${expected}`, { expected });
   }
   return stem;
 }

@@ -38,9 +38,9 @@ function startWorker(start: () => Worker): Worker {
 }
 
 function unavailable(why: string, cause?: unknown): FrugalError {
-  return new FrugalError('BACKEND_UNAVAILABLE', `The worker frugal-worker.js cannot be started: ${why}`, {
+  return new FrugalError('BACKEND_UNAVAILABLE', `The engine's worker cannot be started: ${why}`, {
     cure:
-      "Serve the files of the package's folder dist/browser beside your bundle, from the page's own origin and with its " +
+      "In a page, serve the files of the package's folder dist/browser beside your bundle, from the page's own origin and with its " +
       "Cross-Origin-Embedder-Policy header, and let the page's policy allow its own workers (worker-src).",
     cause,
   });
