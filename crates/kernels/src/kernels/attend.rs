@@ -615,9 +615,8 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
                 }
             }
             for r in 0..R {
-                let q = s.splat(queries[d][r]);
                 for n in 0..N {
-                    dots[r][n] = s.mul_add_exact(key[n], q, dots[r][n]);
+                    dots[r][n] = s.mul_each_add_exact(key[n], &queries[d][r], dots[r][n]);
                 }
             }
         }
@@ -732,8 +731,8 @@ impl<const R: usize, T: Elements, const SCALED: bool> Group<'_, '_, '_, R, T, SC
             }
             for r in 0..R {
                 for n in 0..N {
-                    let p = if SCALED { weights[n / RUN][r][slot] } else { scores[r][slot] };
-                    sums[r][n] = s.mul_add_exact(value[n], s.splat(p), sums[r][n]);
+                    let p = if SCALED { &weights[n / RUN][r][slot] } else { &scores[r][slot] };
+                    sums[r][n] = s.mul_each_add_exact(value[n], p, sums[r][n]);
                 }
             }
         }

@@ -161,7 +161,7 @@ pub(crate) trait Float {
     fn rows(tile: &[u8]) -> &[[Self::Bits; LANES]];
     fn load<S: Simd>(s: S, row: &[Self::Bits; LANES]) -> S::F;
     /// sum + w * x, fused only where the product is exact.
-    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F;
+    fn accumulate<S: Simd>(s: S, w: S::F, x: &f32, sum: S::F) -> S::F;
 }
 
 impl Float for Single {
@@ -176,8 +176,8 @@ impl Float for Single {
         s.load(row)
     }
     #[inline(always)]
-    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F {
-        s.add(sum, s.mul(w, x))
+    fn accumulate<S: Simd>(s: S, w: S::F, x: &f32, sum: S::F) -> S::F {
+        s.add(sum, s.mul_each(w, x))
     }
 }
 
@@ -193,8 +193,8 @@ impl<const BF16: bool> Float for Half<BF16> {
         if BF16 { s.load_bf16(row) } else { s.load_f16(row) }
     }
     #[inline(always)]
-    fn accumulate<S: Simd>(s: S, w: S::F, x: S::F, sum: S::F) -> S::F {
-        s.mul_add_exact(w, x, sum)
+    fn accumulate<S: Simd>(s: S, w: S::F, x: &f32, sum: S::F) -> S::F {
+        s.mul_each_add_exact(w, x, sum)
     }
 }
 
@@ -219,9 +219,8 @@ impl<F: Float> Kernel for Floats<F> {
                 w[r] = F::load(s, &rows[r][k]);
             }
             for c in 0..C {
-                let x = s.splat(x[c][k]);
                 for r in 0..R {
-                    sums[r][c] = F::accumulate(s, w[r], x, sums[r][c]);
+                    sums[r][c] = F::accumulate(s, w[r], &x[c][k], sums[r][c]);
                 }
             }
         }
@@ -396,7 +395,7 @@ fn add_block<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
     if K::MINIMUM {
         let mut minus = [[s.pairs(0); C]; R];
         for c in 0..C {
-            let sum = s.pair_dot(&x[c].minus_halves, s.pairs(1));
+            let sum = s.splat_int(x[c].minus_sum);
             for r in 0..R {
                 minus[r][c] = sum;
             }

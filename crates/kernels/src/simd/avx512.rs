@@ -121,6 +121,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    fn mul_each(self, a: __m512, x: &f32) -> __m512 {
+        unsafe { mul_each(a, x) }
+    }
+    #[inline(always)]
+    fn mul_each_add_exact(self, a: __m512, x: &f32, c: __m512) -> __m512 {
+        unsafe { mul_each_add(a, x, c) }
+    }
+    #[inline(always)]
     fn round(self, x: __m512) -> __m512 {
         unsafe { _mm512_roundscale_ps::<NEAREST>(x) }
     }
@@ -237,7 +245,7 @@ impl Simd for Avx512 {
         unsafe {
             let mut acc = [[_mm512_setzero_si512(); C]; R];
             for c in 0..C {
-                let start = self.pair_dot(&x[c].minus_halves, _mm512_set1_epi16(V::OFFSET as i16));
+                let start = start_of::<V>(x[c]);
                 for r in 0..R {
                     acc[r][c] = start;
                 }
@@ -285,6 +293,44 @@ impl Simd for Avx512 {
                 numbers[r] = _mm512_srai_epi32::<16>(scales[r]);
             }
             add_products(sums, acc, numbers);
+        }
+    }
+}
+
+// Each instruction broadcasts from memory by itself. Compilers would broadcast once for two tiles, in registers; then
+// conversions of F16 weights have to wait.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn mul_each(a: __m512, x: &f32) -> __m512 {
+    let product: __m512;
+    // SAFETY: reads `x` alone.
+    unsafe {
+        asm!("vmulps {product}, {a}, dword ptr [{x}]{{1to16}}", product = lateout(zmm_reg) product,
+            a = in(zmm_reg) a, x = in(reg) x, options(pure, readonly, nostack, preserves_flags));
+    }
+    product
+}
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn mul_each_add(a: __m512, x: &f32, mut sum: __m512) -> __m512 {
+    // SAFETY: as above.
+    unsafe {
+        asm!("vfmadd231ps {sum}, {a}, dword ptr [{x}]{{1to16}}", sum = inout(zmm_reg) sum,
+            a = in(zmm_reg) a, x = in(reg) x, options(pure, readonly, nostack, preserves_flags));
+    }
+    sum
+}
+
+/// -offset times the sum of a column's values. A shift if it can be, as multiplications use the units of dot products.
+#[inline(always)]
+fn start_of<V: Values>(x: &ActBlock) -> __m512i {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let sum = _mm512_set1_epi32(x.minus_sum);
+        if const { (V::OFFSET as u32).is_power_of_two() } {
+            _mm512_sll_epi32(sum, _mm_cvtsi32_si128(const { V::OFFSET.trailing_zeros() as i32 }))
+        } else {
+            _mm512_mullo_epi32(sum, _mm512_set1_epi32(V::OFFSET))
         }
     }
 }

@@ -45,17 +45,19 @@ pub struct ActBlock {
     pub minus_halves: [i16; 2],
     /// In every second block of a run that shares its scale: minus the sums of the block before and of this one.
     pub minus_both: [i16; 2],
+    /// Minus the sum of all values.
+    pub minus_sum: i32,
     /// Within -127..=127.
     pub values: [i8; QK],
 }
 
-const _: () = assert!(size_of::<ActBlock>() == 44);
+const _: () = assert!(size_of::<ActBlock>() == 48);
 
 impl ActBlock {
     /// Some values of the same scale.
     #[inline(always)]
     pub fn new(scale: f32, values: [i8; QK]) -> Self {
-        let mut block = Self { scale, minus_halves: [0; 2], minus_both: [0; 2], values };
+        let mut block = Self { scale, minus_halves: [0; 2], minus_both: [0; 2], minus_sum: 0, values };
         block.sum_up();
         block
     }
@@ -66,6 +68,7 @@ impl ActBlock {
         let [first, second] = [&self.values[..QK / 2], &self.values[QK / 2..]];
         self.minus_halves = [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>());
         self.minus_both = [0; 2];
+        self.minus_sum = self.minus_halves.iter().map(|&half| half as i32).sum();
     }
 
     /// Fills in `minus_both` of every second block of a run.
@@ -133,6 +136,16 @@ pub trait Simd: Words {
     fn abs(self, a: Self::F) -> Self::F;
     /// a * b + c where a * b is exact, so that fusing it or not gives the same bits.
     fn mul_add_exact(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a * x in every lane.
+    #[inline(always)]
+    fn mul_each(self, a: Self::F, x: &f32) -> Self::F {
+        self.mul(a, self.splat(*x))
+    }
+    /// a * x + c in every lane where a * x is exact.
+    #[inline(always)]
+    fn mul_each_add_exact(self, a: Self::F, x: &f32, c: Self::F) -> Self::F {
+        self.mul_add_exact(a, self.splat(*x), c)
+    }
     /// To the nearest whole number, ties to even; |x| < 2^22.
     fn round(self, x: Self::F) -> Self::F;
     /// 2^n for whole n in -126..=127.
