@@ -4,6 +4,7 @@ use super::{exp, padded, softcap, tree_sum};
 use crate::acts::{ActRow, NonFinite};
 use crate::exp::{CLAMP, CLAMPED_ALPHA, GELU_CUBIC, GELU_SCALE};
 use crate::packed::ActKind;
+use crate::select::round_halves;
 use crate::simd::{ActBlock, LANES, QK, Simd};
 
 /// How RoPE pairs the dimensions of a head.
@@ -111,21 +112,16 @@ fn round_half<S: Simd>(s: S, bf16: bool, values: &mut [f32]) {
         values.iter_mut().for_each(|x| *x = crate::float16::round_bf16(*x));
         return;
     }
-    let mut bits = [0u16; LANES];
-    for part in values.chunks_mut(LANES) {
-        s.store_f16(s.load(&padded(part)), &mut bits);
-        let mut rounded = [0.0; LANES];
-        s.store(s.load_f16(&bits), &mut rounded);
-        part.copy_from_slice(&rounded[..part.len()]);
-    }
+    round_halves(s, values);
 }
 
 #[inline(always)]
 fn all_finite<S: Simd>(s: S, x: &[f32]) -> Result<(), NonFinite> {
     // x - x is 0 for a finite x and NaN for any other.
     let mut sum = s.splat(0.0);
-    for x in x.chunks(LANES) {
-        let v = s.load(&padded(x));
+    let (whole, rest) = x.as_chunks();
+    for x in whole.iter().chain([&padded(rest)]) {
+        let v = s.load(x);
         sum = s.add(sum, s.sub(v, v));
     }
     let mut lanes = [0.0; LANES];
@@ -173,7 +169,8 @@ fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock], shared: usize) ->
             for (v, out) in x.as_chunks::<LANES>().0.iter().zip(block.values.as_chunks_mut::<LANES>().0) {
                 s.store_i8(s.mul(s.load(v), s.splat(inverse)), out);
             }
-            block.sum_up();
+            let [first, second] = block.values.as_chunks().0 else { unreachable!("two halves") };
+            block.put_sums([s.sum_i8(first), s.sum_i8(second)]);
         }
         if shared > 1 {
             ActBlock::pair_up(blocks);

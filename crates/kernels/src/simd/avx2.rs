@@ -239,6 +239,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn sum_i8(self, from: &[i8; LANES]) -> i32 {
+        // Sums of differences are of unsigned bytes: 128 is added to each.
+        unsafe {
+            let bytes = _mm_xor_si128(_mm_loadu_si128(from.as_ptr().cast()), _mm_set1_epi8(-128));
+            let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
+            _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 128 * LANES as i32
+        }
+    }
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {
         let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(self.lead);
         for line in 0..size_of_val(item).div_ceil(64) {

@@ -58,17 +58,17 @@ impl ActBlock {
     #[inline(always)]
     pub fn new(scale: f32, values: [i8; QK]) -> Self {
         let mut block = Self { scale, minus_halves: [0; 2], minus_both: [0; 2], minus_sum: 0, values };
-        block.sum_up();
+        let halves = values.as_chunks::<LANES>().0;
+        block.put_sums([0, 1].map(|half| halves[half].iter().map(|&q| q as i32).sum()));
         block
     }
 
-    /// Fills in what follows from the values alone.
+    /// Fills in what follows from the sums of the values' halves.
     #[inline(always)]
-    pub fn sum_up(&mut self) {
-        let [first, second] = [&self.values[..QK / 2], &self.values[QK / 2..]];
-        self.minus_halves = [first, second].map(|half| -half.iter().map(|&q| q as i16).sum::<i16>());
+    pub fn put_sums(&mut self, [first, second]: [i32; 2]) {
+        self.minus_halves = [-first as i16, -second as i16];
         self.minus_both = [0; 2];
-        self.minus_sum = self.minus_halves.iter().map(|&half| half as i32).sum();
+        self.minus_sum = -first - second;
     }
 
     /// Fills in `minus_both` of every second block of a run.
@@ -198,6 +198,8 @@ pub trait Simd: Words {
     fn store_f16(self, v: Self::F, to: &mut [u16; LANES]);
     /// The nearest whole numbers (ties to even) of lanes within -128..=127.
     fn store_i8(self, v: Self::F, to: &mut [i8; LANES]);
+    /// The sum of 16 bytes.
+    fn sum_i8(self, from: &[i8; LANES]) -> i32;
     fn int_to_float(self, v: Self::I) -> Self::F;
     fn splat_int(self, n: i32) -> Self::I;
     fn add_ints(self, a: Self::I, b: Self::I) -> Self::I;

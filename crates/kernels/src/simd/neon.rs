@@ -230,6 +230,10 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         }
     }
     #[inline(always)]
+    fn sum_i8(self, from: &[i8; LANES]) -> i32 {
+        unsafe { vaddlvq_s8(vld1q_s8(from.as_ptr())) as i32 }
+    }
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {
         const LEAD: usize = 2 << 10;
         let start = std::ptr::from_ref(item).cast::<u8>().wrapping_add(LEAD);

@@ -272,6 +272,12 @@ impl<D: Dots> Simd for Wasm<D> {
         let high = i16x8_narrow_i32x4(words[2], words[3]);
         store(i8x16_narrow_i16x8(low, high), to);
     }
+    #[inline(always)]
+    fn sum_i8(self, from: &[i8; LANES]) -> i32 {
+        let quads = i32x4_extadd_pairwise_i16x8(i16x8_extadd_pairwise_i8x16(load(from)));
+        let pairs = i32x4_add(quads, i32x4_shuffle::<2, 3, 0, 1>(quads, quads));
+        i32x4_extract_lane::<0>(pairs) + i32x4_extract_lane::<1>(pairs)
+    }
     /// WebAssembly has no way to ask.
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, _: &T) {}
