@@ -162,7 +162,8 @@ export type PlanOp =
     }
   /**
    * out = x · weightᵀ + bias; with `add`, out = out + (x · weightᵀ + bias). With `precise`, what rounding the
-   * activations leaves is multiplied too: twice the arithmetic, the same bytes of weights. Logits always are precise.
+   * activations leaves is multiplied too: twice the arithmetic, the same bytes of weights. Logits of weights
+   * that are not quantised are precise.
    */
   | {
       readonly op: 'linear';

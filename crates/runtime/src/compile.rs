@@ -334,7 +334,7 @@ impl<'a> Compiler<'a> {
             Op::Logits { x, weight, bias, softcap } => {
                 self.check_softcap(*softcap)?;
                 let bias = bias.as_deref();
-                self.linear(Linear { x, weight, bias, add: false, precise: true }, Out::Logits)
+                self.linear(Linear { x, weight, bias, add: false, precise: false }, Out::Logits)
             }
             Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
             Op::Experts { .. } => self.experts(op),
@@ -399,6 +399,8 @@ impl<'a> Compiler<'a> {
         let bias = bias.map(|bias| self.vector(bias, width)).transpose()?;
         let plain = self.format(weight).activations();
         let both = plain.precise();
+        // Logits too, but of quantised weights: these are the largest matrix, and no other product takes over what is lost.
+        let precise = precise || out == Out::Logits && !plain.quantised();
         // What the precise kind holds is the plain kind too.
         let kind = if precise || self.is_prepared(x, both) { both } else { plain };
         let fresh = self.prepare(x, kind);
