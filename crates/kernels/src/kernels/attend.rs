@@ -1,7 +1,7 @@
 //! Attention as [`super::attention`] defines it, for many queries that share a KV head.
 //!
-//! A block's keys and values are widened to F32 once for all queries; then the queries go over them in
-//! groups of as many as the registers hold sums for.
+//! The queries go over a block's keys and values in groups of as many as the registers hold sums for. Where widening to F32
+//! costs time, it is done once for all groups.
 
 use super::attention::{
     AttendJob, BLOCK, Bytes, CHUNK, CacheType, Halves, KeyBlock, MAX_HEAD_DIM, MAX_QUERIES, Query, key_len,
@@ -209,9 +209,9 @@ fn merge<S: Simd>(
     (*max, *sum) = (larger, *sum * a + chunk_sum * b);
 }
 
-/// Whether a job has so few queries that each widens the cache's elements for itself.
+/// Whether each group of queries widens the cache's elements for itself.
 fn narrow<S: Simd>(job: &AttendJob) -> bool {
-    job.queries.len() <= S::QUERIES
+    !S::WIDENS || job.queries.len() <= S::QUERIES
 }
 
 /// How many queries of `left` a group takes.

@@ -68,6 +68,7 @@ impl Simd for Avx512 {
     const COLUMNS: usize = 6;
     const TILES: usize = 2;
     const QUERIES: usize = 8;
+    const WIDENS: bool = false;
     const SUMS: usize = 16;
     const ASKS_NEXT: bool = true;
 

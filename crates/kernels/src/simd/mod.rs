@@ -114,6 +114,9 @@ pub trait Simd: Words {
     const QUERIES: usize;
     /// Whether products of many columns are so fast that asking for the next tiles meanwhile gains more than it costs.
     const ASKS_NEXT: bool = false;
+    /// Whether attention widens a block's keys and values once for many queries: otherwise that takes no time beside the products, and a
+    /// first-level cache holds twice as many as they are.
+    const WIDENS: bool = true;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
     /// Whether attention over Q8_0 caches is kept short: it makes floats of a block even for few queries, and goes over
