@@ -1,10 +1,9 @@
-import { writeFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import { formatEnergy } from '../energy/format.js';
 import type { Completion, Generation } from '../engine/index.js';
 import { MAX_TOKENS_RANGE } from '../engine/options.js';
 import type { ThreadChoice } from '../engine/threads.js';
-import { refuseInputs, writing } from '../quantize/output-file.js';
+import { refuseInputs, writeOutput } from '../quantize/output-file.js';
 import { numberParser, peakMemory, toJson } from './numbers.js';
 import {
   addContextFlags,
@@ -53,7 +52,8 @@ export function addRun(program: Command): void {
 
 async function run(path: string, flags: RunFlags): Promise<void> {
   const context = contextOptions(flags);
-  if (flags.provenance !== undefined) await refuseInputs(flags.provenance, [path, flags.file ?? '-']);
+  const inputs = [path, flags.file ?? '-'];
+  if (flags.provenance !== undefined) await refuseInputs(flags.provenance, inputs);
   const prompt = (await readPrompt(flags)) ?? '';
   await interruptible((signal) =>
     withModel(path, { ...flags, provenance: flags.provenance !== undefined }, signal, async (model) => {
@@ -66,15 +66,20 @@ async function run(path: string, flags: RunFlags): Promise<void> {
       });
       if (flags.echo && !flags.json) await print(prompt);
       const completion = await follow(generation, flags.json === true);
-      if (flags.provenance !== undefined) await writeRecord(flags.provenance, completion);
+      if (flags.provenance !== undefined) await writeRecord(flags.provenance, inputs, completion);
       if (flags.json) await print(`${toJson(completion)}\n`);
       note(summary(completion, model.info.threads));
     }),
   );
 }
 
-async function writeRecord(path: string, { provenance }: Completion): Promise<void> {
-  await writing(path, () => writeFile(path, `${JSON.stringify(provenance, null, 2)}\n`));
+async function writeRecord(
+  path: string,
+  inputs: readonly string[],
+  { provenance }: Completion,
+): Promise<void> {
+  const record = new TextEncoder().encode(`${JSON.stringify(provenance, null, 2)}\n`);
+  await writeOutput(path, inputs, (output) => output.write(record));
 }
 
 async function follow(generation: Generation, quiet: boolean): Promise<Completion> {

@@ -1,8 +1,7 @@
-import { type FileHandle, lstat, open, rm } from 'node:fs/promises';
 import type { Command } from 'commander';
 import type { Model } from '../engine/index.js';
 import { FrugalError } from '../errors.js';
-import { refuseInputs, writing } from '../quantize/output-file.js';
+import { type OutputStream, writeOutput } from '../quantize/output-file.js';
 import { npyHeader, rowBytes } from './npy.js';
 import { createProgress } from './progress.js';
 import { addLoadFlags, type LoadFlags, readText, withModel } from './shared.js';
@@ -27,54 +26,36 @@ export function addScore(program: Command): void {
 }
 
 async function score(path: string, flags: ScoreFlags): Promise<void> {
-  await refuseInputs(flags.out, [path, flags.tokens]);
   const tokens = await readTokens(flags.tokens);
-  await interruptible((signal) =>
-    withModel(path, flags, signal, async (model) => {
-      await writeLogits(model, tokens, flags.out, signal);
-      note(`${tokens.length} rows of ${model.info.vocabSize} logits in ${flags.out}`);
-    }),
+  const vocabSize = await interruptible((signal) =>
+    writeOutput(flags.out, [path, flags.tokens], (output) =>
+      withModel(path, flags, signal, async (model) => {
+        await writeLogits(model, tokens, output, signal);
+        return model.info.vocabSize;
+      }),
+    ),
   );
+  note(`${tokens.length} rows of ${vocabSize} logits in ${flags.out}`);
 }
 
 async function writeLogits(
   model: Model,
   tokens: readonly number[],
-  path: string,
+  output: OutputStream,
   signal: AbortSignal,
 ): Promise<void> {
-  const rows = model.score(tokens, { signal });
-  // The first row comes before the file is touched: wrong ids must not leave an empty file.
-  const first = await rows.next();
-  const file = await writing(path, () => open(path, 'w'));
   const progress = createProgress();
   try {
-    const write = (bytes: Uint8Array) => writing(path, () => writeAll(file, bytes));
-    await write(npyHeader([tokens.length, model.info.vocabSize]));
-    if (!first.done) await write(rowBytes(first.value));
-    let done = 1;
-    for await (const row of rows) {
-      await write(rowBytes(row));
+    let done = 0;
+    for await (const row of model.score(tokens, { signal })) {
+      // Not before there is a row: a pipe gets nothing where ids are wrong.
+      if (done === 0) await output.write(npyHeader([tokens.length, model.info.vocabSize]));
+      await output.write(rowBytes(row));
       done += 1;
       progress.update('scoring', done / tokens.length);
     }
-    await writing(path, () => file.close());
-  } catch (error) {
-    await rows.return();
-    await file.close();
-    // A device or a pipe stays where it is.
-    if ((await lstat(path).catch(() => undefined))?.isFile()) await rm(path, { force: true });
-    throw error;
   } finally {
     progress.end();
-  }
-}
-
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  let rest = bytes;
-  while (rest.length > 0) {
-    const { bytesWritten } = await file.write(rest);
-    rest = rest.subarray(bytesWritten);
   }
 }
 

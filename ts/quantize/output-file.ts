@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises';
+import { access, constants, type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import { FrugalError } from '../errors.js';
 
@@ -12,16 +12,24 @@ export interface OutputFile {
   abandon(): Promise<void>;
 }
 
+/** An output written from its beginning to its end. */
+export interface OutputStream {
+  write(bytes: Uint8Array): Promise<void>;
+}
+
 /**
- * Creates a temporary file beside `path`, which replaces whatever is there when it is finished.
+ * Creates a temporary file beside `path`, which replaces whatever is there when it is finished: the file
+ * itself, where `path` is a link to it, and with the permissions it had.
  * @param inputs files that must not be replaced
  * @throws FrugalError `OUTPUT_WRITE`, `INVALID_ARGUMENT` when `path` is one of `inputs`
  */
 export async function createOutput(path: string, inputs: readonly string[]): Promise<OutputFile> {
-  const target = resolve(path);
-  await checkTarget(path, target, inputs);
+  const named = resolve(path);
+  const mode = await checkTarget(path, named, inputs);
+  const target = mode === undefined ? named : await writing(path, () => realpath(named));
   const temporary = `${target}.${randomBytes(6).toString('hex')}.part`;
   const handle = await writing(path, () => open(temporary, 'wx'));
+  if (mode !== undefined) await handle.chmod(mode).catch(() => undefined);
   let isOpen = true;
   const close = async () => {
     if (isOpen) await handle.close();
@@ -45,14 +53,69 @@ export async function createOutput(path: string, inputs: readonly string[]): Pro
   };
 }
 
-async function checkTarget(path: string, target: string, inputs: readonly string[]): Promise<void> {
+/**
+ * Writes with `body` what takes the name `path` only when it is complete; devices, pipes and what the caller
+ * has open (`/dev/stdout`, redirected or not) are written in place.
+ * @param inputs files that must not be replaced
+ * @throws FrugalError as `createOutput` does, and whatever `body` throws
+ */
+export async function writeOutput<T>(
+  path: string,
+  inputs: readonly string[],
+  body: (output: OutputStream) => Promise<T>,
+): Promise<T> {
+  const found = await stat(path).catch(() => undefined);
+  const inPlace = OPEN_ALREADY.test(resolve(path)) || found?.isFile() === false;
+  const output = inPlace ? await openInPlace(path, inputs) : await createOutput(path, inputs);
+  let size = 0;
+  try {
+    const result = await body({
+      async write(bytes) {
+        await output.write(bytes, size);
+        size += bytes.length;
+      },
+    });
+    await output.finish(size);
+    return result;
+  } finally {
+    await output.abandon();
+  }
+}
+
+/** Names of what the caller has open, where a new file of that name would not arrive. */
+const OPEN_ALREADY = /^\/(dev\/(stdout|stderr|fd\/\d+)|proc\/(self|\d+)\/fd\/\d+)$/;
+
+/** What is written piece after piece and stays whatever it is. */
+async function openInPlace(path: string, inputs: readonly string[]): Promise<OutputFile> {
+  await refuseInputs(path, inputs);
+  const handle = await writing(path, () => open(path, 'w'));
+  let isOpen = true;
+  const close = async () => {
+    if (isOpen) await handle.close();
+    isOpen = false;
+  };
+  return {
+    write: (bytes) => writing(path, () => writeAll(handle, bytes, null)),
+    finish: () => writing(path, close),
+    abandon: () => close().catch(() => undefined),
+  };
+}
+
+/** Gives the permissions of the file that will be replaced; undefined where there is none. */
+async function checkTarget(
+  path: string,
+  target: string,
+  inputs: readonly string[],
+): Promise<number | undefined> {
   const found = await stat(target).catch(() => undefined);
   if (found === undefined) {
     await writing(path, () => realpath(dirname(target)));
-    return;
+    return undefined;
   }
   if (!found.isFile()) throw outputError(path, 'there is something that is no regular file');
   await refuseInputs(path, inputs);
+  await writing(path, () => access(target, constants.W_OK));
+  return found.mode & 0o777;
 }
 
 /**
@@ -78,11 +141,13 @@ async function identity(path: string): Promise<string | undefined> {
   return found?.isFile() ? `${found.dev} ${found.ino}` : undefined;
 }
 
-async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number): Promise<void> {
+/** @param offset null for what has no places, such as a pipe */
+async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number | null): Promise<void> {
   let written = 0;
   while (written < bytes.length) {
     const left = bytes.length - written;
-    written += (await handle.write(bytes, written, left, offset + written)).bytesWritten;
+    const place = offset === null ? null : offset + written;
+    written += (await handle.write(bytes, written, left, place)).bytesWritten;
   }
 }
 
@@ -90,7 +155,7 @@ async function writeAll(handle: FileHandle, bytes: Uint8Array, offset: number): 
  * Does something to the file that is written.
  * @throws FrugalError `OUTPUT_WRITE` with the path and what the system said
  */
-export async function writing<T>(path: string, action: () => Promise<T>): Promise<T> {
+async function writing<T>(path: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action();
   } catch (cause) {
