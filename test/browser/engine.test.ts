@@ -175,6 +175,22 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
     },
   );
 
+  it.each([false, true])('headers go with each request, with the cache %s', async (cache) => {
+    await withPage('plain', async (run, _, site) => {
+      const path = '/stories.gguf';
+      site.answers.set(path, (request, response) => {
+        if (request.headers.authorization === 'Bearer secret')
+          sendFile(request, response, path, site.files.get(path));
+        else response.writeHead(401).end();
+      });
+      const headers = { Authorization: 'Bearer secret' };
+      await run('openUrl', path, { cache, headers });
+      await run('close', path);
+      expect(await run('refusal', path)).toMatchObject({ code: 'SOURCE_READ' });
+      site.answers.clear();
+    });
+  });
+
   it.each([
     ['plain', 'frugal-worker.js'],
     ['plain', 'relaxed-simd.wasm'],

@@ -208,6 +208,12 @@ describe('load refuses', () => {
     ['x', { backend: 'cuda' }, 'backend must be one of auto, native, wasm, got "cuda"'],
     ['x', { onProgress: 1 }, 'onProgress must be a function, got 1'],
     ['x', { chatTemplate: 1 }, 'chatTemplate must be a string, got 1'],
+    ['x', { headers: 'Authorization' }, 'headers must be an object of names and texts, got "Authorization"'],
+    ['x', { headers: new Headers() }, 'headers must be an object of names and texts, got a Headers object'],
+    ['x', { headers: { 'a b': 'c' } }, '"a b" is no name of a header'],
+    ['x', { headers: { Authorization: 3 } }, 'the header Authorization must be a text'],
+    ['x', { headers: { Authorization: 'a\nb' } }, 'the header Authorization holds characters'],
+    ['x', { headers: { range: 'bytes=0-9' } }, 'the header range is sent by the engine itself'],
     ['x', { context: 1 }, 'load has no option "context"'],
   ])('%o, %o: %s', async (source, options, message) => {
     const { runtime } = setUp();

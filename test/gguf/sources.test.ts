@@ -8,6 +8,7 @@ import { blobSource, partsSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { openUrl } from '../../ts/gguf/url-source.js';
+import { load as loadInWorker } from '../../ts/worker/node.js';
 import { type Answer, answerRange, withServer } from './server.js';
 import { memorySource, withFolder } from './sources.js';
 import { tinyLlama, tinyLlamaSpec } from './tiny-llama.js';
@@ -203,6 +204,32 @@ describe('URL', () => {
       const model = await openGguf(await openUrl(new URL(`${url}/parts-00001-of-00002.gguf`)));
       expect([model.parts.length, model.tensors.size]).toEqual([2, 21]);
     }));
+
+  test('headers are sent with each request, of all parts, and without them the refusal says so', () => {
+    const headers = { Authorization: 'Bearer secret' };
+    const answer: Answer = (request, response, bytes) => {
+      if (request.headers.authorization === headers.Authorization) answerRange(request, response, bytes);
+      else response.writeHead(401).end();
+    };
+    return withServer(files, answer, async (url) => {
+      const address = `${url}/parts-00001-of-00002.gguf`;
+      for (const open of [load, loadInWorker]) {
+        await using model = await open(address, { headers });
+        expect(model.info.vocabSize).toBe(300);
+        const error = await expectError(open(address), 'SOURCE_READ', 'status 401');
+        expect(error.cure).toContain('option headers');
+        const spoilt = open(address, { headers: { Authorization: 'secret\n' } });
+        expect((await expectError(spoilt, 'INVALID_ARGUMENT', 'Authorization')).message).not.toContain(
+          'secret',
+        );
+      }
+      await expectError(
+        openUrl(address, { headers: { '': 'x' } }),
+        'INVALID_ARGUMENT',
+        'no name of a header',
+      );
+    });
+  });
 
   test('an empty file is opened as empty', () =>
     withServer(files, answerRange, async (url) => {

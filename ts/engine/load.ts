@@ -6,6 +6,7 @@ import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { removeCached } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
+import { checkHeaders, type RequestHeaders } from '../gguf/remote.js';
 import { settled } from '../gguf/settled.js';
 import { verifiedSource } from '../gguf/verified-source.js';
 import { MAX_CONTEXT } from '../models/hyper.js';
@@ -76,6 +77,11 @@ export interface LoadOptions {
   readonly provenance?: boolean;
   /** Keeps what a URL gives in the browser's file system, where later loads find it (see `listCached`). @default false */
   readonly cache?: boolean;
+  /**
+   * Sent with each request for a URL, of all parts of a split model too: `{ Authorization: 'Bearer ...' }`. A browser asks
+   * a server of another origin first whether it may send them.
+   */
+  readonly headers?: Readonly<Record<string, string>>;
   /** The machine's watts, for `usage.energy` where there are no counters to read. */
   readonly watts?: Watts;
   readonly onProgress?: (event: LoadEvent) => void;
@@ -109,6 +115,7 @@ const LOAD_NAMES = [
   'sha256',
   'provenance',
   'cache',
+  'headers',
   'watts',
   'onProgress',
   'signal',
@@ -129,6 +136,7 @@ interface LoadSettings {
   readonly sha256: readonly string[] | undefined;
   readonly provenance: boolean;
   readonly cache: boolean;
+  readonly headers: RequestHeaders;
   readonly watts: Watts | undefined;
   readonly report: (event: LoadEvent) => void;
   readonly signal: AbortSignal | undefined;
@@ -159,6 +167,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
     sha256: checkSha256(options.sha256),
     provenance: checkBoolean('provenance', options.provenance, false),
     cache: checkBoolean('cache', options.cache, false),
+    headers: checkHeaders(options.headers),
     watts: checkWatts(options.watts),
     report: onProgress ?? (() => {}),
     signal: checkSignal(options.signal),

@@ -3,6 +3,7 @@ import type { WasmOptions } from '../backend/wasm.js';
 import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
 import { blobSource, partsSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';
+import type { RequestHeaders } from '../gguf/remote.js';
 import type { ByteSource } from '../gguf/source.js';
 import { openUrl } from '../gguf/url-source.js';
 import { invalid, invalidArgument } from './check.js';
@@ -28,6 +29,8 @@ export interface Runtime {
 export interface SourceOptions {
   /** Keeps what a URL gives in the browser. */
   readonly cache: boolean;
+  /** For a URL. */
+  readonly headers?: RequestHeaders;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -68,7 +71,7 @@ const SCHEME = /^([a-z][a-z0-9+.-]+):\/\//i;
 async function openAddress(
   runtime: Pick<Runtime, 'openFile'>,
   address: string,
-  { cache, signal }: SourceOptions,
+  { cache, headers, signal }: SourceOptions,
 ): Promise<ByteSource> {
   if (address === '') throw invalid('source', SOURCES, address, OTHER_SOURCES);
   if (IN_MEMORY.test(address))
@@ -76,7 +79,10 @@ async function openAddress(
   const scheme = SCHEME.exec(address)?.[1]?.toLowerCase();
   if (scheme === undefined) return runtime.openFile(address);
   if (scheme === 'http' || scheme === 'https') {
-    return (cache ? openCached : openUrl)(address, signal ? { signal } : {});
+    return (cache ? openCached : openUrl)(address, {
+      ...(headers && { headers }),
+      ...(signal && { signal }),
+    });
   }
   if (scheme === 'file') return runtime.openFile(filePath(new URL(address)));
   throw invalidArgument('source', 'a path or a file:, http: or https: URL', address);

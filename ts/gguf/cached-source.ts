@@ -25,7 +25,7 @@ const AT_ONCE = 4;
  * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
  */
 export async function openCached(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
-  const remote = createRemote(url, options.headers ?? {});
+  const remote = createRemote(url, options.headers);
   const release = await lockFolder(remote.name, options.signal);
   try {
     return cachedSource(remote, ...(await openCopy(remote, options.signal)), options, release);

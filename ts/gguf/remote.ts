@@ -1,4 +1,4 @@
-import { FrugalError } from '../errors.js';
+import { FrugalError, show } from '../errors.js';
 import { sourceError } from './source-error.js';
 
 export const RANGE_CURE =
@@ -13,7 +13,7 @@ export interface Remote {
   readonly url: URL;
   /** For messages: the URL without user, password and query, which may hold secrets. */
   readonly name: string;
-  readonly headers: Readonly<Record<string, string>>;
+  readonly headers: RequestHeaders;
 }
 
 /** Which version of which file the server has. */
@@ -33,8 +33,40 @@ export class Interrupted extends Error {
   }
 }
 
+/** What each request says beside the range it asks for, by name. */
+export type RequestHeaders = Readonly<Record<string, string>>;
+
+/** A header's name, and text that may be its value (RFC 9110, 5.1 and 5.5). */
+const HEADER_NAME = /^[!#$%&'*+.^_`|~0-9a-z-]+$/i;
+const HEADER_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/;
+/** What the engine sends itself. */
+const OWN_HEADERS: ReadonlySet<string> = new Set(['range', 'accept-encoding']);
+
+/** @throws FrugalError `INVALID_ARGUMENT`, never with a value, which may be secret */
+export function checkHeaders(headers: unknown): RequestHeaders {
+  if (headers === undefined) return {};
+  if (typeof headers !== 'object' || headers === null || Symbol.iterator in headers)
+    throw invalidHeaders(`headers must be an object of names and texts, got ${show(headers)}`);
+  for (const [name, value] of Object.entries(headers)) {
+    if (!HEADER_NAME.test(name)) throw invalidHeaders(`${show(name)} is no name of a header`, name);
+    if (OWN_HEADERS.has(name.toLowerCase()))
+      throw invalidHeaders(`the header ${name} is sent by the engine itself`, name);
+    if (typeof value !== 'string') throw invalidHeaders(`the header ${name} must be a text`, name);
+    if (!HEADER_VALUE.test(value))
+      throw invalidHeaders(`the header ${name} holds characters that headers cannot have`, name);
+  }
+  return { ...headers };
+}
+
+function invalidHeaders(problem: string, header?: string): FrugalError {
+  return new FrugalError('INVALID_ARGUMENT', problem, {
+    cure: "Pass headers as { Authorization: 'Bearer ...' }: names with texts of one line.",
+    data: { field: 'headers', ...(header !== undefined && { header }) },
+  });
+}
+
 /** @throws FrugalError `INVALID_ARGUMENT` */
-export function createRemote(url: string | URL, headers: Readonly<Record<string, string>>): Remote {
+export function createRemote(url: string | URL, headers: unknown): Remote {
   const parsed = URL.canParse(String(url)) ? new URL(String(url)) : undefined;
   if (parsed === undefined || !/^https?:$/.test(parsed.protocol)) {
     throw new FrugalError('INVALID_ARGUMENT', `"${url}" is not an http or https URL`, {
@@ -42,7 +74,7 @@ export function createRemote(url: string | URL, headers: Readonly<Record<string,
       data: { url: String(url) },
     });
   }
-  return { url: parsed, name: `${parsed.origin}${parsed.pathname}`, headers };
+  return { url: parsed, name: `${parsed.origin}${parsed.pathname}`, headers: checkHeaders(headers) };
 }
 
 /** @throws Interrupted when the server cannot be reached or is busy */
@@ -132,7 +164,7 @@ function statusError(remote: Remote, { status, statusText }: Response): FrugalEr
     `the server answered with status ${status} ${statusText}`.trimEnd(),
     BUSY.has(status)
       ? 'Try again later: the server is busy or out of order.'
-      : 'Check the URL, and that it may be read without a login or with the headers given to openUrl(url, { headers }).',
+      : 'Check the URL, and that it may be read without a login or with the headers given as the option headers.',
     { status },
   );
 }

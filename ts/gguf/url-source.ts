@@ -9,6 +9,7 @@ import {
   RANGE_CURE,
   type Remote,
   type RemoteFile,
+  type RequestHeaders,
   requestRange,
 } from './remote.js';
 import type { ByteSource } from './source.js';
@@ -18,7 +19,7 @@ export interface UrlOptions {
   /** Stops the opening; each read takes its own signal. */
   readonly signal?: AbortSignal;
   /** Sent with each request, such as `Authorization`. */
-  readonly headers?: Readonly<Record<string, string>>;
+  readonly headers?: RequestHeaders;
   /** The wait before a transfer that broke off goes on, in milliseconds; it doubles each time. @default 250 */
   readonly retryMs?: number;
 }
@@ -30,11 +31,12 @@ const RETRY_MS = 250;
 /**
  * Opens a URL whose server answers range requests. The size comes from a first request for one byte. A transfer that
  * breaks off goes on where it ended; several reads may run at once.
- * @throws FrugalError `SOURCE_READ` when the server cannot be reached, has no such file or ignores ranges
+ * @throws FrugalError `SOURCE_READ` when the server cannot be reached, has no such file or ignores ranges;
+ * `INVALID_ARGUMENT`
  * @throws the reason of `options.signal` once it is aborted
  */
 export async function openUrl(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
-  const remote = createRemote(url, options.headers ?? {});
+  const remote = createRemote(url, options.headers);
   const { retryMs = RETRY_MS, signal } = options;
   return urlSource(remote, await askRemote(remote, signal), retryMs);
 }
