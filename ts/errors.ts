@@ -21,6 +21,7 @@ export type ErrorCode =
   | 'SOURCE_CHECKSUM'
   | 'CACHE_UNAVAILABLE'
   | 'CACHE_QUOTA'
+  | 'CACHE_BUSY'
   // The model
   | 'UNKNOWN_ARCHITECTURE'
   | 'UNSUPPORTED_TENSOR_TYPE'

@@ -25,7 +25,23 @@ async function read(url: string, offset: number, length: number): Promise<string
   }
 }
 
-export const calls = { read, listCached, removeCached };
+/** What removing a file comes to while it is filled, while it is open, and when it is closed. */
+async function removals(url: string): Promise<(boolean | string)[]> {
+  const remove = () => removeCached(url).catch((error) => (isFrugalError(error) ? error.code : `${error}`));
+  const source = await openCached(url);
+  const outcomes = [await remove()];
+  await source.read(0, 10);
+  await source.finish?.();
+  outcomes.push(await remove());
+  // Another one that is open meanwhile.
+  const second = await openCached(url);
+  await second.close();
+  outcomes.push(await remove());
+  await source.close();
+  return [...outcomes, await remove(), await remove()];
+}
+
+export const calls = { read, listCached, removeCached, removals };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });
 

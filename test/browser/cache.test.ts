@@ -144,6 +144,16 @@ describe.runIf(hasChromium)('the cache of a page', () => {
     });
   });
 
+  it.each([
+    ['a page', false],
+    ['a worker', true],
+  ])('of %s: a file is not removed while it is loaded or read', async (_, inWorker) => {
+    await withCalls(inWorker, async (run) => {
+      const busy = 'CACHE_BUSY';
+      expect(await run('removals', `${site.url}${MODEL}`)).toEqual([busy, busy, busy, true, false]);
+    });
+  });
+
   it('a dropped connection is taken up again', async () => {
     await withCalls(false, async (run) => {
       let dropped = 0;

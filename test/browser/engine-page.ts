@@ -1,6 +1,13 @@
 /** What the tests of the engine use in a page: the package as browsers get it, and as one uses it without a worker. */
 import { load as loadInPage } from '../../dist/web.js';
-import { type Generation, isFrugalError, type LoadOptions, load, type Model } from '../../ts/browser.js';
+import {
+  type Generation,
+  isFrugalError,
+  type LoadOptions,
+  load,
+  type Model,
+  removeCached,
+} from '../../ts/browser.js';
 import { createSha256 } from '../../ts/gguf/sha256.js';
 
 const models = new Map<string, Model>();
@@ -130,6 +137,10 @@ async function refusal(path: string, stopMs?: number): Promise<{ code?: string; 
   }
 }
 
-export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome, refusal };
+/** What removing the file of a cached model comes to. */
+const remove = (path: string): Promise<boolean | string> =>
+  removeCached(path).catch((error) => (isFrugalError(error) ? error.code : `${error}`));
+
+export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome, refusal, remove };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });

@@ -162,6 +162,7 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
           await run('openUrl', '/stories.gguf', { ...options, cache });
           const loaded = site?.requests.length ?? 0;
           const found = await run('digest', '/stories.gguf', prompt);
+          if (cache) expect(await run('remove', '/stories.gguf')).toBe('CACHE_BUSY');
           await run('close', '/stories.gguf');
           expect(found).toBe(golden['stories-moe']?.short);
           return (site?.requests.length ?? 0) - loaded;
@@ -170,6 +171,7 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
         expect(await digest(true)).toBe(0);
         site?.answers.set('/stories.gguf', ({ socket }) => socket.destroy());
         expect(await digest(true)).toBe(0);
+        expect(await run('remove', '/stories.gguf')).toBe(true);
         site?.answers.clear();
       });
     },

@@ -4,7 +4,7 @@ import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
 import type { EnergyMeter, Watts } from '../energy/types.js';
 import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
-import { removeCached } from '../gguf/cache.js';
+import { removeFolder } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { checkHeaders, type RequestHeaders } from '../gguf/remote.js';
 import { settled } from '../gguf/settled.js';
@@ -209,11 +209,11 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
     const model = await assemble(opened, gguf, settings, meter, digests);
     return model;
   } catch (error) {
-    await gguf.close();
-    // A wrong file must not be what the next load finds.
+    // A wrong file must not be what the next load finds, which may be waiting for this one to end.
     if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
-      await Promise.all(gguf.parts.map(({ name }) => removeCached(name)));
+      await Promise.allSettled(gguf.parts.map(({ name }) => removeFolder(name)));
     }
+    await gguf.close();
     throw error;
   }
 }

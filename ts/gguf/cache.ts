@@ -51,19 +51,36 @@ export async function listCached(): Promise<CachedFile[]> {
   return found;
 }
 
+/** How long a removal waits for what is closed already: browsers pass the end of a lock on a little later. */
+const REMOVAL_MS = 1000;
+
 /**
- * Removes a stored model.
+ * Removes a stored model, unless a load fills it or a model reads its experts from it.
  * @param name as `listCached` gives it, or the address that was loaded
  * @returns whether there was one
- * @throws FrugalError `CACHE_UNAVAILABLE`
+ * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_BUSY`
  */
 export async function removeCached(name: string): Promise<boolean> {
-  const root = await openRoot();
+  await openRoot();
   const whole = resolveAddress(name);
   const address = URL.canParse(whole) ? new URL(whole) : undefined;
   const stored = address === undefined ? name : `${address.origin}${address.pathname}`;
+  const patience = AbortSignal.timeout(REMOVAL_MS);
+  const release = await holdLock(useLock(stored), { signal: patience }).catch((cause: unknown) => {
+    throw patience.aborted ? busy(stored) : cause;
+  });
   try {
-    await root.removeEntry(await keyOf(stored), { recursive: true });
+    return await removeFolder(stored);
+  } finally {
+    release();
+  }
+}
+
+/** Removes the folder of an address, whoever reads it. */
+export async function removeFolder(name: string): Promise<boolean> {
+  const root = await openRoot();
+  try {
+    await root.removeEntry(await keyOf(name), { recursive: true });
     return true;
   } catch (cause) {
     if (cause instanceof DOMException && cause.name === 'NotFoundError') return false;
@@ -71,19 +88,56 @@ export async function removeCached(name: string): Promise<boolean> {
   }
 }
 
+/** A folder in use, in all pages and workers of a site. The end of the page or worker ends it too. */
+export interface FolderLock {
+  /** All is stored: lets the next load in. */
+  filled(): void;
+  /** Nothing reads the folder any more, which may be removed. */
+  close(): void;
+}
+
 /**
- * One load at a time fills a folder, in all pages and workers of a site: the next one waits, and finds what is stored.
- * @returns what lets the next one in; the end of the page or worker does so too
+ * One load at a time fills a folder: the next one waits, and finds what is stored. None removes it meanwhile.
  * @throws FrugalError `CACHE_UNAVAILABLE`; the reason of `signal`
  */
-export async function lockFolder(name: string, signal?: AbortSignal): Promise<() => void> {
+export async function lockFolder(name: string, signal?: AbortSignal): Promise<FolderLock> {
   await openRoot();
+  const wait = signal ? { signal } : {};
+  const leave = await holdLock(useLock(name), { mode: 'shared', ...wait });
+  try {
+    const filled = await holdLock(`${ROOT} ${name}`, wait);
+    const close = () => {
+      filled();
+      leave();
+    };
+    return { filled, close };
+  } catch (error) {
+    leave();
+    throw error;
+  }
+}
+
+const useLock = (name: string) => `${ROOT} in use ${name}`;
+
+/**
+ * Waits for a lock of the site.
+ * @returns what gives it back
+ * @throws the reason of the signal
+ */
+async function holdLock(lock: string, options: LockOptions): Promise<() => void> {
   // Absent in some browsers that have the file system.
   const locks = navigator.locks as LockManager | undefined;
   if (locks === undefined) return () => {};
   return new Promise((resolve, reject) => {
     const held = () => new Promise<void>((release) => resolve(release));
-    locks.request(`${ROOT} ${name}`, signal ? { signal } : {}, held).catch(reject);
+    locks.request(lock, options, held).catch(reject);
+  });
+}
+
+function busy(name: string): FrugalError {
+  return new FrugalError('CACHE_BUSY', `${name} is being loaded, or a model reads its experts from it`, {
+    cure: 'End the load (its signal aborts it) or dispose of the model, then remove the file.',
+    data: { source: name },
   });
 }
 

@@ -3,6 +3,7 @@ import { blobSource } from './blob-source.js';
 import {
   type CacheFolder,
   checkQuota,
+  type FolderLock,
   lockFolder,
   openFolder,
   SEGMENT_BYTES,
@@ -21,16 +22,16 @@ const AT_ONCE = 4;
 /**
  * Opens a URL whose file is kept in the browser: what is read is downloaded and stored on the way, the rest in `finish`.
  * A later opening reads what is stored, as long as the server has the same file; without a network, what is complete.
- * One that comes meanwhile waits until all is stored, or this one is closed.
+ * One that comes meanwhile waits until all is stored, or this one is closed; until then nothing removes the file.
  * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
  */
 export async function openCached(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
   const remote = createRemote(url, options.headers);
-  const release = await lockFolder(remote.name, options.signal);
+  const lock = await lockFolder(remote.name, options.signal);
   try {
-    return cachedSource(remote, ...(await openCopy(remote, options.signal)), options, release);
+    return cachedSource(remote, ...(await openCopy(remote, options.signal)), options, lock);
   } catch (error) {
-    release();
+    lock.close();
     throw error;
   }
 }
@@ -65,7 +66,7 @@ function cachedSource(
   file: RemoteFile,
   stored: CacheFolder,
   options: UrlOptions,
-  release: () => void,
+  lock: FolderLock,
 ): ByteSource {
   const closing = new AbortController();
   const { signal } = closing;
@@ -126,12 +127,12 @@ function cachedSource(
     },
     async finish(abort) {
       for (let number = 0; number < segmentCount(file.size); number++) await settled(want(number), abort);
-      release();
+      lock.filled();
     },
     async close() {
       closing.abort();
       await Promise.allSettled(downloads.values());
-      release();
+      lock.close();
     },
   };
 }
