@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { describe, expect, it } from 'vitest';
 import type { GenerateOptions } from '../../ts/engine/options.js';
 import { BOS, collect, createFakeModel, END_OF_TURN } from './fake.js';
@@ -51,6 +53,32 @@ describe('a window on an endless text', () => {
     });
     expect(seeds.size).toBe(switches + 1);
     expect(backend.sequences.size).toBe(0);
+  });
+
+  it('keeps no more of a long text than its tokens and characters', async () => {
+    setFlagsFromString('--expose-gc');
+    const gc: () => void = runInNewContext('gc');
+    const used = () => {
+      gc();
+      const { heapUsed, arrayBuffers } = process.memoryUsage();
+      return heapUsed + arrayBuffers;
+    };
+    const { model, backend } = createFakeModel({ next: mixed });
+    const generation = model.generate(PROMPT, { context: CONTEXT, maxTokens: 60_000 });
+    let [count, before] = [0, 0];
+    for await (const _ of generation) {
+      backend.steps.length = 0;
+      count += 1;
+      if (count === 10_000) before = used();
+      if (count === 59_000) break;
+    }
+    const perToken = (used() - before) / (59_000 - 10_000);
+    console.log(`a token of a text without end keeps ${perToken.toFixed(1)} bytes`);
+    // Four and half as much in room, and its characters; a list of numbers and a chain of pieces take over 50.
+    expect(perToken).toBeLessThan(20);
+    const { tokens, text } = await generation.result;
+    expect(tokens.length).toBeGreaterThanOrEqual(59_000);
+    expect(new TextEncoder().encode(text).length).toBeGreaterThan(50_000);
   });
 
   it.each([1, 2, 15, 16, 17, 18, 24, 25, 26, 60, 150])(

@@ -107,7 +107,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
         answering = undefined;
         cache = keepSequence(engine, start.sequence, record, settings);
         if (isWorthKeeping(record, settings.signal)) {
-          history = [...asked, { role: 'assistant', content: record.text }];
+          history = [...asked, { role: 'assistant', content: record.text.text() }];
         }
       },
     };
@@ -231,14 +231,14 @@ function keepSequence(
   if (record.drawn.length === 0 || record.failed) engine.scheduler.close(sequence);
   if (!engine.scheduler.isOpen(sequence)) return undefined;
   // The last token was drawn but never fed.
-  const tokens = Uint32Array.from([...record.prompt, ...record.drawn.slice(0, -1)]);
+  const tokens = Uint32Array.from([...record.prompt, ...record.drawn.view(record.drawn.length - 1)]);
   return { sequence, tokens, key: cacheKey(settings, record.context.droppedTokens) };
 }
 
 function isWorthKeeping(record: GenerationRecord, signal: AbortSignal | undefined): boolean {
   const finished: readonly FinishReason[] = ['stop', 'stop-string', 'length', 'context'];
   if (finished.includes(record.finishReason)) return true;
-  return record.text !== '' && (!record.failed || signal?.aborted === true);
+  return record.text.text() !== '' && (!record.failed || signal?.aborted === true);
 }
 
 /** What has to be the same, beside the text, for a sequence to be used again. */

@@ -9,6 +9,7 @@ import { type GenerateSettings, reportSeed } from './options.js';
 import { createProvenance, type Provenance } from './provenance.js';
 import { disposed } from './scheduler.js';
 import { createStopMatcher } from './stop.js';
+import { createTextList, createTokenList, type TextList, type TokenList } from './transcript.js';
 import { type ContextUsage, droppedAt, keptTokens, seedAt } from './window.js';
 
 /**
@@ -85,9 +86,9 @@ export interface GenerationRecord {
   prompt: Uint32Array;
   cachedTokens: number;
   /** Tokens drawn, the end token included. */
-  readonly drawn: number[];
+  readonly drawn: TokenList;
   endTokens: number;
-  text: string;
+  readonly text: TextList;
   finishReason: FinishReason;
   stopString: string | undefined;
   /** It ended with an error. */
@@ -241,7 +242,7 @@ async function* decode(
     const finish = matched === undefined ? limitReached(engine, settings, record) : 'stop-string';
     if (finish) record.finishReason = finish;
     record.stopString = matched;
-    record.text += text;
+    record.text.push(text);
     if (text !== '') yield text;
     if (matched !== undefined) return;
     if (finish) break;
@@ -257,7 +258,7 @@ async function* decode(
     record.stopString = matched;
   }
   const rest = matched === undefined ? text + matcher.end() : text;
-  record.text += rest;
+  record.text.push(rest);
   if (rest !== '') yield rest;
 }
 
@@ -276,7 +277,7 @@ function switchSequence(
   scheduler.close(start.sequence);
   start.sequence = scheduler.open({ ...sampler, seed: seedAt(sampler.seed, dropped) });
   if (expertUsage) scheduler.countExperts(start.sequence);
-  const kept = keptTokens(context, dropped, start.prompt, record.drawn);
+  const kept = keptTokens(context, dropped, start.prompt, record.drawn.view());
   record.context = {
     droppedTokens: dropped,
     switches: record.context.switches + 1,
@@ -348,9 +349,9 @@ function emptyRecord(): GenerationRecord {
   return {
     prompt: new Uint32Array(0),
     cachedTokens: 0,
-    drawn: [],
+    drawn: createTokenList(),
     endTokens: 0,
-    text: '',
+    text: createTextList(),
     finishReason: 'cancelled',
     stopString: undefined,
     failed: false,
@@ -392,14 +393,14 @@ function toCompletion(record: GenerationRecord, threads: number, engine?: Engine
   const completionTokens = record.drawn.length - record.endTokens;
   const computed =
     record.drawn.length === 0 ? 0 : record.prompt.length - record.promptDropped - record.cachedTokens;
-  const tokens = Uint32Array.from(record.drawn.slice(0, completionTokens));
+  const [tokens, text] = [record.drawn.view(completionTokens).slice(), record.text.text()];
   const { settings } = record;
   return {
-    text: record.text,
+    text,
     tokens,
     ...(engine?.identity &&
       settings && {
-        provenance: createProvenance(engine, engine.identity, settings, { ...record, tokens }),
+        provenance: createProvenance(engine, engine.identity, settings, { ...record, tokens, text }),
       }),
     finishReason: record.finishReason,
     ...(record.stopString === undefined ? {} : { stopString: record.stopString }),

@@ -1,7 +1,7 @@
 import { checkKnown, checkNumber, invalid, type NumberRange } from './check.js';
 
 /**
- * Text without end in constant memory: the first tokens and the last ones stay, those between fall out.
+ * Text without end in constant memory, but for the tokens and characters that its result gives: the first tokens and the last ones stay, those between fall out.
  *
  * As "sliding window with re-computation" with the attention sinks and the positions of StreamingLLM (Xiao et al.,
  * 2023, arXiv:2309.17453), in blocks. A text of n tokens is held by an ordinary sequence, at positions from 0 on: its
@@ -71,13 +71,13 @@ export function keptTokens(
   context: ContextWindow | undefined,
   dropped: number,
   head: Uint32Array,
-  tail: readonly number[] = [],
+  tail: Uint32Array = new Uint32Array(0),
 ): Uint32Array {
   const sinks = dropped === 0 ? 0 : (context?.sinks ?? 0);
   const from = sinks + dropped;
   const slice = (start: number, end: number) => [
     ...head.subarray(start, end),
-    ...tail.slice(Math.max(0, start - head.length), Math.max(0, end - head.length)),
+    ...tail.subarray(Math.max(0, start - head.length), Math.max(0, end - head.length)),
   ];
   return Uint32Array.from([...slice(0, sinks), ...slice(from, head.length + tail.length)]);
 }
