@@ -100,6 +100,26 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
     });
   });
 
+  const MIXED = [
+    ['F16', 'Q4_0'],
+    ['Q8_0', 'F32'],
+    ['BF16', 'F16'],
+  ] as const;
+
+  it.each(MIXED)(
+    'a gate of %s and an up matrix of %s: logits agree, the same everywhere',
+    async (...types) => {
+      const [gate, up] = types;
+      const bytes = models.get('plain')?.('F32', { ffn_gate: gate, ffn_up: up });
+      if (bytes === undefined) throw new Error('no model');
+      const logits = await engineLogits(new Blob([bytes]), TOKENS);
+      const bound = Math.max(BOUNDS[gate], BOUNDS[up]);
+      expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(bound);
+      for (const options of [{ backend: 'wasm' }, { isa: 'scalar', chunk: 5, threads: 1 }] as const)
+        expect(await engineLogits(new Blob([bytes]), TOKENS, options)).toEqual(logits);
+    },
+  );
+
   it('a Q8_0 cache changes the logits a little', async () => {
     for (const write of models.values()) {
       const source = new Blob([write('F32')]);

@@ -26,19 +26,22 @@ const WINDOW = 9;
 
 /**
  * Draws a model whose logits have a deviation of about 2, as those of real models, and returns what
- * writes it as a GGUF file with the matrices in one type.
+ * writes it as a GGUF file with the matrices in one type, but for `others`, by their names in a block.
  */
 export function randomModel(
   shape: Shape,
   variant: Variant,
   seed: number,
-): (type: WeightType) => Uint8Array<ArrayBuffer> {
+): (type: WeightType, others?: Readonly<Record<string, WeightType>>) => Uint8Array<ArrayBuffer> {
   const vocabulary = tinyLlamaSpec({ everyKind: false }).metadata.filter((entry) =>
     String(entry.key).startsWith('tokenizer.'),
   );
   const metadata = [...hyperParameters(shape), ...variantKeys(shape, variant), ...vocabulary];
   const drawn = drawTensors(shape, variant, seed);
-  return (type) => writeGguf({ metadata, tensors: drawn.map((tensor) => store(tensor, type)) }).bytes;
+  return (type, others = {}) => {
+    const typeOf = ({ name }: Drawn) => others[name.split('.').at(-2) ?? ''] ?? type;
+    return writeGguf({ metadata, tensors: drawn.map((tensor) => store(tensor, typeOf(tensor))) }).bytes;
+  };
 }
 
 interface Drawn {

@@ -79,13 +79,21 @@ pub fn glu(job: &GluJob) {
             let at = column * job.width + row;
             // SAFETY: rows of the job's tiles belong to it alone.
             let out = unsafe { job.out.write(at..at + 1) };
-            out[0] = match job.activation {
-                Activation::Silu => silu(gate) * up,
-                Activation::Gelu => gelu(gate) * up,
-                Activation::ClampedSwiglu => clamped_swiglu(gate, up),
-            };
+            out[0] = gated(job.activation, gate, up);
         }
     }
+}
+
+fn gated(activation: Activation, gate: f32, up: f32) -> f32 {
+    match activation {
+        Activation::Silu => silu(gate) * up,
+        Activation::Gelu => gelu(gate) * up,
+        Activation::ClampedSwiglu => clamped_swiglu(gate, up),
+    }
+}
+
+pub fn gate_rows(activation: Activation, gates: &mut [f32], ups: &[f32]) {
+    gates.iter_mut().zip(ups).for_each(|(gate, &up)| *gate = gated(activation, *gate, up));
 }
 
 /// Sums by 16 virtual lanes: lane j adds elements j, j + 16, ...; then 8, 4, 2, 1.

@@ -4,6 +4,7 @@ use crate::acts::{ActRow, NonFinite};
 use crate::kernels::attend::AttendScratch;
 use crate::kernels::attention::{AttendJob, StoreJob};
 use crate::kernels::matmul::{GluJob, LinearJob};
+use crate::kernels::rows::Activation;
 use crate::packed::ActKind;
 use crate::reference;
 use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
@@ -20,6 +21,8 @@ pub struct KernelTable {
     pub isa: &'static str,
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
+    /// See [`crate::kernels::rows::gate_all`].
+    pub gate_rows: fn(Activation, gates: &mut [f32], ups: &[f32]),
     pub rms_norm: fn(x: &mut [f32], weight: &[f32], eps: f32),
     /// cap * tanh(x / cap) in place.
     pub softcap: fn(x: &mut [f32], cap: f32),
@@ -54,6 +57,7 @@ static SCALAR: KernelTable = KernelTable {
     isa: "scalar",
     linear: reference::linear,
     glu: reference::glu,
+    gate_rows: reference::gate_rows,
     rms_norm: reference::rms_norm,
     softcap: reference::softcap,
     prepare: reference::prepare,
@@ -82,6 +86,7 @@ macro_rules! isa_table {
             isa: $name,
             linear: $module::linear,
             glu: $module::glu,
+            gate_rows: $module::gate_rows,
             rms_norm: $module::rms_norm,
             softcap: $module::softcap,
             prepare: $module::prepare,
@@ -114,6 +119,8 @@ macro_rules! isa_table {
 
             isa_table!(@entry $features, linear(job: &LinearJob) -> (), matmul::linear);
             isa_table!(@entry $features, glu(job: &GluJob) -> (), matmul::glu);
+            isa_table!(@entry $features,
+                gate_rows(activation: Activation, gates: &mut [f32], ups: &[f32]) -> (), rows::gate_all);
             isa_table!(@entry $features, rms_norm(x: &mut [f32], weight: &[f32], eps: f32) -> (), rows::rms_norm);
             isa_table!(@entry $features, softcap(x: &mut [f32], cap: f32) -> (), rows::softcap_all);
             isa_table!(@entry $features,

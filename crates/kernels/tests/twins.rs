@@ -249,6 +249,28 @@ proptest! {
         }
     }
 
+    /// Products computed apart, then multiplied, are what one kernel gives.
+    #[test]
+    fn glu_in_parts(
+        seed: u64,
+        format in prop::sample::select(Format::ALL.to_vec()),
+        rows in 1usize..40,
+        count in 1usize..10,
+        activation in prop::sample::select(vec![Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu]),
+    ) {
+        let mut random = Random(seed);
+        let cols = format.block().max(64);
+        let (gate, up) = (random.matrix(format, rows, cols), random.matrix(format, rows, cols));
+        let x = random.floats(cols * count);
+        let zeros = vec![0.0; rows * count];
+        let want = run_glu(scalar(), &gate, &up, &x, false, activation, [None, None]);
+        for table in available() {
+            let [mut gates, ups] = [&gate, &up].map(|w| run_linear(table, w, &x, false, None, &zeros));
+            (table.gate_rows)(activation, &mut gates, &ups);
+            prop_assert_eq!(bits(&gates), bits(&want), "{}", table.isa);
+        }
+    }
+
     #[test]
     fn rms_norm(seed: u64, width in 1usize..300, runs in 1usize..4) {
         let mut random = Random(seed);

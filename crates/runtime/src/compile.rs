@@ -6,7 +6,7 @@
 
 use crate::attention::Shape;
 use crate::error::{Error, Result};
-use crate::plan::{Activation, Layout, Op, Plan, RowKind, Scoring};
+use crate::plan::{Activation, Buffer, Layout, Op, Plan, RowKind, Scoring};
 use crate::rope::score_scale;
 use kernels::kernels::attention::MAX_HEAD_DIM;
 use kernels::kernels::rows;
@@ -52,6 +52,12 @@ pub enum RowOp {
         pairing: rows::Pairing,
     },
     Copy(CopyHeads),
+    /// x = activation(x) * up.
+    Glu {
+        x: BufferId,
+        up: BufferId,
+        activation: rows::Activation,
+    },
     /// x times the sigmoid of the gate.
     Gate {
         x: BufferId,
@@ -207,6 +213,8 @@ pub enum Phase {
 
 pub struct Compiled {
     pub phases: Vec<Phase>,
+    /// The plan's, then those that it has no names for.
+    pub buffers: Vec<Buffer>,
     /// Phases before this one do not need the logits.
     pub head_start: usize,
     /// What logits are capped with.
@@ -228,7 +236,8 @@ const MAX_EXPERTS: usize = 1 << 16;
 struct Compiler<'a> {
     plan: &'a Plan,
     tensors: HashMap<&'a str, TensorId>,
-    buffers: HashMap<&'a str, BufferId>,
+    names: HashMap<&'a str, BufferId>,
+    buffers: Vec<Buffer>,
     uses: Vec<Option<Use>>,
     phases: Vec<Phase>,
     mixtures: Vec<Mixture>,
@@ -274,6 +283,7 @@ pub fn compile(plan: &Plan) -> Result<Compiled> {
     }
     Ok(Compiled {
         phases: compiler.phases,
+        buffers: compiler.buffers,
         head_start,
         logits_cap,
         uses,
@@ -289,15 +299,16 @@ impl<'a> Compiler<'a> {
         check_sizes(plan)?;
         let tensors: HashMap<_, _> =
             plan.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-        let buffers: HashMap<_, _> =
+        let names: HashMap<_, _> =
             plan.buffers.iter().enumerate().map(|(i, b)| (b.name.as_str(), i)).collect();
-        if tensors.len() != plan.tensors.len() || buffers.len() != plan.buffers.len() {
+        if tensors.len() != plan.tensors.len() || names.len() != plan.buffers.len() {
             return Err(Error::plan("two tensors or two buffers have the same name"));
         }
         let mut compiler = Self {
             plan,
             tensors,
-            buffers,
+            names,
+            buffers: plan.buffers.clone(),
             uses: vec![None; plan.tensors.len()],
             phases: Vec::new(),
             mixtures: Vec::new(),
@@ -351,7 +362,7 @@ impl<'a> Compiler<'a> {
     fn embed(&mut self, table: &str, out: &str, scale: Option<f32>) -> Result<()> {
         let out = self.buffer(out)?;
         let table = self.matrix(table, self.plan.vocab_size, self.width(out))?;
-        if self.plan.buffers[out].rows != RowKind::Tokens {
+        if self.buffers[out].rows != RowKind::Tokens {
             return Err(self.fault("embeds into a buffer of outputs"));
         }
         self.push_row(RowKind::Tokens, RowOp::Embed { table, out, scale });
@@ -388,10 +399,10 @@ impl<'a> Compiler<'a> {
         let Linear { x, weight, bias, add, precise } = spec;
         let x = self.read(x)?;
         let (width, rows) = match out {
-            Out::Buffer(out) => (self.width(out), self.plan.buffers[out].rows),
+            Out::Buffer(out) => (self.width(out), self.buffers[out].rows),
             Out::Logits => (self.plan.vocab_size, RowKind::Outputs),
         };
-        if self.plan.buffers[x].rows != rows || out == Out::Buffer(x) {
+        if self.buffers[x].rows != rows || out == Out::Buffer(x) {
             return Err(self.fault("has buffers that do not fit"));
         }
         let k = self.width(x);
@@ -421,21 +432,43 @@ impl<'a> Compiler<'a> {
     }
 
     fn glu(&mut self, x: &str, gate: &str, up: &str, activation: Activation, out: &str) -> Result<()> {
-        let (x, out) = (self.read(x)?, self.buffer(out)?);
-        let on = self.same_rows(x, out)?;
-        let k = self.width(x);
-        let gate = self.matrix(gate, self.width(out), k)?;
-        let up = self.matrix(up, self.width(out), k)?;
-        let kind = self.format(gate).activations();
-        if x == out {
+        let (from, to) = (self.read(x)?, self.buffer(out)?);
+        let on = self.same_rows(from, to)?;
+        let (k, width) = (self.width(from), self.width(to));
+        let matrices = [self.matrix(gate, width, k)?, self.matrix(up, width, k)?];
+        let [kind, up_kind] = matrices.map(|matrix| self.format(matrix).activations());
+        if from == to {
             return Err(self.fault("writes what it reads"));
         }
-        self.check_kinds(gate, up)?;
-        self.prepare(x, kind);
         let activation = activation_of(activation);
-        self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out });
-        self.wrote(out);
+        if kind == up_kind {
+            self.prepare(from, kind);
+            let [gate, up] = matrices;
+            self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out: to });
+        } else {
+            // They take different activations, so each is multiplied by itself.
+            let products = |weight| Linear { x, weight, bias: None, add: false, precise: false };
+            let beside = self.unnamed(width, on);
+            self.linear(products(gate), Out::Buffer(to))?;
+            self.linear(products(up), Out::Buffer(beside))?;
+            self.push_row(on, RowOp::Glu { x: to, up: beside, activation });
+        }
+        self.wrote(to);
         Ok(())
+    }
+
+    /// A buffer beside the plan's, for what is used at once.
+    fn unnamed(&mut self, width: usize, rows: RowKind) -> BufferId {
+        let named = self.plan.buffers.len();
+        let fits = |buffer: &Buffer| buffer.width == width && buffer.rows == rows;
+        self.buffers[named..].iter().position(fits).map_or_else(
+            || {
+                self.buffers.push(Buffer { name: String::new(), width, rows });
+                self.written.push(true);
+                self.buffers.len() - 1
+            },
+            |at| named + at,
+        )
     }
 
     fn experts(&mut self, op: &Op) -> Result<()> {
@@ -465,7 +498,7 @@ impl<'a> Compiler<'a> {
         let down = self.stack(down, count, width, inner)?;
         let x_kind = self.format(gate).activations();
         let inner_kind = self.format(down).activations();
-        let on_tokens = [x, gates, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        let on_tokens = [x, gates, out].iter().all(|&b| self.buffers[b].rows == RowKind::Tokens);
         self.check_kinds(gate, up)?;
         let fits = self.width(out) == width && out != x;
         if !on_tokens || !fits || !router.fits(count) || !router.scale.is_finite() {
@@ -529,7 +562,7 @@ impl<'a> Compiler<'a> {
     fn linear_heads(&mut self, x: &str, weight: &str, out: &str, precise: bool) -> Result<()> {
         let (x, out) = (self.read(x)?, self.buffer(out)?);
         let heads = self.tensors.get(weight).and_then(|&id| self.plan.tensors[id].experts).unwrap_or(0);
-        let on_tokens = [x, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        let on_tokens = [x, out].iter().all(|&b| self.buffers[b].rows == RowKind::Tokens);
         let even = |buffer| heads > 0 && self.width(buffer).is_multiple_of(heads);
         if !on_tokens || x == out || !even(x) || !even(out) {
             return Err(self.fault("has heads or buffers that do not fit"));
@@ -595,7 +628,7 @@ impl<'a> Compiler<'a> {
             Layout::Interleaved => rows::Pairing::Interleaved,
             Layout::Neox => rows::Pairing::Neox,
         };
-        if self.plan.buffers[x].rows != RowKind::Tokens {
+        if self.buffers[x].rows != RowKind::Tokens {
             return Err(self.fault("rotates a buffer of outputs"));
         }
         self.push_row(RowKind::Tokens, RowOp::Rope { x, rope, head_dim, at, pairing });
@@ -617,7 +650,7 @@ impl<'a> Compiler<'a> {
             && self.width(k) == kv.kv_heads * kv.head_dim
             && self.width(v) == kv.kv_heads * kv.values();
         let apart = out != q && out != k && out != v;
-        let on_tokens = [q, k, v, out].iter().all(|&b| self.plan.buffers[b].rows == RowKind::Tokens);
+        let on_tokens = [q, k, v, out].iter().all(|&b| self.buffers[b].rows == RowKind::Tokens);
         if !fits || !apart || !on_tokens || heads == 0 || *window == Some(0) {
             return Err(self.fault("has heads, widths or a window that do not fit"));
         }
@@ -661,7 +694,7 @@ impl<'a> Compiler<'a> {
 
     fn select(&mut self, x: &str, out: &str) -> Result<()> {
         let (x, out) = (self.read(x)?, self.buffer(out)?);
-        let kinds = (self.plan.buffers[x].rows, self.plan.buffers[out].rows);
+        let kinds = (self.buffers[x].rows, self.buffers[out].rows);
         if kinds != (RowKind::Tokens, RowKind::Outputs) || self.width(x) != self.width(out) {
             return Err(self.fault("does not select rows of tokens into rows of outputs"));
         }
@@ -680,7 +713,7 @@ impl<'a> Compiler<'a> {
         if self.is_prepared(x, kind) {
             return false;
         }
-        self.push_row(self.plan.buffers[x].rows, RowOp::Prepare { x, kind });
+        self.push_row(self.buffers[x].rows, RowOp::Prepare { x, kind });
         self.prepared.insert(bytes, (x, kind));
         if kind.keeps_rest_in_floats() {
             // What rounding leaves is held where the floats are.
@@ -703,7 +736,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn buffer(&self, name: &str) -> Result<BufferId> {
-        let found = self.buffers.get(name).copied();
+        let found = self.names.get(name).copied();
         found.ok_or_else(|| Error::plan(format!("op {} names buffer {name}, which the plan lacks", self.at)))
     }
 
@@ -717,11 +750,11 @@ impl<'a> Compiler<'a> {
     }
 
     fn width(&self, buffer: BufferId) -> usize {
-        self.plan.buffers[buffer].width
+        self.buffers[buffer].width
     }
 
     fn same_rows(&self, a: BufferId, b: BufferId) -> Result<RowKind> {
-        let (a, b) = (self.plan.buffers[a].rows, self.plan.buffers[b].rows);
+        let (a, b) = (self.buffers[a].rows, self.buffers[b].rows);
         if a == b { Ok(a) } else { Err(self.fault("mixes rows of tokens and of outputs")) }
     }
 
@@ -751,7 +784,7 @@ impl<'a> Compiler<'a> {
         Ok((id, format))
     }
 
-    /// A gate and its up matrix are multiplied with the same prepared activations.
+    /// An expert's gate and up matrix are multiplied with the same prepared activations.
     fn check_kinds(&self, gate: TensorId, up: TensorId) -> Result<()> {
         let (a, b) = (self.format(gate), self.format(up));
         if a.activations() == b.activations() {

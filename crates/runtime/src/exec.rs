@@ -11,7 +11,7 @@ use crate::compile::{Attention, Compiled, Experts, LinearPart, Out, Phase, RowOp
 use crate::error::{Error, Result};
 use crate::experts::{ExpertStore, SharedExperts};
 use crate::kv::KvLayout;
-use crate::plan::{Plan, RowKind};
+use crate::plan::{Buffer, Plan, RowKind};
 use crate::reuse::emptied;
 use crate::rope::Frequencies;
 use crate::routing::Routing;
@@ -179,8 +179,8 @@ impl Executor {
             size.and_then(Aligned::zeroed)
                 .ok_or_else(|| Error::memory(what, size.and_then(|size| size.checked_mul(4))))
         };
-        let mut buffers = Vec::with_capacity(plan.buffers.len());
-        for buffer in &plan.buffers {
+        let mut buffers = Vec::with_capacity(compiled.buffers.len());
+        for buffer in &compiled.buffers {
             buffers.push(floats("the activations", max_tokens, buffer.width)?);
         }
         let max_logit_rows = (LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_tokens);
@@ -289,6 +289,7 @@ impl Executor {
         let threads = work.threads.clamp(1, self.pool.threads());
         let run = Run {
             plan,
+            sizes: &compiled.buffers,
             phases: &phases[start..end],
             logits_cap: compiled.logits_cap,
             table,
@@ -385,6 +386,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 struct Run<'a> {
     plan: &'a Plan,
+    /// Of each of `buffers`.
+    sizes: &'a [Buffer],
     phases: &'a [Phase],
     logits_cap: Option<f32>,
     table: &'static KernelTable,
@@ -622,7 +625,7 @@ impl Run<'_> {
             let weight = self.weights.matrix(part.weight);
             let tiles = units.start.max(first)..units.end.min(first + weight.tiles());
             let (out, width, logits) = match part.out {
-                Out::Buffer(out) => (self.buffers[out], self.plan.buffers[out].width, false),
+                Out::Buffer(out) => (self.buffers[out], self.sizes[out].width, false),
                 Out::Logits => (self.logits, self.plan.vocab_size, true),
             };
             if !tiles.is_empty() {
@@ -692,7 +695,7 @@ impl Run<'_> {
     }
 
     fn row(&self, op: &RowOp, row: usize) -> std::result::Result<(), NonFinite> {
-        let width = |buffer: usize| self.plan.buffers[buffer].width;
+        let width = |buffer: usize| self.sizes[buffer].width;
         let range = |buffer: usize, row: usize| row * width(buffer)..(row + 1) * width(buffer);
         // SAFETY: no thread writes the row in this phase but this one, which has no other view of it.
         let read = |buffer: usize, row: usize| unsafe { self.buffers[buffer].read(range(buffer, row)) };
@@ -726,6 +729,7 @@ impl Run<'_> {
                     to[of.to..][..of.count].copy_from_slice(&from[of.from..][..of.count]);
                 }
             }
+            RowOp::Glu { x, up, activation } => (self.table.gate_rows)(activation, write(x), read(up, row)),
             RowOp::Gate { x, gate } => {
                 let by = 1.0 / (1.0 + exp(-read(gate, row)[0]));
                 write(x).iter_mut().for_each(|x| *x *= by);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Mixed, Noise, VOCAB, WIDTH, capped, loaded, mixture, plan, tokens};
+use common::{Mixed, Noise, VOCAB, WIDTH, capped, loaded, mixture, plan, plan_of, tokens};
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
 use kernels::table::available;
@@ -719,7 +719,38 @@ fn scores_that_are_not_numbers_end_the_step() {
 }
 
 #[test]
-fn a_gate_and_an_up_matrix_that_take_different_activations_are_refused_by_name() {
+fn gates_and_ups_that_take_different_activations_are_multiplied_apart() {
+    let prompt = tokens(12);
+    let run = |plan: &Value, isa: usize, threads: usize, chunk: usize| -> Vec<u32> {
+        let model = loaded(plan, isa, threads);
+        let sequence = model.create_sequence(None).unwrap();
+        prompt.chunks(chunk).flat_map(|part| logits(&model, sequence, part)).collect()
+    };
+    let pairs = [("F16", "Q8_0"), ("Q8_0", "F16"), ("Q4_K", "Q8_0"), ("Q8_0", "Q4_K"), ("BF16", "F16")];
+    let mut results = Vec::new();
+    for (gate, up) in pairs {
+        let mut plan = plan_of(256);
+        for tensor in plan["tensors"].as_array_mut().unwrap() {
+            match tensor["name"].as_str().unwrap() {
+                "gate" => tensor["type"] = json!(gate),
+                "up" => tensor["type"] = json!(up),
+                _ => {}
+            }
+        }
+        let scalar = run(&plan, available().len() - 1, 1, 12);
+        for isa in 0..available().len() {
+            for (threads, chunk) in [(1, 1), (3, 12), (2, 5)] {
+                assert!(run(&plan, isa, threads, chunk) == scalar, "{gate} {up}, {}", available()[isa].isa);
+            }
+        }
+        results.push(scalar);
+    }
+    // Each has other weights or other activations.
+    assert!((0..results.len()).all(|i| !results[..i].contains(&results[i])));
+}
+
+#[test]
+fn experts_whose_gates_and_ups_take_different_activations_are_refused_by_name() {
     for name in ["gate", "up"] {
         let mut plan = mixture();
         let tensors = plan["tensors"].as_array_mut().unwrap();

@@ -181,6 +181,17 @@ fn quantise<S: Simd>(s: S, x: &[f32], blocks: &mut [ActBlock], shared: usize) ->
     if lanes.iter().all(|&lane| lane == 0.0) { Ok(()) } else { Err(NonFinite) }
 }
 
+/// gates = activation(gates) * ups, for products that were computed apart.
+#[inline(always)]
+pub fn gate_all<S: Simd>(s: S, activation: Activation, gates: &mut [f32], ups: &[f32]) {
+    let mut results = [0.0; LANES];
+    for (gates, ups) in gates.chunks_mut(LANES).zip(ups.chunks(LANES)) {
+        let (gate, up) = (s.load(&padded(gates)), s.load(&padded(ups)));
+        s.store(gated(s, activation, gate, up), &mut results);
+        gates.copy_from_slice(&results[..gates.len()]);
+    }
+}
+
 /// activation(gate) * up.
 #[inline(always)]
 pub(crate) fn gated<S: Simd>(s: S, activation: Activation, mut gate: S::F, mut up: S::F) -> S::F {

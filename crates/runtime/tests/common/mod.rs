@@ -15,20 +15,25 @@ pub const WIDTH: usize = 32;
 
 /// One layer with every op, Q8_0 matrices.
 pub fn plan() -> Value {
+    plan_of(WIDTH)
+}
+
+/// The same with a stream of another width.
+pub fn plan_of(width: usize) -> Value {
     let matrix = |name: &str, rows: usize, cols: usize| json!({ "name": name, "type": "Q8_0", "rows": rows, "cols": cols });
     let tokens = |name: &str, width: usize| json!({ "name": name, "width": width, "rows": "tokens" });
     json!({
         "version": 1, "name": "test", "vocabSize": VOCAB, "contextLength": 100,
         "kvLayers": [{ "kvHeads": 2, "headDim": 8 }],
         "tensors": [
-            matrix("embd", VOCAB, WIDTH), matrix("q", 32, WIDTH), matrix("k", 16, WIDTH), matrix("v", 16, WIDTH),
-            matrix("o", WIDTH, 32), matrix("gate", 64, WIDTH), matrix("up", 64, WIDTH), matrix("down", WIDTH, 64),
-            { "name": "norm", "type": "F32", "rows": 1, "cols": WIDTH },
+            matrix("embd", VOCAB, width), matrix("q", 32, width), matrix("k", 16, width), matrix("v", 16, width),
+            matrix("o", width, 32), matrix("gate", 64, width), matrix("up", 64, width), matrix("down", width, 64),
+            { "name": "norm", "type": "F32", "rows": 1, "cols": width },
         ],
         "buffers": [
-            tokens("x", WIDTH), tokens("n", WIDTH), tokens("q", 32), tokens("k", 16), tokens("v", 16),
+            tokens("x", width), tokens("n", width), tokens("q", 32), tokens("k", 16), tokens("v", 16),
             tokens("a", 32), tokens("f", 64),
-            { "name": "s", "width": WIDTH, "rows": "outputs" }, { "name": "h", "width": WIDTH, "rows": "outputs" },
+            { "name": "s", "width": width, "rows": "outputs" }, { "name": "h", "width": width, "rows": "outputs" },
         ],
         "ropes": [{
             "dims": 8, "base": 10000.0, "layout": "neox", "factor": 1.0, "extFactor": 0.0, "attnFactor": 1.0,
@@ -113,18 +118,31 @@ pub fn mixture() -> Value {
     plan
 }
 
-/// F16 values around 0 of seeded bytes; F32 ones; Q8_0 blocks.
+/// F16 and BF16 values around 0 of seeded bytes; F32 ones; Q8_0 and Q4_K blocks.
 pub struct Mixed(pub Vec<String>, pub usize);
 
 impl TensorReader for Mixed {
     fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
         match self.0[self.1].as_str() {
             "F32" => to.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&1f32.to_le_bytes())),
+            "BF16" => to.chunks_exact_mut(2).enumerate().for_each(|(i, b)| {
+                let at = offset + i as u64 * 2 + ((self.1 as u64) << 32);
+                let bits = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16;
+                b.copy_from_slice(&((bits & 0x81ff) | 0x3c00).to_le_bytes());
+            }),
             "F16" => to.chunks_exact_mut(2).enumerate().for_each(|(i, b)| {
                 let at = offset + i as u64 * 2 + ((self.1 as u64) << 32);
                 let bits = (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16;
                 // Exponents of 2^-6 to 2^-3, either sign.
                 b.copy_from_slice(&((bits & 0x8fff) | 0x2000).to_le_bytes());
+            }),
+            "Q4_K" => to.iter_mut().enumerate().for_each(|(i, byte)| {
+                let at = offset + i as u64;
+                *byte = match at % 144 {
+                    0 | 2 => 0,
+                    1 | 3 => 0x10, // scales of 2^-11
+                    _ => (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8,
+                };
             }),
             _ => Noise { seed: self.1 as u64, norm: 1.0 }.read(offset, to)?,
         }
