@@ -75,14 +75,16 @@ function showModel(model: Model, name: string): void {
   el.say(`${model.info.name || name} is ready`);
 }
 
+/** What has been written in the meantime stays: only the page's own beginning comes and goes. */
 function setMode(mode: 'story' | 'chat'): void {
+  const wasChat = el.go.textContent === 'Send';
   for (const input of el.modes.querySelectorAll('input')) input.checked = input.value === mode;
   const isChat = mode === 'chat';
   el.promptLabel.textContent = isChat ? 'Message' : 'Beginning of a text';
   el.go.textContent = isChat ? 'Send' : 'Write';
-  if (isChat === el.prompt.value.startsWith('Once upon')) {
-    el.prompt.value = isChat ? '' : 'Once upon a time, there was a little fox who';
-  }
+  const beginning = el.prompt.defaultValue;
+  if (isChat && el.prompt.value === beginning) el.prompt.value = '';
+  if (!isChat && wasChat && el.prompt.value === '') el.prompt.value = beginning;
 }
 
 function options(signal: AbortSignal) {

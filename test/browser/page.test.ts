@@ -8,6 +8,8 @@ import { hasChromium, launchChromium } from './browser.js';
 
 const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
 const PROMPT = 'The moon is';
+/** Against what hangs, not what is slow, as all limits of tests. */
+const PATIENCE_MS = 120_000;
 const template = '{% for m in messages %}{{ m.content }} {% endfor %}';
 
 interface Served {
@@ -35,6 +37,7 @@ describe.runIf(hasChromium)('the page', () => {
     const errors: unknown[] = [];
     try {
       const page = await context.newPage();
+      page.setDefaultTimeout(PATIENCE_MS);
       page.on('pageerror', (error) => errors.push(error));
       page.on('console', (message) => {
         if (message.type() === 'error') errors.push(message.text());
@@ -74,6 +77,65 @@ describe.runIf(hasChromium)('the page', () => {
       expect(await page.locator('#speed').textContent()).toMatch(
         /^\d+ tokens, \d+ per second, first after \d+ ms/,
       );
+    });
+  });
+
+  /** Keeps the embedded model from coming until the function that it gives is called. */
+  async function holdModel(page: Page): Promise<() => void> {
+    let letGo = () => {};
+    const held = new Promise<void>((done) => {
+      letGo = done;
+    });
+    await page.route('**/*.gguf', async (route) => {
+      await held;
+      // The page that asked may be gone.
+      await route.continue().catch(() => undefined);
+    });
+    return letGo;
+  }
+
+  it('leaves what is written while a model loads, and changes its own beginning with the mode', async () => {
+    await withPage(async (page) => {
+      const beginning = await page.getByLabel('Beginning').inputValue();
+      const letGo = await holdModel(page);
+      await page.reload();
+      await page.getByLabel('Beginning').fill(PROMPT);
+      letGo();
+      await ready(page);
+      expect(await page.getByLabel('Beginning').inputValue()).toBe(PROMPT);
+      const metadata = [{ key: 'tokenizer.chat_template', kind: 'string', value: template }] as const;
+      const { bytes } = tinyLlama({ metadata: [...metadata] });
+      await page.reload();
+      await ready(page);
+      await drop(page, 'chat.gguf', bytes);
+      await page.getByRole('radio', { name: 'Chat' }).waitFor();
+      expect(await page.getByLabel('Message').inputValue()).toBe('');
+      await page.getByRole('radio', { name: 'Continue a text' }).click();
+      expect(await page.getByLabel('Beginning').inputValue()).toBe(beginning);
+    });
+  });
+
+  it('is the page it was when it is loaded again while the model loads or writes', async () => {
+    await withPage(async (page) => {
+      const letGo = await holdModel(page);
+      await page.reload();
+      await page.getByText('Starting').or(page.getByText('Reading the header')).first().waitFor();
+      await page.reload();
+      letGo();
+      await ready(page);
+      await page.getByText('Settings').click();
+      await page.getByLabel('Most tokens').fill('4000');
+      await page.getByRole('button', { name: 'Write' }).click();
+      await page.locator('#output .made').filter({ hasText: /\w{3}/ }).waitFor();
+      await page.reload();
+      await ready(page);
+      expect(await page.getByLabel('Most tokens').inputValue()).toBe('200');
+      expect(page.workers().length).toBeGreaterThan(0);
+      await page.getByLabel('Most tokens').evaluate((input: HTMLInputElement) => {
+        input.value = '5';
+      });
+      await page.getByRole('button', { name: 'Write' }).click();
+      await finished(page);
     });
   });
 
@@ -162,7 +224,7 @@ describe.runIf(hasChromium)('the page', () => {
         ]);
         expect(content).toBe(window);
       },
-      { viewport: { width: 360, height: 740 } },
+      { viewport: { width: 320, height: 568 } },
     );
   });
 
@@ -171,6 +233,7 @@ describe.runIf(hasChromium)('the page', () => {
     const context = await browser.newContext();
     try {
       const page = await context.newPage();
+      page.setDefaultTimeout(PATIENCE_MS);
       page.on('requestfinished', async (request) => {
         if (request.url().endsWith('.wasm')) sizes.push((await request.sizes()).responseBodySize);
       });
