@@ -4,7 +4,7 @@ export type { BackendInfo, Isa } from './backend/types.js';
 export * from './engine/api.js';
 export { type ErrorCode, FrugalError, isFrugalError } from './errors.js';
 export { blobSource } from './gguf/blob-source.js';
-export { type CachedFile, listCached, removeCached } from './gguf/cache.js';
+export { type CachedFile, listCached, removeCached } from './gguf/cached-files.js';
 export type { ByteSource } from './gguf/source.js';
 export { openUrl } from './gguf/url-source.js';
 export type { ChatMessage } from './template/index.js';

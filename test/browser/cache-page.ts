@@ -1,6 +1,6 @@
 /** What the tests of the cache use in the page, and in a worker of it. */
 import { isFrugalError } from '../../ts/errors.js';
-import { listCached, removeCached } from '../../ts/gguf/cache.js';
+import { listCached, removeCached } from '../../ts/gguf/cached-files.js';
 import { openCached } from '../../ts/gguf/cached-source.js';
 
 async function digest(bytes: Uint8Array): Promise<string> {

@@ -6,16 +6,9 @@ import type { Glue } from './wasm/glue.js';
 import type { WasmHost } from './wasm/host.js';
 import { localModel, watched } from './wasm/local-model.js';
 import { threadedModel } from './wasm/threaded-model.js';
-import { type Choice, chooseVariant, lacking, type WasmVariant } from './wasm/variant.js';
+import { type Choice, chooseVariant, lacking, type WasmOptions, type WasmVariant } from './wasm/variant.js';
 
 export type { WasmVariant } from './wasm/variant.js';
-
-export interface WasmOptions {
-  /** Forces one of the modules. @default the best that this runtime has */
-  readonly variant?: WasmVariant;
-  /** Leaves out modules without this instruction set. */
-  readonly isa?: Isa;
-}
 
 /** Literal addresses, which bundlers find. */
 const MODULES: Record<WasmVariant, () => URL> = {

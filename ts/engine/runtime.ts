@@ -1,5 +1,5 @@
 import type { Backend } from '../backend/types.js';
-import type { WasmOptions } from '../backend/wasm.js';
+import type { WasmOptions } from '../backend/wasm/variant.js';
 import type { Runtime } from './source.js';
 
 /** Imported when used, so that runtimes without files or native code can load this module. */

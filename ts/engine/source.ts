@@ -1,5 +1,5 @@
 import type { Backend } from '../backend/types.js';
-import type { WasmOptions } from '../backend/wasm.js';
+import type { WasmOptions } from '../backend/wasm/variant.js';
 import type { EnergyMeter, EnergyOptions } from '../energy/types.js';
 import { blobSource, partsSource } from '../gguf/blob-source.js';
 import { openCached } from '../gguf/cached-source.js';

@@ -1,16 +1,6 @@
 import { FrugalError, isFrugalError } from '../errors.js';
-import { resolveAddress } from './address.js';
 import type { RemoteFile } from './remote.js';
 import { sourceError } from './source-error.js';
-
-/** A model in the browser's own file system (OPFS). */
-export interface CachedFile {
-  /** The address that it came from, without its query: what `removeCached` takes. */
-  readonly name: string;
-  readonly size: number;
-  /** Bytes that have been stored; less than `size` where a download was left off, which the next load goes on with. */
-  readonly cachedBytes: number;
-}
 
 /** What is stored of one address: `file.json`, and the file in segments named by their number. */
 export interface CacheFolder {
@@ -28,7 +18,7 @@ const ROOT = 'frugal-models';
 const ABOUT = 'file.json';
 
 /** @throws FrugalError `CACHE_UNAVAILABLE` outside browsers, and on pages that may not store anything */
-async function openRoot(): Promise<FileSystemDirectoryHandle> {
+export async function openRoot(): Promise<FileSystemDirectoryHandle> {
   const storage = typeof navigator === 'object' ? navigator.storage : undefined;
   if (typeof storage?.getDirectory !== 'function') {
     throw unavailable('there is no file system of the page (OPFS) here');
@@ -37,42 +27,6 @@ async function openRoot(): Promise<FileSystemDirectoryHandle> {
     return await (await storage.getDirectory()).getDirectoryHandle(ROOT, { create: true });
   } catch (cause) {
     throw unavailable(`the file system of the page (OPFS) cannot be opened: ${reasonOf(cause)}`, cause);
-  }
-}
-
-/** Models that have been stored, in no order. @throws FrugalError `CACHE_UNAVAILABLE` */
-export async function listCached(): Promise<CachedFile[]> {
-  const found: CachedFile[] = [];
-  for await (const handle of (await openRoot()).values()) {
-    if (handle.kind !== 'directory') continue;
-    const { name, file, segments } = await readFolder(handle as FileSystemDirectoryHandle);
-    if (file !== undefined) found.push({ name, size: file.size, cachedBytes: storedBytes(segments) });
-  }
-  return found;
-}
-
-/** How long a removal waits for what is closed already: browsers pass the end of a lock on a little later. */
-const REMOVAL_MS = 1000;
-
-/**
- * Removes a stored model, unless a load fills it or a model reads its experts from it.
- * @param name as `listCached` gives it, or the address that was loaded
- * @returns whether there was one
- * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_BUSY`
- */
-export async function removeCached(name: string): Promise<boolean> {
-  await openRoot();
-  const whole = resolveAddress(name);
-  const address = URL.canParse(whole) ? new URL(whole) : undefined;
-  const stored = address === undefined ? name : `${address.origin}${address.pathname}`;
-  const patience = AbortSignal.timeout(REMOVAL_MS);
-  const release = await holdLock(useLock(stored), { signal: patience }).catch((cause: unknown) => {
-    throw patience.aborted ? busy(stored) : cause;
-  });
-  try {
-    return await removeFolder(stored);
-  } finally {
-    release();
   }
 }
 
@@ -117,27 +71,21 @@ export async function lockFolder(name: string, signal?: AbortSignal): Promise<Fo
   }
 }
 
-const useLock = (name: string) => `${ROOT} in use ${name}`;
+/** The name of the lock that says that a folder is in use. */
+export const useLock = (name: string) => `${ROOT} in use ${name}`;
 
 /**
  * Waits for a lock of the site.
  * @returns what gives it back
  * @throws the reason of the signal
  */
-async function holdLock(lock: string, options: LockOptions): Promise<() => void> {
+export async function holdLock(lock: string, options: LockOptions): Promise<() => void> {
   // Absent in some browsers that have the file system.
   const locks = navigator.locks as LockManager | undefined;
   if (locks === undefined) return () => {};
   return new Promise((resolve, reject) => {
     const held = () => new Promise<void>((release) => resolve(release));
     locks.request(lock, options, held).catch(reject);
-  });
-}
-
-function busy(name: string): FrugalError {
-  return new FrugalError('CACHE_BUSY', `${name} is being loaded, or a model reads its experts from it`, {
-    cure: 'End the load (its signal aborts it) or dispose of the model, then remove the file.',
-    data: { source: name },
   });
 }
 
@@ -202,7 +150,7 @@ function unavailable(problem: string, cause?: unknown): FrugalError {
   });
 }
 
-async function readFolder(folder: FileSystemDirectoryHandle): Promise<CacheFolder> {
+export async function readFolder(folder: FileSystemDirectoryHandle): Promise<CacheFolder> {
   const files = new Map<string, File>();
   for await (const [key, handle] of folder.entries()) {
     if (handle.kind === 'file') files.set(key, await (handle as FileSystemFileHandle).getFile());
@@ -230,7 +178,7 @@ function parseAbout(text: string | undefined): (RemoteFile & { readonly name: st
   }
 }
 
-function storedBytes(segments: ReadonlyMap<number, File>): number {
+export function storedBytes(segments: ReadonlyMap<number, File>): number {
   return [...segments.values()].reduce((sum, { size }) => sum + size, 0);
 }
 

@@ -5,6 +5,13 @@ import { probeRelaxedDot, supportsSharedMemory, supportsSimd } from './probe.js'
 export const WASM_VARIANTS = ['simd128', 'relaxed-simd', 'simd128-threads', 'relaxed-simd-threads'] as const;
 export type WasmVariant = (typeof WASM_VARIANTS)[number];
 
+export interface WasmOptions {
+  /** Forces one of the modules. @default the best that this runtime has */
+  readonly variant?: WasmVariant;
+  /** Leaves out modules without this instruction set. */
+  readonly isa?: Isa;
+}
+
 export interface Choice {
   readonly variant: WasmVariant;
   readonly threads: boolean;
