@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 // What every entry of the package has, beside its own `load`.
 export type { AttentionOptions, AttentionPolicy, AttentionUsage, LayerPolicies } from './attention/types.js';
 export type { BackendInfo, Isa } from './backend/types.js';

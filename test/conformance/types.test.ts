@@ -21,31 +21,43 @@ export const all = [usage.decodeMs, text.length, others, code, listCached, openU
 await load('model.gguf', { header: {} });
 `;
 
-/** The package as a program for Node sees it, with every declaration checked and without the library of browsers. */
-it('types need nothing but those of Node', () =>
+const IN_PAGES = `
+import { listCached, load, type Model, openUrl } from 'frugal';
+
+const model: Model = await load(new File([], 'model.gguf'), { cache: true });
+for await (const piece of model.generate('Once')) document.body.append(piece);
+export const all = [listCached, openUrl, model[Symbol.asyncDispose]];
+`;
+
+const STRICT = {
+  target: 'es2022',
+  strict: true,
+  exactOptionalPropertyTypes: true,
+  skipLibCheck: false,
+  noEmit: true,
+};
+
+/** Every declaration is checked, as if it were the program's own. */
+it.each([
+  ['Node', PROGRAM, { lib: ['es2022'], module: 'nodenext', types: ['node'] }],
+  [
+    'pages',
+    IN_PAGES,
+    { lib: ['es2022', 'dom', 'dom.asynciterable'], module: 'esnext', moduleResolution: 'bundler', types: [] },
+  ],
+])('types for %s need nothing else', (_, program, options) =>
   withFolder(async (folder) => {
     await mkdir(join(folder, 'node_modules/@types'), { recursive: true });
     await symlink(ROOT, join(folder, 'node_modules/frugal'), 'dir');
     await symlink(join(ROOT, 'node_modules/@types/node'), join(folder, 'node_modules/@types/node'), 'dir');
-    const compilerOptions = {
-      target: 'es2022',
-      lib: ['es2022'],
-      module: 'nodenext',
-      types: ['node'],
-      strict: true,
-      exactOptionalPropertyTypes: true,
-      skipLibCheck: false,
-      noEmit: true,
-    };
-    await writeFile(
-      join(folder, 'tsconfig.json'),
-      JSON.stringify({ compilerOptions, files: ['program.mts'] }),
-    );
-    await writeFile(join(folder, 'program.mts'), PROGRAM);
+    const config = { compilerOptions: { ...STRICT, ...options }, files: ['program.mts'] };
+    await writeFile(join(folder, 'tsconfig.json'), JSON.stringify(config));
+    await writeFile(join(folder, 'program.mts'), program);
     const compiler = join(ROOT, 'node_modules/typescript/bin/tsc');
     const { stdout, stderr, status } = spawnSync(process.execPath, [compiler, '-p', folder], {
       encoding: 'utf8',
     });
     expect(`${stdout}${stderr}`).toBe('');
     expect(status).toBe(0);
-  }));
+  }),
+);
