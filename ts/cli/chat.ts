@@ -29,7 +29,7 @@ export function addChat(program: Command): void {
     .command('chat')
     .description(
       'Talk with a model. Each line is a message, typed or piped in. Ctrl-C stops the answer, at the prompt it ends ' +
-        'the program, as does Ctrl-D.',
+        'the program, as does Ctrl-D: with the exit code 0, or 130 where it comes as a signal and not from a terminal.',
     )
     .argument('<model>', 'a GGUF file or its http(s) address')
     .option('--system <text>', 'what the model is told first')
@@ -71,14 +71,28 @@ async function converse(chat: Chat, setInterrupt: (handler: () => void) => void)
   // readline echoes and edits on stderr, so that stdout holds answers only.
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal, prompt: '> ' });
   let answering: AbortController | undefined;
-  const stop = () => {
-    if (answering) answering.abort(new Interrupted('interrupted'));
-    else lines.close();
+  let isOpen = true;
+  let interrupted: Interrupted | undefined;
+  const stop = (): boolean => {
+    answering?.abort(new Interrupted('interrupted'));
+    if (answering === undefined) lines.close();
+    return answering !== undefined;
   };
-  // A terminal in raw mode gives Ctrl-C to readline; otherwise it comes as a signal.
+  lines.on('close', () => {
+    isOpen = false;
+  });
+  // A terminal in raw mode gives Ctrl-C to readline, which leaves as Ctrl-D does; otherwise it comes as a signal.
   lines.on('SIGINT', stop);
-  setInterrupt(stop);
-  if (terminal) lines.prompt();
+  setInterrupt(() => {
+    if (!stop()) interrupted = new Interrupted('interrupted');
+  });
+  let isPrompted = false;
+  const prompt = () => {
+    // To prompt would open again what Ctrl-D has closed meanwhile.
+    isPrompted = terminal && isOpen;
+    if (isPrompted) lines.prompt();
+  };
+  prompt();
   try {
     for await (const line of lines) {
       if (line.trim() !== '') {
@@ -86,8 +100,11 @@ async function converse(chat: Chat, setInterrupt: (handler: () => void) => void)
         await answer(chat, line, answering.signal);
         answering = undefined;
       }
-      if (terminal) lines.prompt();
+      prompt();
     }
+    if (interrupted) throw interrupted;
+    // The shell's prompt belongs on a line of its own.
+    if (isPrompted) note('');
   } finally {
     lines.close();
   }
