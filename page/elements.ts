@@ -34,7 +34,8 @@ export function say(text: string): void {
 
 export function showError(reason: unknown): void {
   const { message, cure } = reason as { message?: string; cure?: string };
-  error.textContent = `${message ?? String(reason)}${cure ? ` ${cure}` : ''}`;
+  const text = message ?? String(reason);
+  error.textContent = cure ? `${text.replace(/[.!?]?$/, (end) => end || '.')} ${cure}` : text;
   error.hidden = false;
 }
 

@@ -37,6 +37,7 @@ function open(source: ModelSource, name: string): void {
 function showLoading(name: string): void {
   chat = undefined;
   el.output.replaceChildren();
+  el.speed.textContent = '';
   el.error.hidden = true;
   el.facts.hidden = true;
   el.loading.hidden = false;

@@ -174,7 +174,8 @@ describe.runIf(hasChromium)('the page', () => {
       }
       expect(await page.locator('#output .question').allTextContents()).toEqual(['once', 'again']);
       await drop(page, 'broken.gguf', bytes.slice(0, 1000));
-      await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/broken\.gguf.*Download/);
+      await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/broken\.gguf.*\. Download/);
+      expect(await page.locator('#speed').textContent()).toBe('');
       await drop(page, 'stories.gguf', readFileSync(STORIES));
       await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
       expect(await page.getByRole('alert').isHidden()).toBe(true);
@@ -223,6 +224,10 @@ describe.runIf(hasChromium)('the page', () => {
           document.documentElement.clientWidth,
         ]);
         expect(content).toBe(window);
+        const columns = await page
+          .locator('#facts')
+          .evaluate((facts) => getComputedStyle(facts).gridTemplateColumns.split(' ').length);
+        expect(columns).toBe(2);
       },
       { viewport: { width: 320, height: 568 } },
     );
