@@ -125,15 +125,19 @@ async function outcome(path: string): Promise<string> {
 }
 
 /** How a load fails, aborted after `stopMs` where that is given; the page as it is resolves the path. */
-async function refusal(path: string, stopMs?: number): Promise<{ code?: string; message: string }> {
+async function refusal(
+  path: string,
+  stopMs?: number,
+  options: LoadOptions = {},
+): Promise<{ code?: string; message: string; cure?: string }> {
   const stop = new AbortController();
   if (stopMs !== undefined) setTimeout(() => stop.abort(new Error('enough')), stopMs);
   try {
-    await (await load(path, { signal: stop.signal })).dispose();
+    await (await load(path, { ...options, signal: stop.signal })).dispose();
     return { message: 'loaded' };
   } catch (error) {
     const { message } = error as Error;
-    return isFrugalError(error) ? { code: error.code, message } : { message };
+    return isFrugalError(error) ? { code: error.code, message, cure: error.cure } : { message };
   }
 }
 

@@ -3,7 +3,7 @@ import type { ServerResponse } from 'node:http';
 import { resolve } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { isFrugalError, load } from '../../ts/index.js';
+import { isFrugalError, type LoadOptions, load } from '../../ts/index.js';
 import { GOLDEN_MODELS, type GoldenModel, optionsOf, readGolden } from '../contract/golden.js';
 import { hostileFiles } from '../gguf/hostile.js';
 import {
@@ -50,11 +50,17 @@ type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => Re
 // Generous: machines that are shared take their time over dozens of loads.
 describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () => {
   let browser: Browser;
-  const sites: Record<'isolated' | 'plain', Site | undefined> = { isolated: undefined, plain: undefined };
+  const sites: Record<'isolated' | 'plain' | 'open', Site | undefined> = {
+    isolated: undefined,
+    plain: undefined,
+    open: undefined,
+  };
   beforeAll(async () => {
     const files = await siteFiles();
     sites.isolated = await serve(files, { ...ISOLATED, ...CSP });
     sites.plain = await serve(files, CSP);
+    // Its pages may ask other sites.
+    sites.open = await serve(files, ISOLATED);
     browser = await launchChromium();
   });
   afterAll(async () => {
@@ -191,6 +197,38 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
       expect(await run('refusal', path)).toMatchObject({ code: 'SOURCE_READ' });
       site.answers.clear();
     });
+  });
+
+  it('a server of another origin is read where it and the page allow that; what is lacking is named', async () => {
+    const allow = { 'Access-Control-Allow-Origin': '*' };
+    const expose = { ...allow, 'Access-Control-Expose-Headers': 'Content-Range' };
+    const headers = { Authorization: 'Bearer secret' };
+    const files = new Map([['/stories.gguf', readFileSync(STORIES)]]);
+    await withPage('open', async (run) => {
+      const from = async (sent: Readonly<Record<string, string>>, options: LoadOptions = {}) => {
+        const other = await serve(files, sent);
+        const outcome = await run('refusal', `${other.url}/stories.gguf`, undefined, options);
+        await other.close();
+        return outcome;
+      };
+      const lacks = (name: string) => ({ code: 'SOURCE_READ', cure: expect.stringContaining(name) });
+      expect(await from({})).toMatchObject(lacks('Access-Control-Allow-Origin.'));
+      expect(await from(allow)).toMatchObject(lacks('Access-Control-Expose-Headers: Content-Range'));
+      for (const cache of [false, true]) {
+        expect(await from(expose, { cache })).toEqual({ message: 'loaded' });
+        expect(await from(expose, { cache, headers })).toMatchObject(
+          lacks('Access-Control-Allow-Headers with Authorization'),
+        );
+        const allowed = { ...expose, 'Access-Control-Allow-Headers': 'authorization' };
+        expect(await from(allowed, { cache, headers })).toEqual({ message: 'loaded' });
+      }
+    });
+    const other = await serve(files, expose);
+    await withPage('plain', async (run) => {
+      const refused = await run('refusal', `${other.url}/stories.gguf`);
+      expect(refused).toMatchObject({ code: 'SOURCE_READ', cure: expect.stringContaining('connect-src') });
+    });
+    await other.close();
   });
 
   it.each([

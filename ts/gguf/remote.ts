@@ -2,8 +2,9 @@ import { FrugalError, show } from '../errors.js';
 import { sourceError } from './source-error.js';
 
 export const RANGE_CURE =
-  'Serve the file from a server that answers range requests (status 206, with the Content-Range header ' +
-  'exposed to other origins where they ask), or download it and open the local file.';
+  'Serve the file from a server that answers range requests (status 206 with the Content-Range header, which one of ' +
+  "another origin than the page's has to expose: Access-Control-Expose-Headers: Content-Range), or download it and open " +
+  'the local file.';
 
 /** Statuses that pass by themselves. */
 const BUSY: ReadonlySet<number> = new Set([408, 425, 429, 500, 502, 503, 504]);
@@ -206,9 +207,21 @@ export function interrupted(remote: Remote, problem: string, cause: unknown, sig
     sourceError(
       remote.name,
       `${problem}: ${reasonOf(cause)}`,
-      'Check the address and the network connection, then try again.',
+      `Check the address and the network connection, then try again.${originCure(remote)}`,
       {},
       cause,
     ),
+  );
+}
+
+/** What else may be wrong where a page asks a server of another origin: browsers do not tell which it is. */
+function originCure({ url, headers }: Remote): string {
+  const { location } = globalThis as { location?: Location };
+  if (location === undefined || location.origin === url.origin) return '';
+  const names = Object.keys(headers).join(', ');
+  return (
+    ` If they are right, the server does not allow ${location.origin} to read it: it has to send ` +
+    `Access-Control-Allow-Origin${names && `, and Access-Control-Allow-Headers with ${names}`}. ` +
+    "Or the page's own policy does not (connect-src)."
   );
 }
