@@ -113,7 +113,6 @@ describe('metadata', () => {
 
 describe('arithmetic that no plan describes', () => {
   const features: [string, number | string | boolean][] = [
-    ['attention.value_length', 8],
     ['attention.causal', false],
     ['use_parallel_residual', true],
     ['attention.scale', 1],
@@ -126,7 +125,7 @@ describe('arithmetic that no plan describes', () => {
   it.each(features)('refuses %s = %s', (key, value) => {
     const { code, message } = refusal(tinyValues('llama', { [key]: value }), tinyShapes());
     expect(code).toBe('UNSUPPORTED_FEATURE');
-    if (key !== 'attention.value_length') expect(message).toContain(`llama.${key}`);
+    expect(message).toContain(`llama.${key}`);
   });
 
   it('names the experts of an architecture that has none', () => {

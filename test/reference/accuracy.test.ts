@@ -138,6 +138,32 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
   });
 });
 
+describe('heads whose values have another size than their keys', () => {
+  const OTHER_SIZES: readonly Shape[] = [
+    { architecture: 'llama', headDim: 32, heads: 4, kvHeads: 2, valueDim: 64 },
+    { architecture: 'qwen2', headDim: 64, heads: 3, kvHeads: 1, valueDim: 32 },
+    { architecture: 'gemma3', headDim: 64, heads: 2, kvHeads: 1, valueDim: 48, tied: true },
+  ];
+
+  it.each(OTHER_SIZES)(
+    '$architecture, $headDim and $valueDim: logits agree, the same everywhere',
+    async (shape) => {
+      const write = randomModel(shape, 'plain', SEED);
+      for (const type of ['F16', 'Q8_0'] as const) {
+        const bytes = write(type);
+        const logits = await engineLogits(new Blob([bytes]), TOKENS);
+        const reference = await referenceLogits(bytes);
+        expect(relativeDistance(logits, reference)).toBeLessThan(BOUNDS[type]);
+        for (const options of [{ backend: 'wasm' }, { isa: 'scalar', chunk: 5, threads: 1 }] as const)
+          expect(await engineLogits(new Blob([bytes]), TOKENS, options)).toEqual(logits);
+      }
+      const source = new Blob([write('F32')]);
+      const small = await engineLogits(source, TOKENS, { kvCache: 'q8_0' });
+      expect(relativeDistance(small, await engineLogits(source, TOKENS))).toBeLessThan(Q8_CACHE_BOUND);
+    },
+  );
+});
+
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const folder = join(process.env.FRUGAL_SHARED ?? join(root, '../shared'), 'models');
 

@@ -19,6 +19,7 @@ export interface FloatModel {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+  readonly valueDim: number;
   readonly eps: number;
   /** Positions that attention looks back over, the present one included. */
   readonly window: number;
@@ -62,6 +63,7 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     heads,
     kvHeads: metadata.optionalNumber(key('attention.head_count_kv')) ?? heads,
     headDim,
+    valueDim: metadata.optionalNumber(key('attention.value_length')) ?? headDim,
     eps: metadata.number(key('attention.layer_norm_rms_epsilon')),
     window: metadata.optionalNumber(key('attention.sliding_window')) ?? infinite,
     period: metadata.optionalNumber(key('attention.sliding_window_pattern')) ?? (alternating ? 2 : infinite),
@@ -108,12 +110,11 @@ export function forward(
 
 /** Causal attention of all positions, without the residual. */
 function attention(model: FloatModel, index: number, stream: readonly Vector[]): Vector[] {
-  const { heads, kvHeads, headDim } = model;
+  const { heads, kvHeads, headDim, valueDim } = model;
   const block = `blk.${index}.`;
   const local = model.period === Number.POSITIVE_INFINITY || (index + 1) % model.period !== 0;
   const rotation = local ? model.localRotation : model.rotation;
   const window = local ? model.window : Number.POSITIVE_INFINITY;
-  const project = (name: string, x: Vector) => split(linear(model, `${block}attn_${name}`, x), headDim);
   const normed = stream.map((x) => norm(model, `${block}attn_norm.weight`, x));
   // Each head is normalised, or, where the scale is as long as that, the row of all heads.
   const turned = (name: string) =>
@@ -132,11 +133,11 @@ function attention(model: FloatModel, index: number, stream: readonly Vector[]):
     });
   const queries = turned('q');
   const keys = turned('k');
-  const values = normed.map((x) => project('v', x));
+  const values = normed.map((x) => split(linear(model, `${block}attn_v`, x), valueDim));
   const sinks = model.weights.get(`${block}attn_sinks.weight`);
   return queries.map((query, position) => {
     const first = Math.max(0, position - window + 1);
-    const out = new Float64Array(heads * headDim);
+    const out = new Float64Array(heads * valueDim);
     query.forEach((q, head) => {
       const group = Math.floor((head * kvHeads) / heads);
       const seen = (all: Vector[][]) => all.slice(first, position + 1).map((each) => each[group] ?? q);
@@ -146,7 +147,7 @@ function attention(model: FloatModel, index: number, stream: readonly Vector[]):
         limit: model.scoreCap,
         sink: sinks?.[head],
       });
-      out.set(result, head * headDim);
+      out.set(result, head * valueDim);
     });
     return linear(model, `${block}attn_output`, out);
   });

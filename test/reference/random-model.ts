@@ -8,6 +8,8 @@ export interface Shape {
   readonly headDim: number;
   readonly heads: number;
   readonly kvHeads: number;
+  /** Dimensions of values. @default headDim */
+  readonly valueDim?: number;
   /** Without an output matrix: the token embeddings serve for it. @default false */
   readonly tied?: boolean;
 }
@@ -57,7 +59,7 @@ function store({ name, shape, values }: Drawn, matrixType: WeightType): TensorSp
 }
 
 function hyperParameters(shape: Shape): Entry[] {
-  const { architecture, heads, kvHeads, headDim } = shape;
+  const { architecture, heads, kvHeads, headDim, valueDim = headDim } = shape;
   const count = (name: string, value: number): Entry => ({
     key: `${architecture}.${name}`,
     kind: 'uint32',
@@ -78,7 +80,7 @@ function hyperParameters(shape: Shape): Entry[] {
     count('attention.head_count', heads),
     count('attention.head_count_kv', kvHeads),
     count('attention.key_length', headDim),
-    count('attention.value_length', headDim),
+    count('attention.value_length', valueDim),
     count('rope.dimension_count', headDim),
     { key: `${architecture}.rope.freq_base`, kind: 'float32', value: 10_000 },
     { key: `${architecture}.attention.layer_norm_rms_epsilon`, kind: 'float32', value: 1e-5 },
@@ -105,7 +107,7 @@ function variantKeys({ architecture }: Shape, variant: Variant): Entry[] {
 }
 
 function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
-  const { architecture, heads, kvHeads, headDim } = shape;
+  const { architecture, heads, kvHeads, headDim, valueDim = headDim } = shape;
   const normal = createNormal(seed);
   const numbers = (count: number, mean: number, deviation: number) =>
     Float64Array.from({ length: count }, () => mean + deviation * normal());
@@ -126,18 +128,18 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
     // Queries and keys large enough that attention has favourites.
     matrix(`${prefix}attn_q`, WIDTH, heads * headDim, 1.4 * unit),
     matrix(`${prefix}attn_k`, WIDTH, kvHeads * headDim, 1.4 * unit),
-    matrix(`${prefix}attn_v`, WIDTH, kvHeads * headDim, unit),
+    matrix(`${prefix}attn_v`, WIDTH, kvHeads * valueDim, unit),
     ...(architecture === 'qwen2'
       ? [
           vector(`${prefix}attn_q.bias`, heads * headDim, 0, 0.5),
           vector(`${prefix}attn_k.bias`, kvHeads * headDim, 0, 0.5),
-          vector(`${prefix}attn_v.bias`, kvHeads * headDim, 0, 0.2),
+          vector(`${prefix}attn_v.bias`, kvHeads * valueDim, 0, 0.2),
         ]
       : []),
     ...(architecture === 'qwen3' || architecture === 'gemma3'
       ? [vector(`${prefix}attn_q_norm.weight`, headDim), vector(`${prefix}attn_k_norm.weight`, headDim)]
       : []),
-    matrix(`${prefix}attn_output`, heads * headDim, WIDTH, 0.3 / Math.sqrt(heads * headDim)),
+    matrix(`${prefix}attn_output`, heads * valueDim, WIDTH, 0.3 / Math.sqrt(heads * valueDim)),
     ...(gemma
       ? [
           vector(`${prefix}post_attention_norm.weight`, WIDTH, 0.3, 0.03),

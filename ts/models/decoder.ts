@@ -9,11 +9,12 @@ import type { TensorTable } from './tensors.js';
 /** The buffer names of a decoder. Layers share them; `x` is the residual stream. */
 export function decoderBuffers(hyper: Hyper, row: Differences): PlanBuffer[] {
   const { embeddingLength, heads, kvHeads, headDim, latent, feedForward, blockCount, experts } = hyper;
+  const { valueDim = headDim } = hyper;
   const attention = (): PlanBuffer[] => [
     { name: 'q', width: heads * headDim, rows: 'tokens' },
     { name: 'k', width: kvHeads * headDim, rows: 'tokens' },
-    { name: 'v', width: kvHeads * headDim, rows: 'tokens' },
-    { name: 'attended', width: heads * headDim, rows: 'tokens' },
+    { name: 'v', width: kvHeads * valueDim, rows: 'tokens' },
+    { name: 'attended', width: heads * valueDim, rows: 'tokens' },
   ];
   const dense = experts === undefined || experts.leadingDense > 0;
   const mixture = experts !== undefined && experts.leadingDense < blockCount;
@@ -84,7 +85,7 @@ function attentionOps(
   const block = `blk.${layer}`;
   const scoreRope = ropes[0]?.logMultiplier === undefined ? undefined : 0;
   const sizes = { layer, heads, width: embeddingLength, eps: normEps };
-  const attended = heads * (latent?.valueDim ?? headDim);
+  const attended = heads * (latent?.valueDim ?? hyper.valueDim ?? headDim);
   return [
     {
       op: 'rms_norm',
@@ -102,22 +103,14 @@ function attentionOps(
 
 /** `attended` = attention of `normed`, with keys and values of their own for each head or group of heads. */
 function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: number): PlanOp[] {
-  const { embeddingLength, heads, kvHeads, headDim, normEps } = hyper;
+  const { embeddingLength, heads, kvHeads, headDim, valueDim = headDim, normEps } = hyper;
   const block = `blk.${layer}`;
   const local = isLocal(hyper, layer);
   const rope = local && hyper.localRopeBase !== undefined ? 1 : 0;
   // Keys and values are precise: every later token reads them, and their matrices are the smallest of a layer. With
   // F16 weights so are queries, as the cache takes up all the error that is allowed.
-  const project = (name: 'q' | 'k' | 'v', count: number): PlanOp => ({
-    ...linear(
-      tensors,
-      'normed',
-      `${block}.attn_${name}`,
-      embeddingLength,
-      count * headDim,
-      name,
-      row.qkvBias,
-    ),
+  const project = (name: 'q' | 'k' | 'v', outputs: number): PlanOp => ({
+    ...linear(tensors, 'normed', `${block}.attn_${name}`, embeddingLength, outputs, name, row.qkvBias),
     precise: name !== 'q' || tensors.typeOf(`${block}.attn_q.weight`) === 'F16',
   });
   // Q and K are normalised and rotated in place.
@@ -127,9 +120,9 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
     return { op: 'rms_norm', x: name, weight, out: name, eps: normEps };
   };
   return [
-    project('k', kvHeads),
-    project('v', kvHeads),
-    project('q', heads),
+    project('k', kvHeads * headDim),
+    project('v', kvHeads * valueDim),
+    project('q', heads * headDim),
     ...(row.qkNorm === undefined ? [] : [norm('q', heads), norm('k', kvHeads)]),
     { op: 'rope', x: 'q', rope, headDim },
     { op: 'rope', x: 'k', rope, headDim },

@@ -102,7 +102,7 @@ function chooseContext(asked: number | undefined, trained: number): number {
   );
 }
 
-function readHeads(keys: Keys, embedding: number): Pick<Hyper, 'heads' | 'kvHeads' | 'headDim'> {
+function readHeads(keys: Keys, embedding: number): Pick<Hyper, 'heads' | 'kvHeads' | 'headDim' | 'valueDim'> {
   const heads = keys.count('attention.head_count', MAX_HEADS);
   const kvHeads = keys.optionalCount('attention.head_count_kv', MAX_HEADS) ?? heads;
   if (heads % kvHeads !== 0) {
@@ -122,14 +122,8 @@ function readHeads(keys: Keys, embedding: number): Pick<Hyper, 'heads' | 'kvHead
     const expected = `even and at most ${MAX_HEAD_DIM}`;
     throw invalid(keys.full('attention.key_length'), expected, headDim);
   }
-  const valueLength = keys.optionalCount('attention.value_length', MAX_HEAD_DIM) ?? headDim;
-  if (valueLength !== headDim) {
-    throw unsupported(`keys of ${headDim} and values of ${valueLength} dimensions differ`, {
-      headDim,
-      valueLength,
-    });
-  }
-  return { heads, kvHeads, headDim };
+  const valueDim = keys.optionalCount('attention.value_length', MAX_HEAD_DIM) ?? headDim;
+  return { heads, kvHeads, headDim, ...(valueDim === headDim ? {} : { valueDim }) };
 }
 
 function readLatentHeads(keys: Keys): Pick<Hyper, 'heads' | 'kvHeads' | 'headDim' | 'valueDim' | 'latent'> {
