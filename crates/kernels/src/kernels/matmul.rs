@@ -376,7 +376,7 @@ impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for Pass<'_, K, R> {
 /// unpacked; a multiple of every group's size.
 const SUMS: usize = 144;
 /// How many slabs of a tile are unpacked at once: half of a first-level cache.
-const SLABS: usize = 4;
+const SLABS: usize = 2;
 /// From how many columns on it is worth it to unpack weights into memory.
 const UNPACKED_FROM: usize = 24;
 
@@ -385,10 +385,10 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
     #[inline(always)]
     fn unpacked<S: Simd>(mut self, s: S) {
         let blocks = self.acts.k / QK;
+        let mut slabs = [[Slab::EMPTY; R]; SLABS];
         for start in self.columns.clone().step_by(SUMS) {
             let columns = start..(start + SUMS).min(self.columns.end);
             let mut sums = [[[0.0; LANES]; R]; SUMS];
-            let mut slabs = [[Slab::EMPTY; R]; SLABS];
             for first in (0..blocks).step_by(SLAB * SLABS) {
                 let of_slabs = first..(first + SLAB * SLABS).min(blocks);
                 let count = of_slabs.len().div_ceil(SLAB);

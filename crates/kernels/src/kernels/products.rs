@@ -3,7 +3,7 @@
 use super::scales::{RunScales, Scales};
 use crate::acts::Acts;
 use crate::packed::{Layout, RUN, VECTOR, group_of};
-use crate::simd::values::Values;
+use crate::simd::values::{SIGNED_VECTORS, Values};
 use crate::simd::{ActBlock, LANES, QK, Simd, Words};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -49,14 +49,14 @@ pub(crate) trait Kernel {
 /// So many blocks of a tile are unpacked at once: a run, or blocks that fill whole groups.
 pub(crate) const SLAB: usize = RUN;
 
-/// Unpacked blocks of a tile: each value in a byte, scales in 32 bits.
+/// Unpacked blocks of a tile: each value in a byte, or in two (see [`Values::SIGNED`]), scales in 32 bits.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
 pub(crate) struct Slab {
     /// Of each block its scale, or the number that is its scale within a run; of each its minimum, or of each or of each
     /// half its number; then a run's scale and minimum.
     scales: [[f32; LANES]; SLAB * 2 + 2],
-    values: [[f32; LANES]; SLAB * VECTORS],
+    values: [[f32; LANES]; SLAB * SIGNED_VECTORS],
 }
 
 /// Vectors of a block's unpacked values, a group of four values each.
@@ -64,21 +64,30 @@ const VECTORS: usize = QK / 4;
 
 impl Slab {
     pub const EMPTY: Self =
-        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * VECTORS] };
+        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * SIGNED_VECTORS] };
 
     #[inline(always)]
     fn put_values<S: Simd, V: Values>(&mut self, s: S, block: usize, packed: &[u8]) {
+        if const { signed::<S, V>() } {
+            s.split::<V>(packed, &mut self.values.as_chunks_mut().0[block]);
+            return;
+        }
         for group in 0..VECTORS {
             let words = V::group(s, packed, group);
             s.store(s.float_bits(words), &mut self.values[block * VECTORS + group]);
         }
     }
 
-    /// The values of a block, and the scales from its own on.
+    /// A block's values, of so many bytes, and the scales from its own on.
     #[inline(always)]
-    fn block(&self, block: usize) -> [&[u8]; 2] {
-        [&self.values[block * VECTORS..][..VECTORS], &self.scales[block..]].map(bytes_of)
+    fn block(&self, block: usize, bytes: usize) -> [&[u8]; 2] {
+        [&bytes_of(&self.values)[block * bytes..][..bytes], bytes_of(&self.scales[block..])]
     }
+}
+
+/// Whether values are unpacked to magnitudes and signs.
+const fn signed<S: Simd, V: Values>() -> bool {
+    S::SPLITS && V::MAX > i8::MAX as i32
 }
 
 /// Vectors as bytes.
@@ -90,6 +99,21 @@ fn bytes_of(vectors: &[[f32; LANES]]) -> &[u8] {
 
 /// Values or scales of a slab.
 struct Unpacked<T>(PhantomData<T>);
+/// Values of a slab that are kept as magnitudes and signs.
+struct Signed;
+
+impl Values for Signed {
+    const LAYOUT: Layout = Layout::Bytes;
+    const BYTES: usize = VECTOR * SIGNED_VECTORS;
+    const SIGNED: bool = true;
+    const OFFSET: i32 = 0;
+    const MAX: i32 = 128;
+
+    #[inline(always)]
+    fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
+        w.load_words(block, group)
+    }
+}
 
 impl<V: Values> Values for Unpacked<V> {
     const LAYOUT: Layout = Layout::Bytes;
@@ -305,7 +329,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         place: Place,
     ) -> [[S::F; C]; R] {
         let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
-        let bytes = const { V::LAYOUT.bytes() };
+        let bytes = const { V::BYTES };
         let mut sums = [[s.splat(0.0); C]; R];
         if R == 1
             && K::HALF
@@ -327,12 +351,12 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
 
     #[inline(always)]
     fn unpacks<S: Simd>() -> bool {
-        !matches!(V::LAYOUT, Layout::Bytes) && S::unpacks::<V>(K::HALF)
+        S::unpacks::<V>(K::HALF)
     }
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
-        let bytes = const { V::LAYOUT.bytes() };
+        let bytes = const { V::BYTES };
         for to in 0..count {
             let [scales, values] = Self::ITEMS.places(first + to, first + count);
             let scales = &tile[scales..][..K::BYTES];
@@ -360,18 +384,33 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         {
             return;
         }
-        for block in 0..x[0].len() {
-            let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
-            for r in 0..R {
-                [values[r], scales[r]] = slabs[r].block(block);
-            }
-            add_block::<S, Unpacked<V>, Unpacked<K>, R, C>(s, values, scales, at(x, block), sums);
+        if const { signed::<S, V>() } {
+            add_blocks::<S, Signed, Unpacked<K>, R, C>(s, slabs, x, sums);
+        } else {
+            add_blocks::<S, Unpacked<V>, Unpacked<K>, R, C>(s, slabs, x, sums);
         }
     }
 }
 
 impl<V: Values, K: Scales> Blocks<V, K> {
-    const ITEMS: Items = Items { values: V::LAYOUT.bytes(), scales: K::BYTES };
+    const ITEMS: Items = Items { values: V::BYTES, scales: K::BYTES };
+}
+
+/// Adds the products of unpacked blocks.
+#[inline(always)]
+fn add_blocks<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
+    s: S,
+    slabs: &[Slab; R],
+    x: [&[ActBlock]; C],
+    sums: &mut [[S::F; C]; R],
+) {
+    for block in 0..x[0].len() {
+        let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
+        for r in 0..R {
+            [values[r], scales[r]] = slabs[r].block(block, V::BYTES);
+        }
+        add_block::<S, V, K, R, C>(s, values, scales, at(x, block), sums);
+    }
 }
 
 /// Adds a block's products.
@@ -430,7 +469,7 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         place: Place,
     ) -> [[S::F; C]; R] {
         let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
-        let run_bytes = const { V::LAYOUT.bytes() * RUN };
+        let run_bytes = const { V::BYTES * RUN };
         let mut sums = [[s.splat(0.0); C]; R];
         let runs = acts.k / QK / RUN;
         for run in 0..runs {
@@ -448,12 +487,12 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
 
     #[inline(always)]
     fn unpacks<S: Simd>() -> bool {
-        !matches!(V::LAYOUT, Layout::Bytes) && S::unpacks::<V>(false)
+        S::unpacks::<V>(false)
     }
 
     #[inline(always)]
     fn unpack<S: Simd>(s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
-        let bytes = const { V::LAYOUT.bytes() };
+        let bytes = const { V::BYTES };
         let [scales, values] = Self::ITEMS.places(first / RUN, (first + count) / RUN);
         let run = &tile[scales..][..K::BYTES];
         for block in 0..RUN {
@@ -481,19 +520,18 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
             values[r] = bytes_of(&slabs[r].values);
             scales[r] = bytes_of(&slabs[r].scales);
         }
-        add_run::<S, Unpacked<V>, Unpacked<K>, R, C>(
-            s,
-            values,
-            scales,
-            x,
-            Place { column: 0, next: 0 },
-            sums,
-        );
+        const { assert!(!(K::HALVES && signed::<S, V>()), "halves of signed blocks have no scales of their own") };
+        let place = Place { column: 0, next: 0 };
+        if const { signed::<S, V>() } {
+            add_run::<S, Signed, Unpacked<K>, R, C>(s, values, scales, x, place, sums);
+        } else {
+            add_run::<S, Unpacked<V>, Unpacked<K>, R, C>(s, values, scales, x, place, sums);
+        }
     }
 }
 
 impl<V: Values, K: RunScales> Runs<V, K> {
-    const ITEMS: Items = Items { values: RUN * V::LAYOUT.bytes(), scales: K::BYTES };
+    const ITEMS: Items = Items { values: RUN * V::BYTES, scales: K::BYTES };
 }
 
 /// Vectors of a run's minimums.
@@ -534,7 +572,7 @@ fn run_dots<S: Simd, V: Values, K: RunScales, const R: usize, const C: usize>(
     x: [&[ActBlock]; C],
     place: Place,
 ) -> [[S::I; C]; R] {
-    let bytes = const { V::LAYOUT.bytes() };
+    let bytes = const { V::BYTES };
     let mut sums = [[s.pairs(0); C]; R];
     for block in 0..RUN {
         let values = range(values, block * bytes, bytes);

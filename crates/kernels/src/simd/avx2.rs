@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: two ymm registers are the 16 lanes.
 
-use super::values::Values;
-use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use super::values::{SIGNED_VECTORS, Values};
+use super::{ActBlock, LANES, QK, Simd, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
@@ -122,6 +122,14 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn unpacks<V: Values>(_: bool) -> bool {
         true
+    }
+    const SPLITS: bool = true;
+    #[inline(always)]
+    fn split<V: Values>(self, packed: &[u8], to: &mut [[f32; LANES]; SIGNED_VECTORS]) {
+        let (low, high) = (split::<V>(EIGHTS[0], packed), split::<V>(EIGHTS[1], packed));
+        for i in 0..SIGNED_VECTORS {
+            self.store(self.float_bits(I32x16(low[i], high[i])), &mut to[i]);
+        }
     }
     const QUERIES: usize = 4;
 
@@ -320,10 +328,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
-        unsafe {
-            let numbers = splat_pair(numbers);
-            I32x16(_mm256_madd_epi16(numbers, pairs.0), _mm256_madd_epi16(numbers, pairs.1))
-        }
+        let numbers = splat_pair(numbers);
+        multiplied(I32x16(numbers, numbers), pairs)
     }
 
     #[inline(always)]
@@ -334,7 +340,12 @@ impl Simd for Avx2 {
     ) -> [[I32x16; C]; R] {
         let mut sums = [[self.splat_int(0); C]; R];
         for r in 0..R {
-            add_dots::<V, 8, C>(&mut sums[r], w[r], self.pairs(1), x);
+            if V::SIGNED {
+                sums[r] = [self.load_words(w[r], SIGNED_VECTORS - 1); C];
+                add_signed(self, &mut sums[r], w[r], self.pairs(1), x);
+            } else {
+                add_dots::<V, 8, C>(&mut sums[r], w[r], self.pairs(1), x);
+            }
         }
         sums
     }
@@ -349,7 +360,15 @@ impl Simd for Avx2 {
     ) {
         for r in 0..R {
             let pairs = I32x16(halve::<0>(scales[r].0), halve::<0>(scales[r].1));
-            add_dots::<V, 8, C>(&mut sums[r], w[r], pairs, x);
+            if V::SIGNED {
+                let short = self.load_words(w[r], SIGNED_VECTORS - 1);
+                for c in 0..C {
+                    sums[r][c] = self.add_ints(sums[r][c], multiplied(short, pairs));
+                }
+                add_signed(self, &mut sums[r], w[r], pairs, x);
+            } else {
+                add_dots::<V, 8, C>(&mut sums[r], w[r], pairs, x);
+            }
         }
     }
     #[inline(always)]
@@ -444,6 +463,55 @@ fn add_nibbles<V: Values, const GROUPS: usize, const C: usize, const SECOND: boo
     }
 }
 
+/// Magnitudes of at most 128 of eight rows' whole bytes, and all bits set where they are negative. What products of
+/// these with -1 - x for x are short of is in the last vector.
+#[inline(always)]
+fn split<V: Values>(eight: Eight, packed: &[u8]) -> [__m256i; SIGNED_VECTORS] {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let zero = _mm256_setzero_si256();
+        let mut vectors = [zero; SIGNED_VECTORS];
+        let mut short = zero;
+        for group in 0..QK / 4 {
+            let bytes = V::group(eight, packed, group);
+            let bytes = _mm256_sub_epi8(bytes, _mm256_set1_epi8(V::OFFSET as u8 as i8));
+            let (magnitudes, signs) = (_mm256_abs_epi8(bytes), _mm256_cmpgt_epi8(zero, bytes));
+            [vectors[group * 2], vectors[group * 2 + 1]] = [magnitudes, signs];
+            short = _mm256_sub_epi16(short, _mm256_maddubs_epi16(magnitudes, signs));
+        }
+        vectors[SIGNED_VECTORS - 1] = _mm256_madd_epi16(short, _mm256_set1_epi16(1));
+        vectors
+    }
+}
+
+/// Adds the dot products of magnitudes and signs times the pairs of `scales`. Bits flipped where signs are set make
+/// -1 - x of x, and two products of at most 128 * 128 fit into 16 bits.
+#[inline(always)]
+fn add_signed<const C: usize>(s: Avx2, sums: &mut [I32x16; C], w: &[u8], scales: I32x16, x: [&ActBlock; C]) {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            let (magnitudes, signs) = (s.load_words(w, group * 2), s.load_words(w, group * 2 + 1));
+            for c in 0..C {
+                let v = broadcast(x[c], group);
+                let low = _mm256_maddubs_epi16(magnitudes.0, _mm256_xor_si256(v, signs.0));
+                sums[c].0 = held(_mm256_add_epi32(sums[c].0, _mm256_madd_epi16(low, scales.0)));
+                let high = _mm256_maddubs_epi16(magnitudes.1, _mm256_xor_si256(v, signs.1));
+                sums[c].1 = held(_mm256_add_epi32(sums[c].1, _mm256_madd_epi16(high, scales.1)));
+            }
+        });
+    }
+}
+
+/// A sum. The empty asm makes it a fence: else compilers put off products until registers run out.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn held(mut sum: __m256i) -> __m256i {
+    // SAFETY: a comment.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags)) };
+    sum
+}
+
 /// Adds two vectors' products with a group of each column in 16 bits, or starts with them. The empty asm makes the
 /// sums a fence: else compilers put off products until registers run out.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -496,6 +564,13 @@ fn halve<const FIRST: u8>(pairs: __m256i) -> __m256i {
     }
     // SAFETY: called only from methods of the token; the load covers the array.
     unsafe { _mm256_shuffle_epi8(pairs, _mm256_loadu_si256(bytes.as_ptr().cast())) }
+}
+
+/// Pairs times pairs of 16-bit numbers, the two products added.
+#[inline(always)]
+fn multiplied(a: I32x16, b: I32x16) -> I32x16 {
+    // SAFETY: called only from methods of the token.
+    unsafe { I32x16(_mm256_madd_epi16(a.0, b.0), _mm256_madd_epi16(a.1, b.1)) }
 }
 
 /// Two numbers in every lane.

@@ -19,7 +19,7 @@ mod wasm_columns;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 pub mod wasm_relaxed;
 
-use values::Values;
+use values::{SIGNED_VECTORS, Values};
 
 /// Lanes of a vector: outputs of a weight tile, keys of a cache sub-block.
 pub const LANES: usize = 16;
@@ -241,6 +241,13 @@ pub trait Simd: Words {
     #[inline(always)]
     fn unpacks<V: Values>(_half: bool) -> bool {
         false
+    }
+    /// Whether whole bytes are unpacked to magnitudes and signs, by [`Simd::split`].
+    const SPLITS: bool = false;
+    /// The magnitudes and signs of a packed block, as the ISA's dot products of [`Values::SIGNED`] take them.
+    #[inline(always)]
+    fn split<V: Values>(self, _packed: &[u8], _: &mut [[f32; LANES]; SIGNED_VECTORS]) {
+        unreachable!("nothing is split")
     }
     /// Adds the products of unpacked blocks of 32, `[values, scales]`, with as many of each of C columns, where the ISA has a
     /// better loop than blocks one by one; otherwise gives false.

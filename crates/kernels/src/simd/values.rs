@@ -1,12 +1,16 @@
 //! How the bytes of a packed block become unsigned bytes that can be multiplied, written once for every
 //! ISA: see [`Layout`] for where each bit of a value lies.
 
-use super::Words;
+use super::{QK, Words};
 use crate::packed::{E2M1_VALUES, IQ4_VALUES, Layout, SIX_PAIRS};
 
 /// The packed values of a family of formats.
 pub trait Values {
     const LAYOUT: Layout;
+    /// Bytes of a block.
+    const BYTES: usize = Self::LAYOUT.bytes();
+    /// Whether a block is [`SIGNED_VECTORS`] of the ISA's own, magnitudes and signs of whole bytes: see [`super::Simd::SPLITS`].
+    const SIGNED: bool = false;
     /// What the bytes are larger by than the values that they stand for.
     const OFFSET: i32;
     /// The largest byte.
@@ -15,6 +19,9 @@ pub trait Values {
     /// Group `group` of a block: four bytes of each row.
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I;
 }
+
+/// Vectors of a block of magnitudes and signs: two for each group, and one more.
+pub const SIGNED_VECTORS: usize = QK / 4 * 2 + 1;
 
 /// Whole bytes.
 pub struct Bytes;
