@@ -23,7 +23,7 @@
 
 use super::padded;
 use super::products::{
-    Blocks, Floats, Half, Kernel, Place, Runs, SLAB, STREAMED, Single, Slab, block_columns,
+    Blocks, Floats, Half, Kernel, Place, Runs, SLAB, SLABS, STREAMED, Single, Slab, block_columns,
 };
 use super::rows::{Activation, gated};
 use super::scales;
@@ -329,7 +329,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        if K::unpacks::<S>() && self.columns.len() >= UNPACKED_FROM {
+        if K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
             self.unpacked(s);
             return;
         }
@@ -375,8 +375,6 @@ impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for Pass<'_, K, R> {
 /// How many columns' sums are kept, of a gate until those of the up matrix are known, and while a slab after the other is
 /// unpacked; a multiple of every group's size.
 const SUMS: usize = 144;
-/// How many slabs of a tile are unpacked at once: half of a first-level cache.
-const SLABS: usize = 2;
 /// From how many columns on it is worth it to unpack weights into memory.
 const UNPACKED_FROM: usize = 24;
 
@@ -386,11 +384,12 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
     fn unpacked<S: Simd>(mut self, s: S) {
         let blocks = self.acts.k / QK;
         let mut slabs = [[Slab::EMPTY; R]; SLABS];
+        let at_once = SLAB * K::slabs::<S>();
         for start in self.columns.clone().step_by(SUMS) {
             let columns = start..(start + SUMS).min(self.columns.end);
             let mut sums = [[[0.0; LANES]; R]; SUMS];
-            for first in (0..blocks).step_by(SLAB * SLABS) {
-                let of_slabs = first..(first + SLAB * SLABS).min(blocks);
+            for first in (0..blocks).step_by(at_once) {
+                let of_slabs = first..(first + at_once).min(blocks);
                 let count = of_slabs.len().div_ceil(SLAB);
                 for i in 0..count {
                     let first = first + i * SLAB;

@@ -26,10 +26,10 @@ pub(crate) trait Kernel {
         place: Place,
     ) -> [[S::F; C]; R];
 
-    /// Whether many columns gain by weights that are unpacked before.
+    /// How many slabs are unpacked at once, half of a first-level cache, where many columns gain by that; otherwise 0.
     #[inline(always)]
-    fn unpacks<S: Simd>() -> bool {
-        false
+    fn slabs<S: Simd>() -> usize {
+        0
     }
     /// Unpacks `count` blocks of a tile from `first` on, a multiple of [`SLAB`]. Of kernels that unpack alone.
     fn unpack<S: Simd>(_: S, _: &[u8], _first: usize, _count: usize, _: &mut Slab) {
@@ -88,6 +88,14 @@ impl Slab {
 /// Whether values are unpacked to magnitudes and signs.
 const fn signed<S: Simd, V: Values>() -> bool {
     S::SPLITS && V::MAX > i8::MAX as i32
+}
+
+/// The most slabs that are unpacked at once.
+pub(crate) const SLABS: usize = 4;
+
+/// As many slabs as half of a first-level cache holds.
+const fn slabs_at_once<S: Simd, V: Values>() -> usize {
+    if signed::<S, V>() { SLABS / 2 } else { SLABS }
 }
 
 /// Vectors as bytes.
@@ -350,8 +358,8 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
     }
 
     #[inline(always)]
-    fn unpacks<S: Simd>() -> bool {
-        S::unpacks::<V>(K::HALF)
+    fn slabs<S: Simd>() -> usize {
+        if S::unpacks::<V>(K::HALF) { slabs_at_once::<S, V>() } else { 0 }
     }
 
     #[inline(always)]
@@ -486,8 +494,8 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
     }
 
     #[inline(always)]
-    fn unpacks<S: Simd>() -> bool {
-        S::unpacks::<V>(false)
+    fn slabs<S: Simd>() -> usize {
+        if S::unpacks::<V>(false) { slabs_at_once::<S, V>() } else { 0 }
     }
 
     #[inline(always)]
