@@ -298,6 +298,25 @@ proptest! {
     }
 }
 
+/// Whole bytes and activations as large as they get, with more columns and blocks than are unpacked at once.
+#[test]
+fn bytes_of_any_size_with_many_columns() {
+    let (rows, cols, count) = (LANES, 32 * 37, 27);
+    for weights in [[0x80; 32], [0x7f; 32], std::array::from_fn(|i| [0x80, 0x7f, 0, 0xff, 1][i % 5])] {
+        let block = [[0, 0x3c].as_slice(), &weights].concat();
+        let w = packed(Format::Q8_0, rows, cols, &block.repeat(rows * cols / 32));
+        for at in [|_| 1.0, |_| -1.0, |i| [1.0, -1.0, 0.0][i % 3]] as [fn(usize) -> f32; 3] {
+            let x: Vec<f32> = (0..cols * count).map(at).collect();
+            let start = vec![0.0; rows * count];
+            let want = run_linear(scalar(), &w, &x, false, None, &start);
+            for table in fast() {
+                let got = run_linear(table, &w, &x, false, None, &start);
+                assert_eq!(bits(&got), bits(&want), "{}", table.isa);
+            }
+        }
+    }
+}
+
 #[test]
 fn non_finite_activations_are_reported() {
     for table in available() {

@@ -15,7 +15,7 @@
 //! With one or two columns the work is as fast as memory, if that is asked for early and in order. So whole
 //! numbers go tile by tile there.
 //!
-//! Where an ISA gains by it, a tile's next 1,024 weights are unpacked first and multiplied with all of these columns, whose
+//! Where an ISA gains by it, a tile's next 1,024 weights of each row (512 whole bytes) are unpacked first and multiplied with all of these columns, whose
 //! sums are kept meanwhile.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
@@ -330,8 +330,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
     #[inline(always)]
     fn run(mut self, s: S) {
         if K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
-            self.unpacked(s);
-            return;
+            return s.call(Unpacking(self));
         }
         walk(s, self.columns.clone(), &mut self);
     }
@@ -378,15 +377,21 @@ const SUMS: usize = 144;
 /// From how many columns on it is worth it to unpack weights into memory.
 const UNPACKED_FROM: usize = 24;
 
-impl<K: Kernel, const R: usize> Pass<'_, K, R> {
-    /// Some blocks are unpacked and multiplied with all columns, then the next.
+/// Some blocks are unpacked and multiplied with all columns, then the next. A function of its own: few columns do without
+/// all that it keeps.
+struct Unpacking<'a, K, const R: usize>(Pass<'a, K, R>);
+
+impl<S: Simd, K: Kernel, const R: usize> Work<S> for Unpacking<'_, K, R> {
+    type Output = ();
+
     #[inline(always)]
-    fn unpacked<S: Simd>(mut self, s: S) {
-        let blocks = self.acts.k / QK;
+    fn run(self, s: S) {
+        let Self(mut pass) = self;
+        let blocks = pass.acts.k / QK;
         let mut slabs = [[Slab::EMPTY; R]; SLABS];
         let at_once = SLAB * K::slabs::<S>();
-        for start in self.columns.clone().step_by(SUMS) {
-            let columns = start..(start + SUMS).min(self.columns.end);
+        for start in pass.columns.clone().step_by(SUMS) {
+            let columns = start..(start + SUMS).min(pass.columns.end);
             let mut sums = [[[0.0; LANES]; R]; SUMS];
             for first in (0..blocks).step_by(at_once) {
                 let of_slabs = first..(first + at_once).min(blocks);
@@ -394,12 +399,12 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
                 for i in 0..count {
                     let first = first + i * SLAB;
                     for r in 0..R {
-                        K::unpack(s, self.tiles[r], first, SLAB.min(blocks - first), &mut slabs[i][r]);
+                        K::unpack(s, pass.tiles[r], first, SLAB.min(blocks - first), &mut slabs[i][r]);
                     }
                 }
                 s.call(SlabPass::<K, R> {
                     slabs: &slabs[..count],
-                    acts: self.acts,
+                    acts: pass.acts,
                     columns: columns.clone(),
                     blocks: of_slabs,
                     sums: &mut sums,
@@ -409,7 +414,7 @@ impl<K: Kernel, const R: usize> Pass<'_, K, R> {
             walk(
                 s,
                 columns,
-                &mut Finished { sink: &mut self.sink, kind: self.acts.kind, start, sums: &sums },
+                &mut Finished { sink: &mut pass.sink, kind: pass.acts.kind, start, sums: &sums },
             );
         }
     }

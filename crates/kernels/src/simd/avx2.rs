@@ -388,7 +388,7 @@ impl Simd for Avx2 {
 /// Adds the dot products of a tile's rows, of the two halves times the pairs of `scales`. vpmaddubsw adds two
 /// products in 16 bits, in which further groups are added, up to `GROUPS`, while the sums fit; then vpmaddwd widens
 /// them and multiplies by the scale at once. Two registers share a broadcast activation: those of all rows, or for
-/// bytes over 127, whose products do not fit even twice, the nibbles of eight.
+/// bytes over 127, whose products do not fit even twice, the nibbles of eight. (Many columns: see [`add_signed`].)
 #[inline(always)]
 fn add_dots<V: Values, const GROUPS: usize, const C: usize>(
     sums: &mut [I32x16; C],
@@ -507,13 +507,12 @@ fn add_signed<const C: usize>(s: Avx2, sums: &mut [I32x16; C], w: &[u8], scales:
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn held(mut sum: __m256i) -> __m256i {
-    // SAFETY: a comment.
+    // SAFETY: it has no instructions.
     unsafe { asm!("/* {0} */", inout(ymm_reg) sum, options(nomem, nostack, preserves_flags)) };
     sum
 }
 
-/// Adds two vectors' products with a group of each column in 16 bits, or starts with them. The empty asm makes the
-/// sums a fence: else compilers put off products until registers run out.
+/// Adds two vectors' products with a group of each column in 16 bits, or starts with them.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn add_pairs<const C: usize>(
@@ -523,18 +522,15 @@ fn add_pairs<const C: usize>(
     group: usize,
     start: bool,
 ) {
-    // SAFETY: called only from methods of the token.
-    unsafe {
-        for c in 0..C {
-            let v = broadcast(x[c], group);
-            for i in 0..2 {
-                let products = _mm256_maddubs_epi16(rows[i], v);
-                pairs[c][i] = if start { products } else { _mm256_add_epi16(pairs[c][i], products) };
-            }
+    for c in 0..C {
+        let v = broadcast(x[c], group);
+        for i in 0..2 {
+            let products = _mm256_maddubs_epi16(rows[i], v);
+            pairs[c][i] = if start { products } else { _mm256_add_epi16(pairs[c][i], products) };
         }
-        for sum in pairs.as_flattened_mut() {
-            asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags));
-        }
+    }
+    for sum in pairs.as_flattened_mut() {
+        *sum = held(*sum);
     }
 }
 
