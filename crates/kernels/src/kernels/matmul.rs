@@ -15,8 +15,8 @@
 //! With one or two columns the work is as fast as memory, if that is asked for early and in order. So whole
 //! numbers go tile by tile there.
 //!
-//! Where an ISA gains by it, a tile's next 1,024 weights of each row (512 whole bytes) are unpacked first and multiplied with all of these columns, whose
-//! sums are kept meanwhile.
+//! Where an ISA gains by it, a tile's next 1,024 weights of each row (512 whole bytes) are unpacked first and
+//! multiplied with all of these columns, whose sums are kept meanwhile.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
