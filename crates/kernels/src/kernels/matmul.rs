@@ -66,9 +66,13 @@ const COLUMN_BYTES: usize = 384 << 10;
 
 /// How many columns are multiplied with all of a job's tiles before the next: a multiple of every
 /// group's size.
-fn column_block(acts: &Acts) -> usize {
-    let bytes = if acts.kind.quantised() { acts.k / QK * size_of::<ActBlock>() } else { acts.k * 4 };
-    (COLUMN_BYTES / bytes / 12 * 12).max(12)
+fn column_block<S: Simd>(acts: &Acts) -> usize {
+    let (bytes, least) = if acts.kind.quantised() {
+        (acts.k / QK * size_of::<ActBlock>(), S::LEAST_COLUMNS)
+    } else {
+        (acts.k * 4, 12)
+    };
+    (COLUMN_BYTES / bytes / 12 * 12).max(least)
 }
 
 /// The most columns, up to the ISA's own, that `left` fills.
@@ -82,7 +86,7 @@ fn group<S: Simd>(left: usize) -> usize {
 #[inline(always)]
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let (weight, acts) = (job.weight, &job.acts);
-    let block = column_block(acts);
+    let block = column_block::<S>(acts);
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
         // Floats have one chain of sums per tile: two at once keep the units busier.
@@ -110,7 +114,7 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
 #[inline(always)]
 pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let (acts, formats) = (&job.acts, [job.gate.format(), job.up.format()]);
-    let block = column_block(acts);
+    let block = column_block::<S>(acts);
     // Cleared once for all tiles, of which decoding has one column each.
     let mut gates = [[0.0; LANES]; SUMS];
     for start in (0..acts.count).step_by(block) {

@@ -123,6 +123,7 @@ impl Simd for Avx2 {
     fn unpacks<V: Values>(_: bool) -> bool {
         true
     }
+    const LEAST_COLUMNS: usize = 72;
     const SPLITS: bool = true;
     #[inline(always)]
     fn split<V: Values>(self, packed: &[u8], to: &mut [[f32; LANES]; SIGNED_VECTORS]) {

@@ -242,6 +242,9 @@ pub trait Simd: Words {
     fn unpacks<V: Values>(_half: bool) -> bool {
         false
     }
+    /// So many columns of quantised activations are multiplied with a job's tiles before the next at least, whether a
+    /// cache holds them or not: a multiple of 12. What is unpacked before should serve many.
+    const LEAST_COLUMNS: usize = 12;
     /// Whether whole bytes are unpacked to magnitudes and signs, by [`Simd::split`].
     const SPLITS: bool = false;
     /// The magnitudes and signs of a packed block, as the ISA's dot products of [`Values::SIGNED`] take them.
