@@ -9,6 +9,7 @@ use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, CacheType, MAX_SCALE, Q
 use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
+use crate::select::pages::{padded_dim, row_blocks};
 use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::view::Shared;
@@ -476,7 +477,11 @@ pub fn page_scores(job: &PageScores, out: &mut [[f32; LANES]]) {
     }
 }
 
-pub fn stand_out(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
+pub fn stand_out(rows: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
+    rows.chunks_exact(most.len()).for_each(|row| raise(row, count, most));
+}
+
+fn raise(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
     let scores = &row.as_flattened()[..count];
     let mean = lane_sum(scores.iter().copied()) / count as f32;
     let variance = lane_sum(scores.iter().map(|x| x * x)) / count as f32 - mean * mean;
@@ -484,6 +489,22 @@ pub fn stand_out(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) 
     for (x, most) in row.as_flattened().iter().zip(most.as_flattened_mut()) {
         let above = x * by - mean * by;
         *most = if above > *most { above } else { *most };
+    }
+}
+
+pub fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
+    let half = padded_dim(dim);
+    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(row_blocks(dim))) {
+        let largest = highest(query.iter().map(|q| q.abs()).chain([0.0]));
+        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let mut values = vec![0i8; out.len() * QK];
+        for (d, q) in query.iter().enumerate() {
+            let q = (q * by).round_ties_even() as i8;
+            values[if q < 0 { d } else { half + d }] = q;
+        }
+        for (values, out) in values.as_chunks().0.iter().zip(out) {
+            *out = ActBlock::new(1.0, *values);
+        }
     }
 }
 

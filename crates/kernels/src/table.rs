@@ -8,11 +8,11 @@ use crate::kernels::rows::Activation;
 use crate::packed::ActKind;
 use crate::reference;
 use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
-use crate::simd::LANES;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 use crate::simd::wasm_relaxed;
+use crate::simd::{ActBlock, LANES};
 use crate::view::Shared;
 use std::ops::Range;
 
@@ -45,10 +45,12 @@ pub struct KernelTable {
     pub buckets: fn(&Hashing, &mut [u16]),
     pub page_scores: fn(&PageScores, &mut [[f32; LANES]]),
     pub stand_out: StandOut,
+    /// See [`crate::select::sign_halves`].
+    pub sign_halves: fn(queries: &[f32], dim: usize, out: &mut [ActBlock]),
 }
 
 /// See [`crate::select::stand_out`].
-pub type StandOut = fn(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]);
+pub type StandOut = fn(rows: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]);
 
 /// See [`crate::select::add_shares`].
 pub type AddShares = fn(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]);
@@ -76,6 +78,7 @@ static SCALAR: KernelTable = KernelTable {
     buckets: reference::buckets,
     page_scores: reference::page_scores,
     stand_out: reference::stand_out,
+    sign_halves: reference::sign_halves,
 };
 
 /// One `#[target_feature]` entry per kernel: everything generic inlines into it.
@@ -105,6 +108,7 @@ macro_rules! isa_table {
             buckets: $module::buckets,
             page_scores: $module::page_scores,
             stand_out: $module::stand_out,
+            sign_halves: $module::sign_halves,
         };
 
         mod $module {
@@ -153,7 +157,9 @@ macro_rules! isa_table {
             isa_table!(@entry $features,
                 page_scores(job: &PageScores, out: &mut [[f32; LANES]]) -> (), select::page_scores);
             isa_table!(@entry $features,
-                stand_out(row: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) -> (), select::stand_out);
+                stand_out(rows: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) -> (), select::stand_out);
+            isa_table!(@entry $features,
+                sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) -> (), select::sign_halves);
         }
     };
     (@entry $features:literal, $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $body:path) => {

@@ -399,6 +399,31 @@ fn what_later_changes_is_forgotten() {
     });
 }
 
+/// Whole queries take ways of their own, by ISA and head: with rests of rows, of vectors of pages and of dimensions, and
+/// with heads too long for the fast one.
+#[test]
+fn bounds_of_whole_queries_have_the_bits_of_the_reference() {
+    let tables = available();
+    let (reference, others) = tables.split_last().expect("the reference");
+    let mut random = Random(12);
+    for (dim, blocks, tokens) in [(32, 3, 5), (80, 7, 4), (64, 11, 3), (20, 9, 1), (256, 5, 2), (288, 2, 2)] {
+        let mut hay = Haystack::new(&mut random, blocks, dim);
+        let rows: Vec<Vec<f32>> = (0..2 * tokens).map(|_| random.normals(dim)).collect();
+        let found = |hay: &mut Haystack, table: &KernelTable| {
+            let queries = Queries::new(table, 2, tokens, dim, rows.iter().map(Vec::as_slice));
+            hay.with(|keys| {
+                let mut of = Bounds::default();
+                of.update(table, keys, blocks);
+                bounds(table, &of, &queries, blocks).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+            })
+        };
+        let want = found(&mut hay, reference);
+        for table in others {
+            assert_eq!(found(&mut hay, table), want, "heads of {dim} on {}", table.isa);
+        }
+    }
+}
+
 /// The bounds of each page, for one query along each dimension and its opposite: no key scores higher, and where
 /// all keys of a page are the same, zeros of both signs among them, the bound is the score.
 #[test]

@@ -29,7 +29,7 @@ pub(crate) fn exp_negative<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F
         n[i] = s.round(s.mul(x[i], s.splat(LOG2_E)));
     }
     for i in 0..N {
-        r[i] = s.sub(x[i], s.mul(n[i], s.splat(LN_2_HIGH)));
+        r[i] = s.mul_add_exact(n[i], s.splat(-LN_2_HIGH), x[i]);
     }
     for i in 0..N {
         r[i] = s.sub(r[i], s.mul(n[i], s.splat(LN_2_LOW)));

@@ -44,8 +44,9 @@ pub fn antidiagonal(
     let mut mass = vec![[0.0f32; LANES]; blocks];
     let mut sums = vec![Sums::NONE; blocks * groups];
     let mut rooms: [Room; AT_ONCE] = Default::default();
+    let mut lanes = vec![[0.0f32; LANES]; groups * queries.head_dim];
     for head in 0..queries.heads {
-        let lanes = arrange(queries, head, stride, groups);
+        arrange(queries, head, stride, &mut lanes);
         for first in (0..blocks).step_by(AT_ONCE) {
             let rooms = rooms.iter_mut().zip(first..blocks);
             let keys_of: Vec<_> = rooms.map(|(room, block)| keys.block(table, block, room)).collect();
@@ -68,9 +69,9 @@ fn row(lane: usize, stride: usize) -> usize {
     stride - 1 - lane % stride
 }
 
-/// [groups][head_dim][16]: lane j of a group holds its query `stride - 1 - j mod stride`.
-fn arrange(queries: &Queries, head: usize, stride: usize, groups: usize) -> Vec<[f32; LANES]> {
-    let mut lanes = vec![[0.0f32; LANES]; groups * queries.head_dim];
+/// `lanes`: [groups][head_dim][16], lane j of a group its query `stride - 1 - j mod stride`. Those of queries that a
+/// short group lacks are left alone.
+fn arrange(queries: &Queries, head: usize, stride: usize, lanes: &mut [[f32; LANES]]) {
     for token in 0..queries.tokens {
         let (group, row) = (token / stride, token % stride);
         let of_group = &mut lanes[group * queries.head_dim..][..queries.head_dim];
@@ -80,5 +81,4 @@ fn arrange(queries: &Queries, head: usize, stride: usize, groups: usize) -> Vec<
             }
         }
     }
-    lanes
 }

@@ -19,12 +19,12 @@ mod antidiagonal;
 mod bounds;
 mod lsh;
 mod mass;
-mod pages;
+pub(crate) mod pages;
 mod scores;
 mod vertical_slash;
 
 pub use antidiagonal::antidiagonal;
-pub use bounds::{page_scores, stand_out};
+pub use bounds::{page_scores, sign_halves, stand_out};
 pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, PageScores, PageVector, bounds};

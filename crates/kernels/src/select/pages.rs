@@ -45,17 +45,17 @@ fn pages_per_block(head_dim: usize) -> usize {
 }
 
 /// Values of the lowest or of the highest of a page: those past the head's dimensions are 0.
-fn padded_dim(head_dim: usize) -> usize {
+pub(crate) fn padded_dim(head_dim: usize) -> usize {
     head_dim.next_multiple_of(LANES)
 }
 
 /// Blocks of 32 values of a page, and of a query.
-fn row_blocks(head_dim: usize) -> usize {
+pub(crate) fn row_blocks(head_dim: usize) -> usize {
     2 * padded_dim(head_dim) / QK
 }
 
-/// Queries whose bounds are computed at once.
-const ROWS: usize = 16;
+/// Queries whose bounds are computed at once, few enough that these stay in the first-level cache.
+const ROWS: usize = 4;
 
 impl Bounds {
     /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
@@ -81,19 +81,21 @@ impl Bounds {
 
     /// Writes the bounds of some keys of a sub-block.
     fn set(&mut self, page: usize, of_sub: &[[f32; LANES]], keys: std::ops::Range<usize>) {
-        let bounds = |of_dim: &[f32; LANES]| {
-            of_dim[keys.clone()].iter().fold([f32::INFINITY, f32::NEG_INFINITY], |[low, high], &x| {
-                [if x < low { x } else { low }, if x > high { x } else { high }]
-            })
-        };
-        let largest =
-            of_sub.iter().flat_map(bounds).fold(0.0f32, |a, x| if x.abs() > a { x.abs() } else { a });
+        let mut room = [[0.0f32; 2]; MAX_HEAD_DIM];
+        let bounds = &mut room[..of_sub.len()];
+        let mut largest = 0.0f32;
+        for (bounds, of_dim) in bounds.iter_mut().zip(of_sub) {
+            *bounds = extremes(of_dim[keys.clone()].as_chunks().0);
+            for x in bounds.map(f32::abs) {
+                largest = if x > largest { x } else { largest };
+            }
+        }
         let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         let dim = padded_dim(of_sub.len());
         let (tile, lane) = (page / LANES, page % LANES);
         let to = &mut self.tiles[tile * 2 * dim / 4..][..2 * dim / 4];
-        for (d, of_dim) in of_sub.iter().enumerate() {
-            for (at, x) in [d, dim + d].into_iter().zip(bounds(of_dim)) {
+        for (d, bounds) in bounds.iter().enumerate() {
+            for (at, x) in [d, dim + d].into_iter().zip(bounds) {
                 to[at / 4].0[lane * 4 + at % 4] = (i16::from(nearest_byte(x * by)) + OFFSET) as u8;
             }
         }
@@ -104,6 +106,20 @@ impl Bounds {
     pub fn bytes(&self) -> usize {
         self.tiles.capacity() * size_of::<PageVector>() + self.scales.capacity() * size_of::<[f32; LANES]>()
     }
+}
+
+/// The lowest and the highest.
+fn extremes(values: &[[f32; 4]]) -> [f32; 2] {
+    let (mut low, mut high) = (values[0], values[0]);
+    for x in &values[1..] {
+        for i in 0..4 {
+            low[i] = if x[i] < low[i] { x[i] } else { low[i] };
+            high[i] = if x[i] > high[i] { x[i] } else { high[i] };
+        }
+    }
+    let [low, high] =
+        [low, high.map(|x| -x)].map(|x| x.into_iter().fold(f32::INFINITY, |a, x| if x < a { x } else { a }));
+    [low, -high]
 }
 
 /// How far the bounds of each of the first `blocks` stand out from others of the same query, in deviations: the
@@ -121,41 +137,17 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: u
     for some in queries.values.chunks(ROWS * dim) {
         let rows = some.len() / dim;
         let halves = &mut halves[..rows * row];
-        sign_halves(some, dim, halves);
+        (table.sign_halves)(some, dim, halves);
         let (tiles, scales) = (&bounds.tiles[..vectors * row * QK / 4], &bounds.scales[..vectors]);
         (table.page_scores)(&PageScores { tiles, scales, queries: halves }, &mut scores);
-        for row in scores.chunks_exact_mut(vectors).take(rows) {
+        let scores = &mut scores[..rows * vectors];
+        for row in scores.chunks_exact_mut(vectors) {
             row.as_flattened_mut()[blocks * per_block..].fill(0.0);
-            (table.stand_out)(row, blocks * per_block, &mut most);
         }
+        (table.stand_out)(scores, blocks * per_block, &mut most);
     }
     let pages = most.as_flattened().chunks_exact(per_block).take(blocks);
     pages.map(|pages| pages.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })).collect()
-}
-
-/// Queries ([rows][dim]) as columns of 8 bits: their negative parts, then their positive ones, each padded with
-/// zeros to a multiple of 16; the same scale for all of a row, which is not kept.
-fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
-    let half = padded_dim(dim);
-    for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(row_blocks(dim))) {
-        let mut most = [0.0f32; LANES];
-        for part in query.chunks(LANES) {
-            most.iter_mut()
-                .zip(part)
-                .for_each(|(most, q)| *most = if q.abs() > *most { q.abs() } else { *most });
-        }
-        let largest = most.into_iter().fold(0.0f32, |a, q| if q > a { q } else { a });
-        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let mut values = [0i8; 2 * MAX_HEAD_DIM];
-        let (negative, positive) = values.split_at_mut(half);
-        for ((negative, positive), q) in negative.iter_mut().zip(positive).zip(query) {
-            let q = nearest_byte(q * by);
-            (*negative, *positive) = (q.min(0), q.max(0));
-        }
-        for (values, out) in values.as_chunks::<QK>().0.iter().zip(out) {
-            *out = ActBlock::new(1.0, *values);
-        }
-    }
 }
 
 /// The nearest whole number, of two the even one, of at most 127 in magnitude: the last byte of its sum with

@@ -273,31 +273,66 @@ fn sum_groups<S: Simd, const G: usize, const N: usize>(
 /// The lower and the higher of each lane.
 #[inline(always)]
 fn in_order<S: Simd>(s: S, a: S::F, b: S::F) -> (S::F, S::F) {
-    (s.select_less(a, b, a, b), s.max(a, b))
+    (s.min(a, b), s.max(a, b))
 }
 
 /// Adds to each block's `mass` what each lane of each group has of its exponentials there. `sums`:
 /// [blocks][groups], written over; `real`: for each group 1 in the lanes that count and 0 in the others.
 #[inline(always)]
 pub fn add_shares<S: Simd>(s: S, sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) {
-    let groups = real.len();
-    for (group, real) in real.iter().enumerate() {
-        let mut most = s.splat(f32::NEG_INFINITY);
-        for of in sums[group..].iter().step_by(groups) {
-            most = s.max(most, s.load(&of.most));
-        }
-        let mut total = s.splat(0.0);
-        for of in sums[group..].iter_mut().step_by(groups) {
-            let [power] = exp_negative(s, [s.sub(s.load(&of.most), most)]);
-            let weight = s.mul(s.load(&of.sum), power);
-            total = s.add(total, weight);
-            s.store(weight, &mut of.sum);
-        }
-        let by = s.div(s.load(real), total);
-        for (of, mass) in sums[group..].iter().step_by(groups).zip(mass.iter_mut()) {
-            s.store(s.add(s.load(mass), s.mul(s.load(&of.sum), by)), mass);
+    let mut first = 0;
+    while first < real.len() {
+        first += if S::SUMS >= 16 && real.len() - first >= 4 {
+            share_groups::<S, 4>(s, sums, real, first, mass)
+        } else if real.len() - first >= 2 {
+            share_groups::<S, 2>(s, sums, real, first, mass)
+        } else {
+            share_groups::<S, 1>(s, sums, real, first, mass)
+        };
+    }
+}
+
+/// G groups from `first` on, which lie side by side in each block. Gives G.
+#[inline(always)]
+fn share_groups<S: Simd, const G: usize>(
+    s: S,
+    sums: &mut [Sums],
+    real: &[[f32; LANES]],
+    first: usize,
+    mass: &mut [[f32; LANES]],
+) -> usize {
+    let mut most = [s.splat(f32::NEG_INFINITY); G];
+    for of in sums.chunks_exact(real.len()) {
+        for g in 0..G {
+            most[g] = s.max(most[g], s.load(&of[first + g].most));
         }
     }
+    let mut total = [s.splat(0.0); G];
+    for of in sums.chunks_exact_mut(real.len()) {
+        let of = &mut of[first..first + G];
+        let mut below = most;
+        for g in 0..G {
+            below[g] = s.sub(s.load(&of[g].most), most[g]);
+        }
+        let powers = exp_negative(s, below);
+        for g in 0..G {
+            let weight = s.mul(s.load(&of[g].sum), powers[g]);
+            total[g] = s.add(total[g], weight);
+            s.store(weight, &mut of[g].sum);
+        }
+    }
+    let mut by = total;
+    for g in 0..G {
+        by[g] = s.div(s.load(&real[first + g]), total[g]);
+    }
+    for (of, mass) in sums.chunks_exact(real.len()).zip(mass) {
+        let mut sum = s.load(mass);
+        for g in 0..G {
+            sum = s.add(sum, s.mul(s.load(&of[first + g].sum), by[g]));
+        }
+        s.store(sum, mass);
+    }
+    G
 }
 
 /// Rows and random directions to hash them with.

@@ -180,6 +180,10 @@ impl Simd for Avx2 {
         unsafe { F32x16(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
     }
     #[inline(always)]
+    fn min(self, a: F32x16, b: F32x16) -> F32x16 {
+        unsafe { F32x16(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
     fn abs(self, a: F32x16) -> F32x16 {
         unsafe {
             let sign = _mm256_set1_ps(-0.0);

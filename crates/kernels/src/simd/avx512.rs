@@ -59,6 +59,10 @@ impl Words for Avx512 {
     fn lookup(self, table: &[u8; 16], v: __m512i) -> __m512i {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v) }
     }
+    #[inline(always)]
+    fn choose_bytes(self, bytes: u64, yes: __m512i, no: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi8(bytes, no, yes) }
+    }
 }
 
 // SAFETY (every block below): as above.
@@ -71,6 +75,7 @@ impl Simd for Avx512 {
     const WIDENS: bool = false;
     const SUMS: usize = 16;
     const ASKS_NEXT: bool = true;
+    const CHOOSES: bool = true;
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
@@ -112,6 +117,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
@@ -242,6 +251,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pair_dot(self, numbers: &[i16; 2], pairs: __m512i) -> __m512i {
         unsafe { _mm512_madd_epi16(splat_pair(numbers), pairs) }
+    }
+    #[inline(always)]
+    fn add_quads(self, sum: __m512i, bytes: __m512i, values: [i8; 4]) -> __m512i {
+        let four = i32::from_le_bytes(values.map(|value| value as u8));
+        unsafe { _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi32(four)) }
     }
 
     // vpdpbusd multiplies unsigned by signed bytes: the stored offset makes weights unsigned, and

@@ -168,6 +168,10 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(vmaxq_f32(a, b))
     }
     #[inline(always)]
+    fn min(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(vminq_f32(a, b))
+    }
+    #[inline(always)]
     fn abs(self, a: F32x16) -> F32x16 {
         quads!(vabsq_f32(a))
     }

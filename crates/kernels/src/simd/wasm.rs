@@ -199,6 +199,10 @@ impl<D: Dots> Simd for Wasm<D> {
         quads!(f32x4_pmax(a, b))
     }
     #[inline(always)]
+    fn min(self, a: F32x16, b: F32x16) -> F32x16 {
+        quads!(f32x4_pmin(a, b))
+    }
+    #[inline(always)]
     fn max_lane(self, v: F32x16) -> f32 {
         let four = f32x4_pmax(f32x4_pmax(v[0], v[1]), f32x4_pmax(v[2], v[3]));
         let two = f32x4_pmax(four, i32x4_shuffle::<2, 3, 0, 1>(four, four));
