@@ -57,6 +57,7 @@ impl Rows {
         self.o.reserve(rows * vectors);
     }
 
+    #[inline(always)]
     fn clear(&mut self, rows: usize, vectors: usize) {
         fill(&mut self.max, rows, f32::NEG_INFINITY);
         fill(&mut self.sums, rows, [0.0; LANES]);
@@ -64,6 +65,7 @@ impl Rows {
     }
 }
 
+#[inline(always)]
 fn fill<T: Copy>(to: &mut Vec<T>, len: usize, value: T) {
     to.clear();
     to.resize(len, value);
@@ -112,13 +114,7 @@ pub fn attend<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     scratch.total.clear(job.queries.len(), vectors);
     for chunk in job.chunks() {
         attend_chunk(s, job, chunk, job.chunks().end, scratch);
-        let AttendScratch { chunk, total, .. } = scratch;
-        for row in 0..job.queries.len() {
-            let o = row * vectors..(row + 1) * vectors;
-            let sum = tree_sum(chunk.sums[row]);
-            let [max, total_sum] = [&mut total.max[row], &mut total.sums[row][0]];
-            merge(s, (max, total_sum, &mut total.o[o.clone()]), (chunk.max[row], sum, &chunk.o[o]));
-        }
+        merge_rows(s, &mut scratch.total, &scratch.chunk, vectors);
     }
     let Rows { max, sums, o } = &mut scratch.total;
     for (row, query) in job.queries.iter().enumerate() {
@@ -186,12 +182,46 @@ fn finish<S: Simd>(
     }
 }
 
+/// Merges a chunk's states of rows of so many vectors into those of all chunks, 16 rows' exponentials at a time.
+#[inline(always)]
+fn merge_rows<S: Simd>(s: S, total: &mut Rows, chunk: &Rows, vectors: usize) {
+    let rows = total.max.chunks_mut(LANES).zip(chunk.max.chunks(LANES));
+    for (i, (max, chunk_max)) in rows.enumerate() {
+        let (old, new) = (s.load(&padded(max)), s.load(&padded(chunk_max)));
+        let larger = s.max(new, old);
+        let [mut a, mut b] = [[0.0; LANES]; 2];
+        let powers = exp_negative(s, [s.sub(old, larger), s.sub(new, larger)]);
+        s.store(powers[0], &mut a);
+        s.store(powers[1], &mut b);
+        for r in 0..max.len() {
+            let row = i * LANES + r;
+            let o = row * vectors..(row + 1) * vectors;
+            let sum = tree_sum(chunk.sums[row]);
+            let to = (&mut max[r], &mut total.sums[row][0], &mut total.o[o.clone()]);
+            merge_by(s, to, (chunk_max[r], sum, &chunk.o[o]), [a[r], b[r]]);
+        }
+    }
+}
+
 /// Merges a chunk's state into the row's; both o are relative to their own maximum.
 #[inline(always)]
 fn merge<S: Simd>(
     s: S,
     (max, sum, o): (&mut f32, &mut f32, &mut [[f32; LANES]]),
     (chunk_max, chunk_sum, chunk_o): (f32, f32, &[[f32; LANES]]),
+) {
+    let larger = if chunk_max > *max { chunk_max } else { *max };
+    let by = [*max - larger, chunk_max - larger].map(crate::exp::exp);
+    merge_by(s, (max, sum, o), (chunk_max, chunk_sum, chunk_o), by);
+}
+
+/// The same with the exponentials of both maxima less the larger one, which count where neither is infinite.
+#[inline(always)]
+fn merge_by<S: Simd>(
+    s: S,
+    (max, sum, o): (&mut f32, &mut f32, &mut [[f32; LANES]]),
+    (chunk_max, chunk_sum, chunk_o): (f32, f32, &[[f32; LANES]]),
+    [a, b]: [f32; 2],
 ) {
     if chunk_max == f32::NEG_INFINITY {
         return;
@@ -201,12 +231,11 @@ fn merge<S: Simd>(
         (*max, *sum) = (chunk_max, chunk_sum);
         return;
     }
-    let larger = if chunk_max > *max { chunk_max } else { *max };
-    let (a, b) = (crate::exp::exp(*max - larger), crate::exp::exp(chunk_max - larger));
     for (x, y) in o.iter_mut().zip(chunk_o) {
         s.store(s.add(s.mul(s.load(x), s.splat(a)), s.mul(s.load(y), s.splat(b))), x);
     }
-    (*max, *sum) = (larger, *sum * a + chunk_sum * b);
+    *max = if chunk_max > *max { chunk_max } else { *max };
+    *sum = *sum * a + chunk_sum * b;
 }
 
 /// Whether each group of queries widens the cache's elements for itself.
