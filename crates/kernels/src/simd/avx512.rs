@@ -59,10 +59,6 @@ impl Words for Avx512 {
     fn lookup(self, table: &[u8; 16], v: __m512i) -> __m512i {
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v) }
     }
-    #[inline(always)]
-    fn choose_bytes(self, bytes: u64, yes: __m512i, no: __m512i) -> __m512i {
-        unsafe { _mm512_mask_blend_epi8(bytes, no, yes) }
-    }
 }
 
 // SAFETY (every block below): as above.
@@ -251,6 +247,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn pair_dot(self, numbers: &[i16; 2], pairs: __m512i) -> __m512i {
         unsafe { _mm512_madd_epi16(splat_pair(numbers), pairs) }
+    }
+    #[inline(always)]
+    fn choose_bytes(self, bytes: u64, yes: __m512i, no: __m512i) -> __m512i {
+        unsafe { _mm512_mask_blend_epi8(bytes, no, yes) }
     }
     #[inline(always)]
     fn add_quads(self, sum: __m512i, bytes: __m512i, values: [i8; 4]) -> __m512i {

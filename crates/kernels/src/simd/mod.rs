@@ -95,12 +95,6 @@ pub trait Words: Copy {
     fn shift_right(self, v: Self::I, by: usize) -> Self::I;
     /// Every byte, 0..=15, replaced by that entry of the table.
     fn lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
-    /// The bytes of `yes` where `bytes` has ones, of `no` where it has none: the same four bits for every row.
-    #[inline(always)]
-    fn choose_bytes(self, bytes: u64, yes: Self::I, no: Self::I) -> Self::I {
-        let bits = u32::from_le_bytes([1, 2, 4, 8].map(|bit| if bytes & bit != 0 { 0xff } else { 0 }));
-        self.or(self.and_bits(yes, bits), self.and_bits(no, !bits))
-    }
 }
 
 /// Work for the vectors of one ISA.
@@ -125,7 +119,7 @@ pub trait Simd: Words {
     const WIDENS: bool = true;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
-    /// Whether page bounds are chosen by signs before they are multiplied, which [`Simd::add_quads`] has to be fast for.
+    /// Whether page bounds are chosen by signs before they are multiplied, by [`Simd::choose_bytes`] and [`Simd::add_quads`].
     const CHOOSES: bool = false;
     /// Whether attention over Q8_0 caches is kept short: it makes floats of a block even for few queries, and goes over
     /// it one vector at a time. (A module of WebAssembly is downloaded.)
@@ -233,13 +227,13 @@ pub trait Simd: Words {
     /// Two numbers times each lane's pair of 16-bit numbers, the products added.
     fn pair_dot(self, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
 
-    /// Adds the products of each row's four unsigned bytes with four values: of those at even places, and at odd ones.
-    #[inline(always)]
-    fn add_quads(self, sum: Self::I, bytes: Self::I, [a, b, c, d]: [i8; 4]) -> Self::I {
-        let even = self.and_bits(bytes, 0x00ff_00ff);
-        let odd = self.and_bits(self.shift_right(bytes, 8), 0x00ff_00ff);
-        let even = self.pair_dot(&[a.into(), c.into()], even);
-        self.add_ints(sum, self.add_ints(even, self.pair_dot(&[b.into(), d.into()], odd)))
+    /// The bytes of `yes` where `bytes` has ones, of `no` where it has none: the same four bits for every row.
+    fn choose_bytes(self, _bytes: u64, _yes: Self::I, _no: Self::I) -> Self::I {
+        unreachable!("bounds are not chosen")
+    }
+    /// Adds the products of each row's four unsigned bytes with four values.
+    fn add_quads(self, _sum: Self::I, _bytes: Self::I, _values: [i8; 4]) -> Self::I {
+        unreachable!("bounds are not chosen")
     }
 
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
