@@ -22,6 +22,16 @@ impl Avx2 {
     }
 }
 
+/// The sum of 16 bytes. Sums of differences are of unsigned ones: 128 is added to each.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn sum_i8(from: &[i8; LANES]) -> i32 {
+    // SAFETY: reads `from` alone.
+    let bytes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+    let sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+    _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 128 * LANES as i32
+}
+
 /// How many bytes ahead of the work memory is best asked for, which only shows in time. AMD's families 19h (Zen 3
 /// and 4) read on by themselves along what is asked for in order; 1Ah (Zen 5) wants to be asked long before.
 pub(super) fn lead() -> usize {
@@ -253,12 +263,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn sum_i8(self, from: &[i8; LANES]) -> i32 {
-        // Sums of differences are of unsigned bytes: 128 is added to each.
-        unsafe {
-            let bytes = _mm_xor_si128(_mm_loadu_si128(from.as_ptr().cast()), _mm_set1_epi8(-128));
-            let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
-            _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 128 * LANES as i32
-        }
+        unsafe { sum_i8(from) }
     }
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {

@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
-use super::avx2::lead;
+use super::avx2::{lead, sum_i8};
 use super::values::Values;
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use std::arch::asm;
@@ -182,12 +182,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn sum_i8(self, from: &[i8; LANES]) -> i32 {
-        // Sums of differences are of unsigned bytes: 128 is added to each.
-        unsafe {
-            let bytes = _mm_xor_si128(_mm_loadu_si128(from.as_ptr().cast()), _mm_set1_epi8(-128));
-            let sums = _mm_sad_epu8(bytes, _mm_setzero_si128());
-            _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 128 * LANES as i32
-        }
+        unsafe { sum_i8(from) }
     }
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {
