@@ -230,7 +230,7 @@ proptest! {
         seed: u64,
         format in prop::sample::select(Format::ALL.to_vec()),
         rows in 1usize..40,
-        count in 1usize..10,
+        count in prop_oneof![1usize..20, 140usize..150],
         activation in prop::sample::select(vec![Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu]),
         scale in prop::sample::select(vec![0.01f32, 1.0]),
         biased: [bool; 2],

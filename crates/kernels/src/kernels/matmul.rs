@@ -75,13 +75,33 @@ fn column_block<S: Simd>(acts: &Acts) -> usize {
     (COLUMN_BYTES / bytes / 12 * 12).max(least)
 }
 
-/// The most columns, up to the ISA's own, that `left` fills.
-#[inline(always)]
-fn group<S: Simd>(left: usize) -> usize {
-    let fits = |&size: &usize| size <= left && size <= S::COLUMNS;
-    // Eight are better two halves than six and the rest.
-    if left == 8 && S::COLUMNS >= 4 { 4 } else { [6, 4, 2].into_iter().find(fits).unwrap_or(1) }
+/// How many columns are multiplied with R tiles at once.
+const fn at_once<S: Simd, K: Kernel, const R: usize>() -> usize {
+    match (S::TILES, R) {
+        (2, 1) => 8,
+        (2, _) if !K::PAIRS => STREAMED,
+        _ => S::COLUMNS,
+    }
 }
+
+/// The most columns, up to `most`, that `left` fills.
+#[inline(always)]
+fn group(left: usize, most: usize) -> usize {
+    let fits = |&size: &usize| size <= left && size <= most;
+    // Eight are better two halves than six and the rest.
+    if left == 8 && most == 6 { 4 } else { [8, 6, 4, 2].into_iter().find(fits).unwrap_or(1) }
+}
+
+/// Whether an ISA that can multiply two tiles at once does so with so many columns.
+#[inline(always)]
+fn in_pairs<S: Simd>(s: S, format: Format, columns: usize) -> bool {
+    // Eights are as fast tile by tile, and wait less for memory, which matters as long as they are few.
+    let eights = columns <= FEW && columns.is_multiple_of(8) && format.activations().quantised();
+    !eights && with_kernel(s, format, Pairs)
+}
+
+/// So many columns are few: memory is as slow as their products.
+const FEW: usize = 16;
 
 #[inline(always)]
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
@@ -89,8 +109,8 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let block = column_block::<S>(acts);
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
-        // Floats have one chain of sums per tile: two at once keep the units busier.
-        let single = columns.len() <= STREAMED && acts.kind.quantised();
+        let streamed = columns.len() <= STREAMED && acts.kind.quantised();
+        let pairs = !streamed && in_pairs(s, weight.format(), columns.len());
         let mut tile = job.tiles.start;
         while tile < job.tiles.end {
             let sink = Sink::Linear {
@@ -98,7 +118,7 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
                 add: job.add,
                 biases: [bias_of(job.bias, tile), bias_of(job.bias, tile + 1)],
             };
-            if const { S::TILES == 2 } && !single && tile + 1 < job.tiles.end {
+            if const { S::TILES == 2 } && pairs && tile + 1 < job.tiles.end {
                 let tiles = [weight.tile(tile), weight.tile(tile + 1)];
                 pass(s, weight.format(), tiles, acts, columns.clone(), sink);
                 tile += 2;
@@ -119,6 +139,8 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let mut gates = [[0.0; LANES]; SUMS];
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
+        let pairs =
+            formats[0] == formats[1] && (columns.len() <= STREAMED || in_pairs(s, formats[0], columns.len()));
         for tile in job.tiles.clone() {
             let tiles = [job.gate.tile(tile), job.up.tile(tile)];
             let glu = Glu {
@@ -126,7 +148,7 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
                 activation: job.activation,
                 biases: job.biases.map(|bias| bias_of(bias, tile)),
             };
-            if const { S::TILES == 2 } && formats[0] == formats[1] {
+            if const { S::TILES == 2 } && pairs {
                 pass(s, formats[0], tiles, acts, columns.clone(), Sink::Glu(&glu));
                 continue;
             }
@@ -336,7 +358,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
         if K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
             return s.call(Unpacking(self));
         }
-        walk(s, self.columns.clone(), &mut self);
+        walk::<S, K, R>(s, self.columns.clone(), &mut self);
     }
 }
 
@@ -346,15 +368,16 @@ trait OfColumns<S: Simd> {
     fn group<const C: usize>(&mut self, s: S, column: usize);
 }
 
-/// Groups of as many columns as the ISA takes, one after the other.
+/// Groups of as many columns as are multiplied with R tiles at once, one after the other.
 #[inline(always)]
-fn walk<S: Simd>(s: S, columns: Range<usize>, work: &mut impl OfColumns<S>) {
+fn walk<S: Simd, K: Kernel, const R: usize>(s: S, columns: Range<usize>, work: &mut impl OfColumns<S>) {
     let mut column = columns.start;
     while column < columns.end {
-        let size = group::<S>(columns.end - column);
+        let size = group(columns.end - column, const { at_once::<S, K, R>() });
         match size {
-            6 if const { S::COLUMNS >= 6 } => work.group::<6>(s, column),
-            4 => work.group::<4>(s, column),
+            8 if const { at_once::<S, K, R>() >= 8 } => work.group::<8>(s, column),
+            6 if const { at_once::<S, K, R>() >= 6 } => work.group::<6>(s, column),
+            4 if const { at_once::<S, K, R>() >= 4 } => work.group::<4>(s, column),
             2 => work.group::<2>(s, column),
             _ => work.group::<1>(s, column),
         }
@@ -415,7 +438,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Unpacking<'_, K, R> {
                     kernel: PhantomData,
                 });
             }
-            walk(
+            walk::<S, K, R>(
                 s,
                 columns,
                 &mut Finished { sink: &mut pass.sink, kind: pass.acts.kind, start, sums: &sums },
@@ -456,7 +479,7 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for SlabPass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        walk(s, self.columns.clone(), &mut self);
+        walk::<S, K, R>(s, self.columns.clone(), &mut self);
     }
 }
 
@@ -493,6 +516,67 @@ fn loaded<S: Simd, const R: usize, const C: usize>(s: S, kept: &[[[f32; LANES]; 
     sums
 }
 
+/// Something that is compiled for each kind of weights.
+trait ForKernel<S: Simd> {
+    type Output;
+    fn run<K: Kernel>(self, s: S) -> Self::Output;
+}
+
+#[inline(always)]
+fn with_kernel<S: Simd, J: ForKernel<S>>(s: S, format: Format, job: J) -> J::Output {
+    match format {
+        Format::F32 => job.run::<Floats<Single>>(s),
+        Format::F16 => job.run::<Floats<Half<false>>>(s),
+        Format::BF16 => job.run::<Floats<Half<true>>>(s),
+        Format::Q8_0 => job.run::<Blocks<Bytes, scales::Half>>(s),
+        Format::Q4_0 => job.run::<Blocks<Four<8>, scales::Half>>(s),
+        Format::Q4_1 => job.run::<Blocks<Four<0>, scales::HalfMinimum>>(s),
+        Format::Q5_0 => job.run::<Blocks<Five<16>, scales::Half>>(s),
+        Format::Q5_1 => job.run::<Blocks<Five<0>, scales::HalfMinimum>>(s),
+        Format::IQ4_NL => job.run::<Blocks<Iq4, scales::Half>>(s),
+        Format::IQ4_XS => job.run::<Runs<Iq4, scales::SixBitsSigned>>(s),
+        Format::MXFP4 => job.run::<Blocks<E2m1, scales::E8m0>>(s),
+        Format::Q4_K => job.run::<Runs<Four<0>, scales::SixBits>>(s),
+        Format::Q5_K => job.run::<Runs<Five<0>, scales::SixBits>>(s),
+        Format::Q6_K => job.run::<Runs<Six, scales::Bytes>>(s),
+        Format::Q3_K => job.run::<Runs<Three, scales::SixBitPairs>>(s),
+        Format::Q2_K => job.run::<Runs<Two, scales::FourBitPairs>>(s),
+    }
+}
+
+/// See [`Kernel::PAIRS`].
+struct Pairs;
+
+impl<S: Simd> ForKernel<S> for Pairs {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, _: S) -> bool {
+        K::PAIRS
+    }
+}
+
+/// A [`Pass`] whose kind of weights is not known yet.
+struct Started<'a, const R: usize> {
+    format: Format,
+    tiles: [&'a [u8]; R],
+    acts: &'a Acts<'a>,
+    columns: Range<usize>,
+    sink: Sink<'a>,
+}
+
+impl<S: Simd, const R: usize> ForKernel<S> for Started<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, s: S) {
+        let Self { format, tiles, acts, columns, sink } = self;
+        let tiles_on = if matches!(sink, Sink::Linear { .. }) { R } else { 1 };
+        let next = tiles_on * format.tile_bytes(acts.k);
+        s.call(Pass { tiles, acts, columns, sink, next, kernel: PhantomData::<K> })
+    }
+}
+
 #[inline(always)]
 fn pass<S: Simd, const R: usize>(
     s: S,
@@ -502,42 +586,5 @@ fn pass<S: Simd, const R: usize>(
     columns: Range<usize>,
     sink: Sink,
 ) {
-    match format {
-        Format::F32 => call::<S, Floats<Single>, R>(s, format, tiles, acts, columns, sink),
-        Format::F16 => call::<S, Floats<Half<false>>, R>(s, format, tiles, acts, columns, sink),
-        Format::BF16 => call::<S, Floats<Half<true>>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q8_0 => call::<S, Blocks<Bytes, scales::Half>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q4_0 => call::<S, Blocks<Four<8>, scales::Half>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q4_1 => {
-            call::<S, Blocks<Four<0>, scales::HalfMinimum>, R>(s, format, tiles, acts, columns, sink)
-        }
-        Format::Q5_0 => call::<S, Blocks<Five<16>, scales::Half>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q5_1 => {
-            call::<S, Blocks<Five<0>, scales::HalfMinimum>, R>(s, format, tiles, acts, columns, sink)
-        }
-        Format::IQ4_NL => call::<S, Blocks<Iq4, scales::Half>, R>(s, format, tiles, acts, columns, sink),
-        Format::IQ4_XS => {
-            call::<S, Runs<Iq4, scales::SixBitsSigned>, R>(s, format, tiles, acts, columns, sink)
-        }
-        Format::MXFP4 => call::<S, Blocks<E2m1, scales::E8m0>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q4_K => call::<S, Runs<Four<0>, scales::SixBits>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q5_K => call::<S, Runs<Five<0>, scales::SixBits>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q6_K => call::<S, Runs<Six, scales::Bytes>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q3_K => call::<S, Runs<Three, scales::SixBitPairs>, R>(s, format, tiles, acts, columns, sink),
-        Format::Q2_K => call::<S, Runs<Two, scales::FourBitPairs>, R>(s, format, tiles, acts, columns, sink),
-    }
-}
-
-#[inline(always)]
-fn call<S: Simd, K: Kernel, const R: usize>(
-    s: S,
-    format: Format,
-    tiles: [&[u8]; R],
-    acts: &Acts,
-    columns: Range<usize>,
-    sink: Sink,
-) {
-    let tiles_on = if matches!(sink, Sink::Linear { .. }) { R } else { 1 };
-    let next = tiles_on * format.tile_bytes(acts.k);
-    s.call(Pass { tiles, acts, columns, sink, next, kernel: PhantomData::<K> })
+    with_kernel(s, format, Started { format, tiles, acts, columns, sink });
 }

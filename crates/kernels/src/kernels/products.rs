@@ -19,6 +19,10 @@ pub(crate) struct Place {
 
 /// How R tiles of a kind of weights are multiplied with C columns.
 pub(crate) trait Kernel {
+    /// Whether an ISA that multiplies six columns with two tiles at once does so with these, so that each activation is loaded for
+    /// both: otherwise eight columns with one.
+    const PAIRS: bool;
+
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,
         tiles: [&[u8]; R],
@@ -231,6 +235,9 @@ impl<const BF16: bool> Float for Half<BF16> {
 }
 
 impl<F: Float> Kernel for Floats<F> {
+    // One tile alone has one chain of sums per column.
+    const PAIRS: bool = true;
+
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,
@@ -329,6 +336,9 @@ fn range<const N: usize>(slices: [&[u8]; N], at: usize, len: usize) -> [&[u8]; N
 }
 
 impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
+    // Five bits with six columns of two tiles run out of registers and are less than half as fast.
+    const PAIRS: bool = !matches!(V::LAYOUT, Layout::Five);
+
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,
@@ -469,6 +479,9 @@ fn add_scaled<S: Simd, const R: usize, const C: usize>(
 }
 
 impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
+    // Two scales for each block, or signed ones, take as much unpacking as eight columns should share.
+    const PAIRS: bool = K::MINIMUM && !K::HALVES;
+
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,

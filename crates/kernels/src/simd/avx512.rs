@@ -2,7 +2,7 @@
 
 use super::avx2::{lead, sum_i8};
 use super::values::Values;
-use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use super::{ActBlock, HALVES_OFFSET, LANES, Simd, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -354,25 +354,22 @@ fn start_of<V: Values>(x: &ActBlock) -> __m512i {
     }
 }
 
-/// -offset times the sum of each column's half. Shifts, as multiplications use the units of dot products.
+/// -offset times the sum of each column's half, of which memory has [`HALVES_OFFSET`] times the sum: all that could be
+/// computed takes units that are busy.
 #[inline(always)]
 fn start_of_half<V: Values, const SECOND: bool, const R: usize, const C: usize>(
     x: [&ActBlock; C],
 ) -> [[__m512i; C]; R] {
-    const { assert!(V::OFFSET == 0 || (V::OFFSET as u32).is_power_of_two() && V::OFFSET <= 1 << 16) }
+    const { assert!(V::OFFSET == 0 || (V::OFFSET as u32).is_power_of_two() && V::OFFSET <= HALVES_OFFSET) }
     // SAFETY: called only from methods of the token.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); C]; R];
-        if V::OFFSET > 0 {
-            let by = _mm_cvtsi32_si128(16 - V::OFFSET.trailing_zeros() as i32);
+        if const { V::OFFSET > 0 } {
+            let by = _mm_cvtsi32_si128(
+                const { HALVES_OFFSET.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32 },
+            );
             for c in 0..C {
-                let pair = splat_pair(&x[c].minus_halves);
-                let pair = if SECOND {
-                    _mm512_and_si512(pair, _mm512_set1_epi32(-1 << 16))
-                } else {
-                    _mm512_slli_epi32::<16>(pair)
-                };
-                let start = _mm512_sra_epi32(pair, by);
+                let start = _mm512_sra_epi32(_mm512_set1_epi32(x[c].starts[SECOND as usize]), by);
                 for acc in &mut acc {
                     acc[c] = start;
                 }

@@ -35,6 +35,9 @@ macro_rules! each_group {
 #[allow(unused_imports)]
 pub(crate) use each_group;
 
+/// The largest offset of values whose blocks have a scale for each half.
+pub const HALVES_OFFSET: i32 = 32;
+
 /// One column's quantised activations for one block, all that a dot product needs in one place.
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[repr(C)]
@@ -47,17 +50,20 @@ pub struct ActBlock {
     pub minus_both: [i16; 2],
     /// Minus the sum of all values.
     pub minus_sum: i32,
+    /// [`HALVES_OFFSET`] times minus the sums of the two halves.
+    pub starts: [i32; 2],
     /// Within -127..=127.
     pub values: [i8; QK],
 }
 
-const _: () = assert!(size_of::<ActBlock>() == 48);
+const _: () = assert!(size_of::<ActBlock>() == 56);
 
 impl ActBlock {
     /// Some values of the same scale.
     #[inline(always)]
     pub fn new(scale: f32, values: [i8; QK]) -> Self {
-        let mut block = Self { scale, minus_halves: [0; 2], minus_both: [0; 2], minus_sum: 0, values };
+        let mut block =
+            Self { scale, minus_halves: [0; 2], minus_both: [0; 2], minus_sum: 0, starts: [0; 2], values };
         let halves = values.as_chunks::<LANES>().0;
         block.put_sums([0, 1].map(|half| halves[half].iter().map(|&q| q as i32).sum()));
         block
@@ -69,6 +75,7 @@ impl ActBlock {
         self.minus_halves = [-first as i16, -second as i16];
         self.minus_both = [0; 2];
         self.minus_sum = -first - second;
+        self.starts = [-first * HALVES_OFFSET, -second * HALVES_OFFSET];
     }
 
     /// Fills in `minus_both` of every second block of a run.
