@@ -360,7 +360,7 @@ fn start_of<V: Values>(x: &ActBlock) -> __m512i {
 fn start_of_half<V: Values, const SECOND: bool, const R: usize, const C: usize>(
     x: [&ActBlock; C],
 ) -> [[__m512i; C]; R] {
-    const { assert!(V::OFFSET == 0 || (V::OFFSET as u32).is_power_of_two() && V::OFFSET <= HALVES_OFFSET) }
+    assert!(V::OFFSET == 0 || (V::OFFSET as u32).is_power_of_two() && V::OFFSET <= HALVES_OFFSET);
     // SAFETY: called only from methods of the token.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); C]; R];
