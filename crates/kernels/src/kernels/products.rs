@@ -452,7 +452,7 @@ fn add_block<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
     if K::MINIMUM {
         let mut minus = [[s.pairs(0); C]; R];
         for c in 0..C {
-            let sum = s.splat_int(x[c].minus_sum);
+            let sum = s.splat_int(x[c].minus_sum());
             for r in 0..R {
                 minus[r][c] = sum;
             }

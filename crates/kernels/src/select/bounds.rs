@@ -140,7 +140,7 @@ fn choose_pages<S: Simd, const C: usize>(
         if !write_wishes(query, c, wishes) {
             return false;
         }
-        let minus = query.iter().map(|block| block.minus_sum).sum::<i32>();
+        let minus = query.iter().map(|block| block.minus_sum()).sum::<i32>();
         starts[c] = minus * Bytes::OFFSET;
     }
     let out = &mut out[row * vectors..][..C * vectors];

@@ -35,7 +35,8 @@ macro_rules! each_group {
 #[allow(unused_imports)]
 pub(crate) use each_group;
 
-/// The largest offset of values whose blocks have a scale for each half.
+/// The largest offset of values whose blocks have one scale, and of those with one for each half: see [`Values::OFFSET`].
+pub const OFFSET: i32 = 128;
 pub const HALVES_OFFSET: i32 = 32;
 
 /// One column's quantised activations for one block, all that a dot product needs in one place.
@@ -48,9 +49,9 @@ pub struct ActBlock {
     pub minus_halves: [i16; 2],
     /// In every second block of a run that shares its scale: minus the sums of the block before and of this one.
     pub minus_both: [i16; 2],
-    /// Minus the sum of all values.
-    pub minus_sum: i32,
-    /// [`HALVES_OFFSET`] times minus the sums of the two halves.
+    /// [`OFFSET`] times minus the sum of all values, and [`HALVES_OFFSET`] times those of the two halves: where sums can
+    /// start without being computed.
+    pub start: i32,
     pub starts: [i32; 2],
     /// Within -127..=127.
     pub values: [i8; QK],
@@ -63,7 +64,7 @@ impl ActBlock {
     #[inline(always)]
     pub fn new(scale: f32, values: [i8; QK]) -> Self {
         let mut block =
-            Self { scale, minus_halves: [0; 2], minus_both: [0; 2], minus_sum: 0, starts: [0; 2], values };
+            Self { scale, minus_halves: [0; 2], minus_both: [0; 2], start: 0, starts: [0; 2], values };
         let halves = values.as_chunks::<LANES>().0;
         block.put_sums([0, 1].map(|half| halves[half].iter().map(|&q| q as i32).sum()));
         block
@@ -74,8 +75,14 @@ impl ActBlock {
     pub fn put_sums(&mut self, [first, second]: [i32; 2]) {
         self.minus_halves = [-first as i16, -second as i16];
         self.minus_both = [0; 2];
-        self.minus_sum = -first - second;
+        self.start = (-first - second) * OFFSET;
         self.starts = [-first * HALVES_OFFSET, -second * HALVES_OFFSET];
+    }
+
+    /// Minus the sum of all values.
+    #[inline(always)]
+    pub fn minus_sum(&self) -> i32 {
+        self.start / OFFSET
     }
 
     /// Fills in `minus_both` of every second block of a run.
