@@ -107,6 +107,7 @@ const FEW: usize = 16;
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let (weight, acts) = (job.weight, &job.acts);
     let block = column_block::<S>(acts);
+    let mut slabs = None;
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
         let streamed = columns.len() <= STREAMED && acts.kind.quantised();
@@ -120,10 +121,10 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
             };
             if const { S::TILES == 2 } && pairs && tile + 1 < job.tiles.end {
                 let tiles = [weight.tile(tile), weight.tile(tile + 1)];
-                pass(s, weight.format(), tiles, acts, columns.clone(), sink);
+                pass(s, weight.format(), tiles, acts, columns.clone(), sink, &mut slabs);
                 tile += 2;
             } else {
-                pass(s, weight.format(), [weight.tile(tile)], acts, columns.clone(), sink);
+                pass(s, weight.format(), [weight.tile(tile)], acts, columns.clone(), sink, &mut slabs);
                 tile += 1;
             }
         }
@@ -137,6 +138,7 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let block = column_block::<S>(acts);
     // Cleared once for all tiles, of which decoding has one column each.
     let mut gates = [[0.0; LANES]; SUMS];
+    let mut slabs = None;
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
         let pairs =
@@ -149,14 +151,15 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
                 biases: job.biases.map(|bias| bias_of(bias, tile)),
             };
             if const { S::TILES == 2 } && pairs {
-                pass(s, formats[0], tiles, acts, columns.clone(), Sink::Glu(&glu));
+                pass(s, formats[0], tiles, acts, columns.clone(), Sink::Glu(&glu), &mut slabs);
                 continue;
             }
             for start in columns.clone().step_by(SUMS) {
                 let columns = start..(start + SUMS).min(columns.end);
                 let sink = Sink::Gate { start, gates: &mut gates };
-                pass(s, formats[0], [tiles[0]], acts, columns.clone(), sink);
-                pass(s, formats[1], [tiles[1]], acts, columns, Sink::Up { glu: &glu, start, gates: &gates });
+                pass(s, formats[0], [tiles[0]], acts, columns.clone(), sink, &mut slabs);
+                let sink = Sink::Up { glu: &glu, start, gates: &gates };
+                pass(s, formats[1], [tiles[1]], acts, columns, sink, &mut slabs);
             }
         }
     }
@@ -347,6 +350,7 @@ struct Pass<'a, K, const R: usize> {
     sink: Sink<'a>,
     /// How far after each tile the one lies that comes next.
     next: usize,
+    slabs: &'a mut Room,
     kernel: PhantomData<K>,
 }
 
@@ -355,8 +359,9 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        if K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
-            return s.call(Unpacking(self));
+        if R == 1 && K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
+            let Self { tiles, acts, columns, sink, slabs, kernel, .. } = self;
+            return s.call(Unpacking { tile: tiles[0], acts, columns, sink, slabs, kernel });
         }
         walk::<S, K, R>(s, self.columns.clone(), &mut self);
     }
@@ -404,114 +409,115 @@ const SUMS: usize = 144;
 /// From how many columns on it is worth it to unpack weights into memory.
 const UNPACKED_FROM: usize = 24;
 
-/// Some blocks are unpacked and multiplied with all columns, then the next. A function of its own: few columns do without
-/// all that it keeps.
-struct Unpacking<'a, K, const R: usize>(Pass<'a, K, R>);
+/// Unpacked weights, which are cleared once for all of a job's tiles, and only if there will be any.
+type Room = Option<[Slab; SLABS]>;
 
-impl<S: Simd, K: Kernel, const R: usize> Work<S> for Unpacking<'_, K, R> {
+/// Some blocks of a tile are unpacked and multiplied with all columns, then the next. A function of its own: few columns do
+/// without all that it keeps.
+struct Unpacking<'a, K> {
+    tile: &'a [u8],
+    acts: &'a Acts<'a>,
+    columns: Range<usize>,
+    sink: Sink<'a>,
+    slabs: &'a mut Room,
+    kernel: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kernel> Work<S> for Unpacking<'_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self, s: S) {
-        let Self(mut pass) = self;
-        let blocks = pass.acts.k / QK;
-        let mut slabs = [[Slab::EMPTY; R]; SLABS];
+    fn run(mut self, s: S) {
+        let Self { tile, acts, .. } = self;
+        let blocks = acts.k / QK;
+        let slabs = self.slabs.get_or_insert([Slab::EMPTY; SLABS]);
         let at_once = SLAB * K::slabs::<S>();
-        for start in pass.columns.clone().step_by(SUMS) {
-            let columns = start..(start + SUMS).min(pass.columns.end);
-            let mut sums = [[[0.0; LANES]; R]; SUMS];
+        for start in self.columns.clone().step_by(SUMS) {
+            let columns = start..(start + SUMS).min(self.columns.end);
+            let mut sums = [[0.0; LANES]; SUMS];
             for first in (0..blocks).step_by(at_once) {
                 let of_slabs = first..(first + at_once).min(blocks);
                 let count = of_slabs.len().div_ceil(SLAB);
-                for i in 0..count {
+                for (i, slab) in slabs[..count].iter_mut().enumerate() {
                     let first = first + i * SLAB;
-                    for r in 0..R {
-                        K::unpack(s, pass.tiles[r], first, SLAB.min(blocks - first), &mut slabs[i][r]);
-                    }
+                    K::unpack(s, tile, first, SLAB.min(blocks - first), slab);
                 }
-                s.call(SlabPass::<K, R> {
+                s.call(SlabPass::<K> {
                     slabs: &slabs[..count],
-                    acts: pass.acts,
+                    acts,
                     columns: columns.clone(),
                     blocks: of_slabs,
                     sums: &mut sums,
                     kernel: PhantomData,
                 });
             }
-            walk::<S, K, R>(
-                s,
-                columns,
-                &mut Finished { sink: &mut pass.sink, kind: pass.acts.kind, start, sums: &sums },
-            );
+            let mut finished = Finished { sink: &mut self.sink, kind: acts.kind, start, sums: &sums };
+            walk::<S, K, 1>(s, columns, &mut finished);
         }
     }
 }
 
 /// Sums of columns from `start` on, which are complete.
-struct Finished<'a, 'b, const R: usize> {
+struct Finished<'a, 'b> {
     sink: &'a mut Sink<'b>,
     kind: ActKind,
     start: usize,
-    sums: &'a [[[f32; LANES]; R]],
+    sums: &'a [[f32; LANES]],
 }
 
-impl<S: Simd, const R: usize> OfColumns<S> for Finished<'_, '_, R> {
+impl<S: Simd> OfColumns<S> for Finished<'_, '_> {
     #[inline(always)]
     fn group<const C: usize>(&mut self, s: S, column: usize) {
-        let sums = loaded::<S, R, C>(s, &self.sums[column - self.start..]);
-        self.sink.take(s, self.kind, column, sums);
+        let sums = loaded::<S, C>(s, &self.sums[column - self.start..]);
+        self.sink.take(s, self.kind, column, [sums]);
     }
 }
 
-/// R unpacked slabs times columns.
-struct SlabPass<'a, K, const R: usize> {
-    slabs: &'a [[Slab; R]],
+/// Unpacked slabs times columns.
+struct SlabPass<'a, K> {
+    slabs: &'a [Slab],
     acts: &'a Acts<'a>,
     columns: Range<usize>,
     blocks: Range<usize>,
     /// Of `columns`.
-    sums: &'a mut [[[f32; LANES]; R]],
+    sums: &'a mut [[f32; LANES]],
     kernel: PhantomData<K>,
 }
 
-impl<S: Simd, K: Kernel, const R: usize> Work<S> for SlabPass<'_, K, R> {
+impl<S: Simd, K: Kernel> Work<S> for SlabPass<'_, K> {
     type Output = ();
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        walk::<S, K, R>(s, self.columns.clone(), &mut self);
+        walk::<S, K, 1>(s, self.columns.clone(), &mut self);
     }
 }
 
-impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for SlabPass<'_, K, R> {
+impl<S: Simd, K: Kernel> OfColumns<S> for SlabPass<'_, K> {
     #[inline(always)]
     fn group<const C: usize>(&mut self, s: S, column: usize) {
         let kept = &mut self.sums[column - self.columns.start..][..C];
-        let mut sums = loaded::<S, R, C>(s, kept);
+        let mut sums = loaded::<S, C>(s, kept);
         let x = block_columns::<C>(self.acts, column, self.blocks.clone());
-        for (i, slabs) in self.slabs.iter().enumerate() {
+        for (i, slab) in self.slabs.iter().enumerate() {
             let mut of_slab = x;
             for c in 0..C {
                 of_slab[c] = &x[c][i * SLAB..(i * SLAB + SLAB).min(x[0].len())];
             }
-            K::add_products::<S, R, C>(s, slabs, of_slab, &mut sums);
+            K::add_products::<S, C>(s, slab, of_slab, &mut sums);
         }
         for c in 0..C {
-            for r in 0..R {
-                s.store(sums[r][c], &mut kept[c][r]);
-            }
+            s.store(sums[c], &mut kept[c]);
         }
     }
 }
 
 /// The sums of C columns.
 #[inline(always)]
-fn loaded<S: Simd, const R: usize, const C: usize>(s: S, kept: &[[[f32; LANES]; R]]) -> [[S::F; C]; R] {
-    let mut sums = [[s.splat(0.0); C]; R];
+fn loaded<S: Simd, const C: usize>(s: S, kept: &[[f32; LANES]]) -> [S::F; C] {
+    let mut sums = [s.splat(0.0); C];
     for c in 0..C {
-        for r in 0..R {
-            sums[r][c] = s.load(&kept[c][r]);
-        }
+        sums[c] = s.load(&kept[c]);
     }
     sums
 }
@@ -563,6 +569,7 @@ struct Started<'a, const R: usize> {
     acts: &'a Acts<'a>,
     columns: Range<usize>,
     sink: Sink<'a>,
+    slabs: &'a mut Room,
 }
 
 impl<S: Simd, const R: usize> ForKernel<S> for Started<'_, R> {
@@ -570,10 +577,10 @@ impl<S: Simd, const R: usize> ForKernel<S> for Started<'_, R> {
 
     #[inline(always)]
     fn run<K: Kernel>(self, s: S) {
-        let Self { format, tiles, acts, columns, sink } = self;
+        let Self { format, tiles, acts, columns, sink, slabs } = self;
         let tiles_on = if matches!(sink, Sink::Linear { .. }) { R } else { 1 };
         let next = tiles_on * format.tile_bytes(acts.k);
-        s.call(Pass { tiles, acts, columns, sink, next, kernel: PhantomData::<K> })
+        s.call(Pass { tiles, acts, columns, sink, next, slabs, kernel: PhantomData::<K> })
     }
 }
 
@@ -585,6 +592,7 @@ fn pass<S: Simd, const R: usize>(
     acts: &Acts,
     columns: Range<usize>,
     sink: Sink,
+    slabs: &mut Room,
 ) {
-    with_kernel(s, format, Started { format, tiles, acts, columns, sink });
+    with_kernel(s, format, Started { format, tiles, acts, columns, sink, slabs });
 }

@@ -40,12 +40,7 @@ pub(crate) trait Kernel {
         unreachable!("nothing is unpacked")
     }
     /// Adds the products of unpacked blocks with as many of each column.
-    fn add_products<S: Simd, const R: usize, const C: usize>(
-        _: S,
-        _: &[Slab; R],
-        _: [&[ActBlock]; C],
-        _: &mut [[S::F; C]; R],
-    ) {
+    fn add_products<S: Simd, const C: usize>(_: S, _: &Slab, _: [&[ActBlock]; C], _: &mut [S::F; C]) {
         unreachable!("nothing is unpacked")
     }
 }
@@ -387,25 +382,15 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
     }
 
     #[inline(always)]
-    fn add_products<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        slabs: &[Slab; R],
-        x: [&[ActBlock]; C],
-        sums: &mut [[S::F; C]; R],
-    ) {
-        if R == 1
-            && s.slab::<V, C>(
-                [slabs[0].values.as_flattened(), slabs[0].scales.as_flattened()],
-                x,
-                &mut sums[0],
-            )
-        {
+    fn add_products<S: Simd, const C: usize>(s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]) {
+        if s.slab::<V, C>([slab.values.as_flattened(), slab.scales.as_flattened()], x, sums) {
             return;
         }
+        let sums = std::array::from_mut(sums);
         if const { signed::<S, V>() } {
-            add_blocks::<S, Signed, Unpacked<K>, R, C>(s, slabs, x, sums);
+            add_blocks::<S, Signed, Unpacked<K>, C>(s, slab, x, sums);
         } else {
-            add_blocks::<S, Unpacked<V>, Unpacked<K>, R, C>(s, slabs, x, sums);
+            add_blocks::<S, Unpacked<V>, Unpacked<K>, C>(s, slab, x, sums);
         }
     }
 }
@@ -416,18 +401,15 @@ impl<V: Values, K: Scales> Blocks<V, K> {
 
 /// Adds the products of unpacked blocks.
 #[inline(always)]
-fn add_blocks<S: Simd, V: Values, K: Scales, const R: usize, const C: usize>(
+fn add_blocks<S: Simd, V: Values, K: Scales, const C: usize>(
     s: S,
-    slabs: &[Slab; R],
+    slab: &Slab,
     x: [&[ActBlock]; C],
-    sums: &mut [[S::F; C]; R],
+    sums: &mut [[S::F; C]; 1],
 ) {
     for block in 0..x[0].len() {
-        let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
-        for r in 0..R {
-            [values[r], scales[r]] = slabs[r].block(block, V::BYTES);
-        }
-        add_block::<S, V, K, R, C>(s, values, scales, at(x, block), sums);
+        let [values, scales] = slab.block(block, V::BYTES);
+        add_block::<S, V, K, 1, C>(s, [values], [scales], at(x, block), sums);
     }
 }
 
@@ -530,23 +512,15 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
     }
 
     #[inline(always)]
-    fn add_products<S: Simd, const R: usize, const C: usize>(
-        s: S,
-        slabs: &[Slab; R],
-        x: [&[ActBlock]; C],
-        sums: &mut [[S::F; C]; R],
-    ) {
-        let (mut values, mut scales) = ([&[][..]; R], [&[][..]; R]);
-        for r in 0..R {
-            values[r] = bytes_of(&slabs[r].values);
-            scales[r] = bytes_of(&slabs[r].scales);
-        }
+    fn add_products<S: Simd, const C: usize>(s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]) {
+        let (values, scales) = ([bytes_of(&slab.values)], [bytes_of(&slab.scales)]);
+        let sums = std::array::from_mut(sums);
         const { assert!(!(K::HALVES && signed::<S, V>()), "halves of signed blocks have no scales of their own") };
         let place = Place { column: 0, next: 0 };
         if const { signed::<S, V>() } {
-            add_run::<S, Signed, Unpacked<K>, R, C>(s, values, scales, x, place, sums);
+            add_run::<S, Signed, Unpacked<K>, 1, C>(s, values, scales, x, place, sums);
         } else {
-            add_run::<S, Unpacked<V>, Unpacked<K>, R, C>(s, values, scales, x, place, sums);
+            add_run::<S, Unpacked<V>, Unpacked<K>, 1, C>(s, values, scales, x, place, sums);
         }
     }
 }

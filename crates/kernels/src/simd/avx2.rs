@@ -213,6 +213,15 @@ impl Simd for Avx2 {
         F32x16(pow2(n.0), pow2(n.1))
     }
     #[inline(always)]
+    fn max_lane(self, v: F32x16) -> f32 {
+        unsafe {
+            let eight = _mm256_max_ps(v.0, v.1);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     fn select_less(self, a: F32x16, b: F32x16, yes: F32x16, no: F32x16) -> F32x16 {
         unsafe {
             F32x16(

@@ -180,19 +180,7 @@ pub trait Simd: Words {
         self.mul(y, self.pow2(n))
     }
     /// The largest lane; used like [`Simd::max`].
-    #[inline(always)]
-    fn max_lane(self, v: Self::F) -> f32 {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                if lanes[i + half] > lanes[i] {
-                    lanes[i] = lanes[i + half];
-                }
-            }
-        }
-        lanes[0]
-    }
+    fn max_lane(self, v: Self::F) -> f32;
     /// Per lane: a < b ? yes : no (NaN compares false).
     fn select_less(self, a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
 

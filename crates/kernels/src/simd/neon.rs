@@ -188,6 +188,10 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(pow2(n))
     }
     #[inline(always)]
+    fn max_lane(self, v: F32x16) -> f32 {
+        unsafe { vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[1]), vmaxq_f32(v[2], v[3]))) }
+    }
+    #[inline(always)]
     fn select_less(self, a: F32x16, b: F32x16, yes: F32x16, no: F32x16) -> F32x16 {
         let less = quads!(vcltq_f32(a, b));
         quads!(vbslq_f32(less, yes, no))
