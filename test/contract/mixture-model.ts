@@ -36,3 +36,35 @@ export function mixtureSpec({ experts, topK, ...options }: MixtureOptions): Gguf
     }),
   };
 }
+
+/** The same model with the gate and up matrices of its experts, and their biases, as one tensor. */
+export function mergedSpec(spec: GgufSpec): GgufSpec {
+  const merge = (gate: TensorSpec): TensorSpec => {
+    const name = String(gate.name);
+    const up = spec.tensors.find((tensor) => tensor.name === name.replace('gate', 'up'));
+    const [a, b] = [gate.data, up?.data];
+    const { shape, type } = gate;
+    const experts = shape.at(-1) ?? 1;
+    if (a === undefined || b === undefined || up?.type !== type) throw new Error(`no twin of ${name}`);
+    const length = a.length / experts;
+    const data = new Uint8Array(2 * a.length);
+    for (let i = 0; i < experts; i += 1) {
+      data.set(a.subarray(i * length, (i + 1) * length), 2 * i * length);
+      data.set(b.subarray(i * length, (i + 1) * length), (2 * i + 1) * length);
+    }
+    const rows = shape.length - 2;
+    return {
+      name: name.replace('gate', 'gate_up'),
+      type,
+      shape: shape.map((each, i) => (i === rows ? 2 * each : each)),
+      data,
+    };
+  };
+  return {
+    ...spec,
+    tensors: spec.tensors.flatMap((tensor) => {
+      if (/ffn_up_exps/.test(String(tensor.name))) return [];
+      return [/ffn_gate_exps/.test(String(tensor.name)) ? merge(tensor) : tensor];
+    }),
+  };
+}

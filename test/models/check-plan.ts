@@ -64,13 +64,18 @@ export function checkPlan(plan: Plan): void {
       case 'experts': {
         const [x, gates] = [read(op.x), read(op.gates)];
         const [gate, up, down] = [tensor(op.gate), tensor(op.up), tensor(op.down)];
-        const stack = { rows: gate.rows, cols: x.width, experts: gates.width };
+        const stack = {
+          rows: gate.rows,
+          cols: x.width,
+          experts: gates.width * (op.gate === op.up ? 2 : 1),
+        };
         expect([gate, up]).toMatchObject([stack, stack]);
         expect(down).toMatchObject({ rows: x.width, cols: gate.rows, experts: gates.width });
         expect(op.topK).toBeLessThanOrEqual(gates.width);
         checkBias(op.selectionBias, gates.width);
-        checkBias(op.gateBias, gates.width * gate.rows);
-        checkBias(op.upBias, gates.width * gate.rows);
+        const biases = gates.width * gate.rows * (op.gateBias === op.upBias ? 2 : 1);
+        checkBias(op.gateBias, biases);
+        checkBias(op.upBias, biases);
         checkBias(op.downBias, gates.width * x.width);
         expect(read(op.out)).toMatchObject({ width: x.width, rows: x.rows });
         return;

@@ -1,10 +1,13 @@
 import { describe, expect, it } from 'vitest';
+import { tokenWork } from '../../ts/bench/work.js';
 import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
-import { buildPlan } from '../../ts/models/index.js';
+import { buildPlan, type ModelPlan } from '../../ts/models/index.js';
 import { printPlan } from '../../ts/plan/print.js';
 import type { Plan } from '../../ts/plan/types.js';
-import { MIXTURES, type Mixture, mixtureModel } from '../reference/mixture-models.js';
+import { mergedSpec } from '../contract/mixture-model.js';
+import { type GgufSpec, writeGguf } from '../gguf/writer.js';
+import { MIXTURES, type Mixture, mixtureModel, mixtureModelSpec } from '../reference/mixture-models.js';
 import { checkPlan } from './check-plan.js';
 import { modelFile, type Shapes, TENSOR_TYPES, tinyShapes, tinyValues, type Values } from './fixture.js';
 
@@ -65,6 +68,25 @@ describe('plans of models with experts', () => {
     const unread = (2 * 3 * 128 * 64 * (8 - 3) * 34) / 32;
     const embedding = (128 * 299 * 34) / 32;
     expect(facts.weightBytes - facts.bytesPerToken).toBeCloseTo(unread + embedding);
+  });
+
+  it('gate and up in one tensor: the plan of two, its matrices in turn', async () => {
+    const spec = mixtureModelSpec('gpt-oss', 1, { matrices: ['Q8_0'] });
+    const of = async (each: GgufSpec) =>
+      buildPlan(await openGguf(blobSource(new Blob([writeGguf(each).bytes]))), { tensorTypes: TENSOR_TYPES });
+    const [two, one] = [await of(spec), await of(mergedSpec(spec))];
+    checkPlan(one.plan);
+    const merged = 'blk.0.ffn_gate_up_exps';
+    const names = { gate: `${merged}.weight`, up: `${merged}.weight` };
+    expect(experts(one.plan)[0]).toMatchObject({
+      ...names,
+      gateBias: `${merged}.bias`,
+      upBias: `${merged}.bias`,
+    });
+    expect(one.plan.tensors.find(({ name }) => name === names.gate)).toMatchObject({ rows: 64, experts: 16 });
+    expect(one.facts).toEqual(two.facts);
+    const work = ({ plan, placements }: ModelPlan) => tokenWork(plan, (i) => placements[i]?.bytes ?? 0);
+    expect(work(one)).toEqual(work(two));
   });
 
   it('gpt-oss: sinks, every other layer with a window, and biases', async () => {
@@ -160,17 +182,50 @@ describe('routers that cannot be built are refused', () => {
     });
   });
 
-  it.each(['ffn_gate_up_exps.weight', 'ffn_gate.0.weight'])(
-    'experts in %s, not one stack for each matrix',
-    (name) => {
-      const shapes = tinyShapes({}, { 'ffn_gate_inp.weight': ['F32', 8, 8], [name]: ['Q8_0', 8, 12] });
-      expect(refusal(tinyValues('llama', counted), shapes)).toMatchObject({
-        code: 'UNSUPPORTED_FEATURE',
-        message: expect.stringContaining(`(blk.0.${name})`),
-        cure: expect.stringContaining('another conversion'),
-      });
-    },
-  );
+  const router: Shapes = { 'ffn_gate_inp.weight': ['F32', 8, 8] };
+
+  it('each expert of a layer by itself', () => {
+    const shapes = tinyShapes({}, { ...router, 'ffn_gate.0.weight': ['Q8_0', 8, 12] });
+    expect(refusal(tinyValues('llama', counted), shapes)).toMatchObject({
+      code: 'UNSUPPORTED_FEATURE',
+      message: expect.stringContaining('(blk.0.ffn_gate.0.weight)'),
+      cure: expect.stringContaining('another conversion'),
+    });
+  });
+
+  it.each([
+    ['ffn_gate_up_exps.weight', [8, 12, 8], [8, 24, 8]],
+    ['ffn_gate_up_exps.weight', [8, 24, 7], [8, 24, 8]],
+    ['ffn_gate_up_exps.weight', [8, 24], [8, 24, 8]],
+    ['ffn_gate_up_exps.weight', [24, 8, 8], [8, 24, 8]],
+    ['ffn_gate_up_exps.weight', [8, 25, 8], [8, 24, 8]],
+    ['ffn_gate_up_exps.bias', [12, 8], [24, 8]],
+    ['ffn_gate_up_exps.bias', [192], [24, 8]],
+  ] as const)('%s of the shape %j', (name, got, expected) => {
+    const shapes = tinyShapes(
+      {},
+      { ...router, 'ffn_gate_up_exps.weight': ['Q8_0', 8, 24, 8], [name]: ['F32', ...got] },
+    );
+    expect(refusal(tinyValues('llama', counted), shapes)).toMatchObject({
+      code: 'TENSOR_SHAPE',
+      data: { tensor: `blk.0.${name}`, expected, got },
+    });
+  });
+
+  it.each(
+    ['ffn_gate_up_exps.weight', 'ffn_gate_up_exps.bias'].flatMap((merged) =>
+      ['ffn_gate_exps.weight', 'ffn_up_exps.weight', 'ffn_gate_exps.bias', 'ffn_up_exps.bias'].map(
+        (apart) => [merged, apart] as const,
+      ),
+    ),
+  )('%s beside %s', (merged, apart) => {
+    const shapes = tinyShapes({}, { ...router, [merged]: ['F32', 8, 24, 8], [apart]: ['F32', 8, 12, 8] });
+    expect(refusal(tinyValues('llama', counted), shapes)).toMatchObject({
+      code: 'UNSUPPORTED_FEATURE',
+      data: { tensor: `blk.0.${merged}`, other: `blk.0.${apart}` },
+      message: expect.stringContaining(`(blk.0.${merged}) and apart (blk.0.${apart})`),
+    });
+  });
 
   it('a file of latent attention without its rank', () => {
     const { 'attention.kv_lora_rank': _, ...rest } = latent;

@@ -4,7 +4,7 @@
  */
 import { createRandom } from '../gguf/random.js';
 import { tinyLlamaSpec } from '../gguf/tiny-llama.js';
-import { type Entry, type TensorSpec, writeGguf } from '../gguf/writer.js';
+import { type Entry, type GgufSpec, type TensorSpec, writeGguf } from '../gguf/writer.js';
 import { encode, type StoredType } from './numbers.js';
 
 export const MIXTURES = [
@@ -23,6 +23,8 @@ export interface MixtureTypes {
   readonly matrices: readonly StoredType[];
   /** @default the matrices' */
   readonly experts?: StoredType;
+  /** Of the experts' up matrices. @default the experts' */
+  readonly ups?: StoredType;
 }
 
 const WIDTH = 128;
@@ -42,6 +44,10 @@ const QUERY_RANK = 96;
 
 /** The bytes of a GGUF file. */
 export function mixtureModel(kind: Mixture, seed: number, types: MixtureTypes): Uint8Array<ArrayBuffer> {
+  return writeGguf(mixtureModelSpec(kind, seed, types)).bytes;
+}
+
+export function mixtureModelSpec(kind: Mixture, seed: number, types: MixtureTypes): GgufSpec {
   const make = createMaker(seed, types);
   const tensors = [
     make.matrix('token_embd', WIDTH, VOCABULARY, 2),
@@ -49,7 +55,7 @@ export function mixtureModel(kind: Mixture, seed: number, types: MixtureTypes): 
     make.vector('output_norm.weight', WIDTH),
     make.matrix('output', WIDTH, VOCABULARY, 2),
   ];
-  return writeGguf({ metadata: metadata(kind), tensors }).bytes;
+  return { metadata: metadata(kind), tensors };
 }
 
 const VOCABULARY = 300;
@@ -156,7 +162,10 @@ interface Maker {
   floats(name: string, shape: readonly number[], mean: number, deviation: number): TensorSpec;
 }
 
-function createMaker(seed: number, { matrices, experts }: MixtureTypes): Maker {
+function createMaker(
+  seed: number,
+  { matrices, experts = matrices[0] ?? 'F32', ups = experts }: MixtureTypes,
+): Maker {
   const random = createRandom(seed);
   const values = (count: number, mean: number, deviation: number) =>
     Float64Array.from({ length: count }, () => mean + (random() - 0.5) * Math.sqrt(12) * deviation);
@@ -182,7 +191,7 @@ function createMaker(seed: number, { matrices, experts }: MixtureTypes): Maker {
     matrix: (name, inputs, outputs, gain = 1) => of(name, next(), [inputs, outputs], gain),
     twin: (name, inputs, outputs) => of(name, last(), [inputs, outputs], 1),
     stack: (name, inputs, outputs, gain = 1) =>
-      of(name, experts ?? matrices[0] ?? 'F32', [inputs, outputs, EXPERTS], gain),
+      of(name, name.endsWith('ffn_up_exps') ? ups : experts, [inputs, outputs, EXPERTS], gain),
     heads: (name, inputs, outputs, gain = 1) => of(name, next(), [inputs, outputs, HEADS], gain),
     vector: (name, length, mean = 1, deviation = 0.1) => tensor(name, 'F32', [length], mean, deviation),
     floats: (name, shape, mean, deviation) => tensor(name, 'F32', shape, mean, deviation),

@@ -58,3 +58,10 @@ describe.each(MIXTURES)('%s, random weights', (kind) => {
     expect(median(found)).toBeLessThan(BOUNDS[type]);
   });
 });
+
+it.each([
+  ['gpt-oss', { matrices: ['Q8_0'], experts: 'MXFP4', ups: 'F16' }],
+  ['qwen2moe', { matrices: ['Q8_0'], experts: 'F16', ups: 'Q8_0' }],
+] as const)('%s, gates and ups that take different activations: the logits agree', async (kind, types) => {
+  expect(median(await distances(mixtureModel(kind, SEED, types)))).toBeLessThan(BOUNDS.Q8_0);
+});

@@ -3,7 +3,7 @@ import type { Plan } from '../plan/types.js';
 import { type Part, readPart } from './read-ahead.js';
 import type { TensorPlacement } from './types.js';
 
-/** How far a step came: it is done, or needs matrix i: expert `experts[i]` of tensor `tensors[i]`. */
+/** How far a step came: it is done, or needs matrix i: number `experts[i]` of those of tensor `tensors[i]`. */
 export interface StepProgress<T> {
   readonly outputs?: T | null;
   readonly tensors: Uint32Array;

@@ -27,7 +27,7 @@ function useOf(plan: Plan, tensor: PlanTensor): number {
   if (tensor.rows === 1) return 0;
   const users = plan.ops.filter((op) => Object.values(op).includes(tensor.name));
   const experts = users.find((op) => op.op === 'experts');
-  if (experts) return experts.topK;
+  if (experts) return experts.topK * Object.values(experts).filter((name) => name === tensor.name).length;
   return users.some((op) => op.op !== 'embed' && op.op !== 'logits') ? 1 : 0;
 }
 

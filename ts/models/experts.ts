@@ -148,11 +148,19 @@ export function expertOps(experts: Experts, width: number, tensors: TensorTable,
     tensors.required(`${block}.ffn_${name}_exps.weight`, [...shape, count], 'experts');
   const bias = (name: string, length: number) =>
     tensors.optional(`${block}.ffn_${name}_exps.bias`, [length, count], 'vectors');
+  const merged = tensors.has(`${block}.ffn_gate_up_exps.weight`);
+  // Of each expert first the gate's rows, then those of up.
+  const gateOrUp = (name: 'gate' | 'up') =>
+    merged
+      ? tensors.required(`${block}.ffn_gate_up_exps.weight`, [width, 2 * feedForward, count], 'pairs')
+      : stack(name, [width, feedForward]);
+  const gateOrUpBias = (name: 'gate' | 'up') =>
+    merged ? bias('gate_up', 2 * feedForward) : bias(name, feedForward);
   const selectionBias = tensors.optional(`${block}.exp_probs_b.bias`, [count], 'vector');
   const biases = Object.entries({
     selectionBias,
-    gateBias: bias('gate', feedForward),
-    upBias: bias('up', feedForward),
+    gateBias: gateOrUpBias('gate'),
+    upBias: gateOrUpBias('up'),
     downBias: bias('down', width),
   }).filter(([, name]) => name !== undefined);
   return [
@@ -162,8 +170,8 @@ export function expertOps(experts: Experts, width: number, tensors: TensorTable,
       op: 'experts',
       x: 'normed',
       gates: 'gates',
-      gate: stack('gate', [width, feedForward]),
-      up: stack('up', [width, feedForward]),
+      gate: gateOrUp('gate'),
+      up: gateOrUp('up'),
       down: stack('down', [feedForward, width]),
       activation,
       out: 'x',
@@ -177,22 +185,34 @@ export function expertOps(experts: Experts, width: number, tensors: TensorTable,
   ];
 }
 
-/** Newer files may hold gates and ups as one tensor; the oldest ones hold each expert's matrices by themselves. */
+/** The oldest files hold each expert's matrices by themselves; none may hold gates and ups both apart and as one. */
 function refuseOtherStacks(tensors: TensorTable, block: string): void {
-  for (const [tensor, what] of [
-    [`${block}.ffn_gate_up_exps.weight`, 'the gate and up matrices of its experts as one tensor'],
-    [`${block}.ffn_gate.0.weight`, 'each expert of a layer by itself'],
-  ] as const) {
-    if (!tensors.has(tensor)) continue;
+  const single = `${block}.ffn_gate.0.weight`;
+  if (tensors.has(single)) {
     throw new FrugalError(
       'UNSUPPORTED_FEATURE',
-      `the file holds ${what} (${tensor}); supported are ffn_gate_exps, ffn_up_exps and ffn_down_exps, each for all experts`,
+      `the file holds each expert of a layer by itself (${single}); supported are ffn_gate_exps and ffn_up_exps, or ` +
+        `ffn_gate_up_exps, and ffn_down_exps, each for all experts`,
       {
-        cure: 'use another conversion of the model, with ffn_gate_exps and ffn_up_exps apart',
-        data: { tensor },
+        cure: 'use another conversion of the model, with ffn_gate_exps, ffn_up_exps and ffn_down_exps',
+        data: { tensor: single },
       },
     );
   }
+  const find = (names: readonly string[]) =>
+    names
+      .flatMap((name) => [`${block}.${name}.weight`, `${block}.${name}.bias`])
+      .find((name) => tensors.has(name));
+  const [merged, apart] = [find(['ffn_gate_up_exps']), find(['ffn_gate_exps', 'ffn_up_exps'])];
+  if (merged === undefined || apart === undefined) return;
+  throw new FrugalError(
+    'UNSUPPORTED_FEATURE',
+    `the file holds gate and up of its experts both as one tensor (${merged}) and apart (${apart})`,
+    {
+      cure: 'the file was converted wrongly: use another conversion of the model, with one or the other',
+      data: { tensor: merged, other: apart },
+    },
+  );
 }
 
 function sharedOps(

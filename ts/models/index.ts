@@ -109,7 +109,7 @@ function expertLayer(op: Extract<PlanOp, { op: 'experts' }>, taken: TakenTensors
   }));
   return {
     block: Number(/^blk\.(\d+)\./.exec(op.gate)?.[1]),
-    experts: stacks[0]?.experts ?? 1,
+    experts: stacks[2]?.experts ?? 1,
     topK: op.topK,
     expertBytes: stacks.reduce((sum, { bytes, experts }) => sum + bytes / experts, 0),
   };

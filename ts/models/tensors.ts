@@ -5,14 +5,14 @@ import { unsupported } from './keys.js';
 import type { FileTensor, ModelFile } from './types.js';
 
 /** What a tensor serves as: that decides which types it may have. */
-export type TensorRole = 'matrix' | 'experts' | 'heads' | 'vector' | 'vectors' | 'factors';
+export type TensorRole = 'matrix' | 'experts' | 'pairs' | 'heads' | 'vector' | 'vectors' | 'factors';
 
 /** The tensors a plan uses, each checked for presence, shape and type when it is asked for. */
 export interface TensorTable {
   /**
    * Takes a tensor into the plan and returns its name.
-   * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts or heads], [length], or
-   * [length, vectors], which become one vector
+   * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts or heads], [inputs, outputs of both,
+   * experts] of pairs of matrices, which become single ones, [length], or [length, vectors], which become one vector
    * @throws FrugalError `MISSING_TENSOR`, `TENSOR_SHAPE`, `UNSUPPORTED_TENSOR_TYPE`
    */
   required(name: string, shape: readonly number[], role: TensorRole): string;
@@ -47,6 +47,7 @@ export function createTensorTable(
   const allowed: Record<TensorRole, readonly string[]> = {
     matrix: tensorTypes,
     experts: tensorTypes,
+    pairs: tensorTypes,
     heads: tensorTypes,
     vector: VECTOR_TYPES,
     vectors: VECTOR_TYPES,
@@ -129,6 +130,14 @@ interface Taken {
   readonly role: TensorRole;
 }
 
+const STACKS: readonly TensorRole[] = ['experts', 'pairs', 'heads'];
+
+function planShape({ shape, elements }: FileTensor, role: TensorRole): readonly number[] {
+  if (role === 'vectors') return [elements];
+  const [cols = 1, rows = 1, experts = 1] = shape;
+  return role === 'pairs' ? [cols, rows / 2, experts * 2] : shape;
+}
+
 function collect(file: ModelFile, taken: ReadonlyMap<string, Taken>): TakenTensors {
   const tensors: PlanTensor[] = [];
   const placements: TensorPlacement[] = [];
@@ -142,14 +151,14 @@ function collect(file: ModelFile, taken: ReadonlyMap<string, Taken>): TakenTenso
         data: { tensor: name, part: tensor.part },
       });
     }
-    const [cols = 1, rows = 1, experts = 1] = role === 'vectors' ? [tensor.elements] : tensor.shape;
+    const [cols = 1, rows = 1, experts = 1] = planShape(tensor, role);
     placements.push({ tensor: tensors.length, source, offset: tensor.offset, bytes: tensor.bytes });
     tensors.push({
       name,
       type: tensor.type,
       rows,
       cols,
-      ...(role === 'experts' || role === 'heads' ? { experts } : {}),
+      ...(STACKS.includes(role) ? { experts } : {}),
     });
     parameters += tensor.elements;
     bytes += tensor.bytes;

@@ -44,7 +44,10 @@ export interface PlanTensor {
   readonly type: string;
   readonly rows: number;
   readonly cols: number;
-  /** How many matrices of that shape follow one another: the experts of a layer (a GGUF shape [cols, rows, experts]). */
+  /**
+   * How many matrices of that shape follow one another: the experts of a layer (a GGUF shape [cols, rows, experts]), or
+   * twice as many where the tensor holds both the gate and the up matrix of each ([cols, 2 * rows, experts]).
+   */
   readonly experts?: number;
 }
 
@@ -188,7 +191,8 @@ export type PlanOp =
    * default of the softmax. `selectionBias` [experts] is added to what chooses, not to what weighs. The weights are
    * divided by their sum where `normalise`, then multiplied by `scale`. Then, in order of rank,
    * out = out + weight * (activation(x · gateᵀ + gateBias) * (x · upᵀ + upBias) · downᵀ + downBias), summed before
-   * it is added. Biases of experts are vectors, every expert's after the other's.
+   * it is added. Biases of experts are vectors, every expert's after the other's. Where `gate` and `up` are the same
+   * tensor it holds both of each expert, in this order; so do biases.
    */
   | {
       readonly op: 'experts';

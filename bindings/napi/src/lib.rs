@@ -181,9 +181,9 @@ impl NativeModel {
 
     /// Packs the matrix of an expert that a step needs.
     #[napi(ts_return_type = "Promise<void>")]
-    pub fn supply(&self, tensor: u32, expert: u32, bytes: Uint8Array) -> napi::Result<AsyncTask<Supply>> {
+    pub fn supply(&self, tensor: u32, matrix: u32, bytes: Uint8Array) -> napi::Result<AsyncTask<Supply>> {
         let model = self.get()?;
-        let wanted = Wanted { tensor: tensor as usize, expert: expert as usize };
+        let wanted = Wanted { tensor: tensor as usize, matrix: matrix as usize };
         Ok(AsyncTask::new(Supply { model, wanted, bytes }))
     }
 
@@ -420,7 +420,7 @@ fn progress_for_js(progress: Progress) -> StepProgress {
     StepProgress {
         outputs,
         tensors: wanted.iter().map(|wanted| wanted.tensor as u32).collect::<Vec<_>>().into(),
-        experts: wanted.iter().map(|wanted| wanted.expert as u32).collect::<Vec<_>>().into(),
+        experts: wanted.iter().map(|wanted| wanted.matrix as u32).collect::<Vec<_>>().into(),
     }
 }
 

@@ -181,9 +181,9 @@ pub fn attach_tensor(id: usize) -> Answer<()> {
 
 /// Takes the bytes of a matrix of an expert that a step needs, for `packStaged`.
 #[wasm_bindgen]
-pub fn stage(tensor: usize, expert: usize, bytes: Vec<u8>) {
+pub fn stage(tensor: usize, matrix: usize, bytes: Vec<u8>) {
     let mut staged = STAGED.lock().unwrap_or_else(PoisonError::into_inner);
-    staged.push_back((Wanted { tensor, expert }, bytes));
+    staged.push_back((Wanted { tensor, matrix }, bytes));
 }
 
 /// Packs, on all threads, the matrix that was staged first.
@@ -305,7 +305,7 @@ pub fn step(sequences: &[u32], counts: &[u32], tokens: &[u32], wants: &[u8]) -> 
     Ok(match progress.map_err(refuse)? {
         Progress::Done(outputs) => outputs.into_iter().map(value_of).collect::<Array>().into(),
         Progress::Needs(wanted) => {
-            let pair = |wanted: &Wanted| [wanted.tensor as u32, wanted.expert as u32];
+            let pair = |wanted: &Wanted| [wanted.tensor as u32, wanted.matrix as u32];
             let pairs: Vec<u32> = wanted.iter().flat_map(pair).collect();
             Uint32Array::from(pairs.as_slice()).into()
         }

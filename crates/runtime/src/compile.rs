@@ -134,11 +134,37 @@ pub struct Attention {
     pub shape: usize,
 }
 
+/// What a tensor holds of each expert: of expert e, part e * `step` + `first`. Gates and ups may be one tensor's, in
+/// turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parts {
+    pub tensor: TensorId,
+    step: usize,
+    first: usize,
+}
+
+impl Parts {
+    pub fn one_each(tensor: TensorId) -> Self {
+        Self { tensor, step: 1, first: 0 }
+    }
+
+    fn of_two(a: TensorId, b: TensorId) -> [Self; 2] {
+        if a == b {
+            return [0, 1].map(|first| Self { tensor: a, step: 2, first });
+        }
+        [a, b].map(Self::one_each)
+    }
+
+    pub fn of(&self, expert: usize) -> usize {
+        expert * self.step + self.first
+    }
+}
+
 /// How many experts a mixture has, and their gate, up and down matrices.
 #[derive(Clone, Copy, Debug)]
 pub struct Mixture {
     pub count: usize,
-    pub stacks: [TensorId; 3],
+    pub stacks: [Parts; 3],
 }
 
 /// A mixture of experts: what all its phases need.
@@ -154,16 +180,17 @@ pub struct Experts {
     pub inner: usize,
     /// Added to the scores that choose.
     pub selection_bias: Option<TensorId>,
-    pub gate: TensorId,
-    pub up: TensorId,
-    pub down: TensorId,
-    /// Of every expert, one after the other.
-    pub gate_bias: Option<TensorId>,
-    pub up_bias: Option<TensorId>,
-    pub down_bias: Option<TensorId>,
+    pub gate: Parts,
+    pub up: Parts,
+    pub down: Parts,
+    pub gate_bias: Option<Parts>,
+    pub up_bias: Option<Parts>,
+    pub down_bias: Option<Parts>,
     pub activation: rows::Activation,
-    /// What x, and the experts' inner activations, are turned into.
+    pub x: BufferId,
+    /// What x is turned into for gates and for ups, and what the experts' inner activations are.
     pub x_kind: ActKind,
+    pub up_kind: ActKind,
     pub inner_kind: ActKind,
     pub out: BufferId,
 }
@@ -493,13 +520,13 @@ impl<'a> Compiler<'a> {
         let (x, gates, out) = (self.read(x)?, self.read(gates)?, self.read(out)?);
         let (width, count) = (self.width(x), self.width(gates));
         let inner = self.tensors.get(gate.as_str()).map_or(0, |&id| self.plan.tensors[id].rows);
-        let gate = self.stack(gate, count, inner, width)?;
-        let up = self.stack(up, count, inner, width)?;
-        let down = self.stack(down, count, width, inner)?;
-        let x_kind = self.format(gate).activations();
-        let inner_kind = self.format(down).activations();
+        let merged = if gate == up { 2 } else { 1 };
+        let gate = self.stack(gate, merged * count, inner, width)?;
+        let up = self.stack(up, merged * count, inner, width)?;
+        let [gate, up] = Parts::of_two(gate, up);
+        let down = Parts::one_each(self.stack(down, count, width, inner)?);
+        let [x_kind, up_kind, inner_kind] = [gate, up, down].map(|of| self.format(of.tensor).activations());
         let on_tokens = [x, gates, out].iter().all(|&b| self.buffers[b].rows == RowKind::Tokens);
-        self.check_kinds(gate, up)?;
         let fits = self.width(out) == width && out != x;
         if !on_tokens || !fits || !router.fits(count) || !router.scale.is_finite() {
             return Err(self.fault("has experts, widths, groups or a top-k that do not fit"));
@@ -507,9 +534,14 @@ impl<'a> Compiler<'a> {
         let mut bias =
             |name: &Option<String>, len| name.as_deref().map(|name| self.vector(name, len)).transpose();
         let selection_bias = bias(selection_bias, count)?;
-        let gate_bias = bias(gate_bias, count * inner)?;
-        let up_bias = bias(up_bias, count * inner)?;
-        let down_bias = bias(down_bias, count * width)?;
+        let merged = if gate_bias == up_bias { 2 } else { 1 };
+        let gate_bias = bias(gate_bias, merged * count * inner)?;
+        let up_bias = bias(up_bias, merged * count * inner)?;
+        let [gate_bias, up_bias] = match (gate_bias, up_bias) {
+            (Some(gate), Some(up)) => Parts::of_two(gate, up).map(Some),
+            _ => [gate_bias, up_bias].map(|bias| bias.map(Parts::one_each)),
+        };
+        let down_bias = bias(down_bias, count * width)?.map(Parts::one_each);
         let activation = activation_of(*activation);
         let experts = Experts {
             mixture: self.mixtures.len(),
@@ -526,7 +558,9 @@ impl<'a> Compiler<'a> {
             up_bias,
             down_bias,
             activation,
+            x,
             x_kind,
+            up_kind,
             inner_kind,
             out,
         };
@@ -782,20 +816,6 @@ impl<'a> Compiler<'a> {
         let (id, format) = self.tensor(name, rows, cols, Some(count))?;
         self.check_columns(name, format, cols)?;
         Ok((id, format))
-    }
-
-    /// An expert's gate and up matrix are multiplied with the same prepared activations.
-    fn check_kinds(&self, gate: TensorId, up: TensorId) -> Result<()> {
-        let (a, b) = (self.format(gate), self.format(up));
-        if a.activations() == b.activations() {
-            return Ok(());
-        }
-        let names = [gate, up].map(|id| self.plan.tensors[id].name.as_str());
-        Err(Error {
-            code: "UNSUPPORTED_FEATURE",
-            message: format!("{} is {} and {} is {}", names[0], a.name(), names[1], b.name()),
-            cure: "Use a file in which both have the same type.",
-        })
     }
 
     fn check_columns(&self, name: &str, format: Format, cols: usize) -> Result<()> {

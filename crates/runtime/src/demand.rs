@@ -11,7 +11,7 @@
 //! comes again for the others. None of this changes a result: each slot of the step's activations is
 //! computed by itself.
 
-use crate::compile::{Mixture, TensorId, Use};
+use crate::compile::{Mixture, Parts, TensorId, Use};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Tensor};
 use crate::stream::{Place, Source};
@@ -32,11 +32,11 @@ const KEPT: f32 = 0.98;
 /// without: 1 replaced 5 to 10 times as many, for a point.
 const MORE: f32 = 1.5;
 
-/// A matrix of an expert that the caller has to supply.
+/// A matrix of an expert that the caller has to supply: which of the tensor's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     pub tensor: TensorId,
-    pub expert: usize,
+    pub matrix: usize,
 }
 
 /// Where a tensor's experts come from.
@@ -51,7 +51,7 @@ enum Origin {
 /// The matrices of all experts of a mixture that serve alike.
 #[derive(Clone, Copy)]
 struct Stack {
-    tensor: TensorId,
+    of: Parts,
     shape: Shape,
 }
 
@@ -86,11 +86,11 @@ pub struct Demand {
 impl Demand {
     /// None when all experts fit into `limit` bytes, or there are none.
     pub fn new(plan: &Plan, uses: &[Use], mixtures: &[Mixture], limit: usize) -> Result<Option<Self>> {
-        let stack = |tensor: TensorId| {
+        let stack = |of: Parts| {
             let (Use::Experts(format) | Use::Matrix(format) | Use::Heads(format) | Use::Vector(format)) =
-                uses[tensor];
-            let Tensor { rows, cols, .. } = plan.tensors[tensor];
-            Stack { tensor, shape: Shape { format, rows, cols } }
+                uses[of.tensor];
+            let Tensor { rows, cols, .. } = plan.tensors[of.tensor];
+            Stack { of, shape: Shape { format, rows, cols } }
         };
         let stacks: Vec<[Stack; 3]> = mixtures.iter().map(|mixture| mixture.stacks.map(stack)).collect();
         let Some(shares) = share(&stacks, mixtures, limit)? else { return Ok(None) };
@@ -128,18 +128,13 @@ impl Demand {
         self.caches[mixture].find(expert).is_some()
     }
 
-    /// Matrices of an expert, of tensors of one mixture, or where they are read from.
+    /// Matrices of an expert of a mixture, or where they are read from.
     ///
     /// # Panics
     /// If they are neither in memory nor have readers: a step admits such experts before it uses them.
-    pub fn place<const N: usize>(
-        &self,
-        mixture: usize,
-        tensors: [TensorId; N],
-        expert: usize,
-    ) -> Place<'_, N> {
+    pub fn place<const N: usize>(&self, mixture: usize, of: [Parts; N], expert: usize) -> Place<'_, N> {
         let cache = &self.caches[mixture];
-        let which = tensors.map(|tensor| cache.stacks.iter().position(|stack| stack.tensor == tensor));
+        let which = of.map(|of| cache.stacks.iter().position(|stack| stack.of == of));
         let which = which.map(|which| which.expect("a tensor of the mixture"));
         match cache.find(expert as u32) {
             Some(slot) => Place::Memory(which.map(|which| &slot.matrices[which])),
@@ -156,7 +151,7 @@ impl Demand {
     pub fn admit(&mut self, mixture: usize, wanted: &[u32], from: usize) -> Range<usize> {
         let cache = &mut self.caches[mixture];
         let origins = &self.origins;
-        let streams = cache.stacks.iter().all(|stack| matches!(origins[stack.tensor], Origin::Reader(..)));
+        let streams = cache.stacks.iter().all(|stack| matches!(origins[stack.of.tensor], Origin::Reader(..)));
         let admitted = cache.admit(wanted, from, streams);
         from..if streams { wanted.len() } else { from + admitted }
     }
@@ -187,7 +182,9 @@ impl Demand {
             for ((matrix, _), &stack) in parts.filter(|((_, filled), _)| !**filled) {
                 match source(origins, stack, expert) {
                     Some(source) => fillings.push(Filling::new(matrix, source.reader, source.offset)),
-                    None => left.push(Wanted { tensor: stack.tensor, expert: expert as usize }),
+                    None => {
+                        left.push(Wanted { tensor: stack.of.tensor, matrix: stack.of.of(expert as usize) })
+                    }
                 }
             }
         }
@@ -197,25 +194,32 @@ impl Demand {
             cache.forget_unfilled();
         } else {
             let origins = &self.origins;
-            cache.filled(|_, stack| matches!(origins[stack.tensor], Origin::Reader(..)));
+            cache.filled(|_, stack| matches!(origins[stack.of.tensor], Origin::Reader(..)));
         }
         result.map(|()| left)
     }
 
     /// Packs the bytes of an expert's matrix that was wanted.
     pub fn supply(&mut self, wanted: Wanted, bytes: &[u8], pool: &dyn Pool, threads: usize) -> Result<()> {
-        let Wanted { tensor, expert } = wanted;
+        let is_wanted = |stack: &Stack, expert: u32| {
+            stack.of.tensor == wanted.tensor && stack.of.of(expert as usize) == wanted.matrix
+        };
         for cache in &mut self.caches {
-            let Some(which) = cache.stacks.iter().position(|stack| stack.tensor == tensor) else { continue };
-            let lacks = |slot: &&mut Slot| slot.expert == Some(expert as u32) && !slot.filled[which];
-            let Some(slot) = cache.slots.iter_mut().find(lacks) else { continue };
+            let stacks = &cache.stacks;
+            let lacking = |slot: &Slot| {
+                let expert = slot.expert?;
+                let which = stacks.iter().position(|stack| is_wanted(stack, expert))?;
+                (!slot.filled[which]).then_some(which)
+            };
+            let found = cache.slots.iter_mut().find_map(|slot| lacking(slot).map(|which| (slot, which)));
+            let Some((slot, which)) = found else { continue };
             if bytes.len() != cache.stacks[which].shape.file_bytes() {
                 return Err(Error::internal(format!("{} bytes supplied for {wanted:?}", bytes.len())));
             }
             let reader = Bytes(bytes);
             let filling = Filling::new(&mut slot.matrices[which], &reader, 0);
             Filling::run(&[filling], READ_BYTES, pool, threads)?;
-            cache.filled(|of, stack| of == expert as u32 && stack.tensor == tensor);
+            cache.filled(|expert, stack| is_wanted(stack, expert));
             return Ok(());
         }
         Err(Error::internal(format!("{wanted:?} was not wanted")))
@@ -224,10 +228,10 @@ impl Demand {
 
 /// Where an expert's matrix is read from; None where only the caller can read it.
 fn source(origins: &[Origin], stack: Stack, expert: u32) -> Option<Source<'_>> {
-    let Stack { tensor, shape } = stack;
-    match &origins[tensor] {
+    let Stack { of, shape } = stack;
+    match &origins[of.tensor] {
         Origin::Reader(reader, first) => {
-            let offset = first + u64::from(expert) * shape.file_bytes() as u64;
+            let offset = first + of.of(expert as usize) as u64 * shape.file_bytes() as u64;
             Some(Source { shape, reader: reader.as_ref(), offset })
         }
         _ => None,
@@ -366,7 +370,7 @@ mod tests {
             Slot { matrices, expert: None, filled: [false; 3] }
         };
         Cache {
-            stacks: [0, 1, 2].map(|tensor| Stack { tensor, shape }),
+            stacks: [0, 1, 2].map(|tensor| Stack { of: Parts::one_each(tensor), shape }),
             slots: (0..slots).map(|_| slot()).collect(),
             slot_of: vec![None; experts],
             uses: vec![0.0; experts],

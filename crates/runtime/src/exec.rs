@@ -514,8 +514,8 @@ impl Run<'_> {
             Phase::Group(_) | Phase::Spread(_) if self.work.tokens.len() == 1 => (0, 1),
             Phase::Group(_) => (1, 1),
             Phase::Spread(of) | Phase::PrepareSlots(of) => (self.slots(of), 1),
-            Phase::ExpertGlu(of) => self.expert_units(of, of.gate, 2),
-            Phase::ExpertDown(of) => self.expert_units(of, of.down, 1),
+            Phase::ExpertGlu(of) => self.expert_units(of, of.gate.tensor, 2),
+            Phase::ExpertDown(of) => self.expert_units(of, of.down.tensor, 1),
         }
     }
 
@@ -584,7 +584,9 @@ impl Run<'_> {
             }
             Phase::Group(of) => self.group(of),
             Phase::Spread(of) => {
-                self.experts.spread(of, &self.acts, part.start..part.end.min(self.slots(of)))
+                if let Some(token) = self.spread(of, part.start..part.end.min(self.slots(of))) {
+                    self.gate.bad_token.fetch_min(token, Ordering::SeqCst);
+                }
             }
             Phase::ExpertGlu(of) => {
                 let streams = &mut lock(&self.streams[thread]);
@@ -602,6 +604,10 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn spread(&self, of: &Experts, slots: Range<usize>) -> Option<usize> {
+        self.experts.spread(of, self.table, &self.acts, self.buffers[of.x], slots)
     }
 
     /// The only item of its phase, or part of the one that routes the step's only token.
@@ -739,7 +745,7 @@ impl Run<'_> {
                 unsafe { self.experts.route(of, self.weights, write(of.gates), row)? };
                 if self.work.tokens.len() == 1 {
                     self.group(of);
-                    self.experts.spread(of, &self.acts, 0..of.router.top_k);
+                    return self.spread(of, 0..of.router.top_k).map_or(Ok(()), |_| Err(NonFinite));
                 }
             }
             RowOp::Combine(ref of) => self.experts.combine(of, row, write(of.out)),

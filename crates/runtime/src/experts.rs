@@ -5,11 +5,11 @@
 //! of the experts in use, so that it is even whatever the routing. A token's slots are summed in
 //! order of rank, whatever order they were computed in.
 
-use crate::compile::{Compiled, Experts, Phase};
+use crate::compile::{Compiled, Experts, Parts, Phase};
 use crate::error::{Error, Result};
 use crate::stream::Streams;
 use crate::weights::Weights;
-use kernels::acts::{ActStore, NonFinite, SharedActs};
+use kernels::acts::{ActStore, Acts, NonFinite, SharedActs};
 use kernels::kernels::matmul::{GluJob, LinearJob};
 use kernels::route::Route;
 use kernels::simd::LANES;
@@ -43,6 +43,9 @@ pub struct ExpertStore {
     inner_acts: ActStore,
     /// [slots][inner].
     inner: Aligned<f32>,
+    /// Where gates and ups take different activations: what ups are given, and their products, [slots][inner].
+    up_acts: ActStore,
+    ups: Aligned<f32>,
     /// [slots][width].
     out: Aligned<f32>,
 }
@@ -50,6 +53,7 @@ pub struct ExpertStore {
 impl ExpertStore {
     pub fn new(compiled: &Compiled, max_tokens: usize) -> Result<Self> {
         let (mut top_k, mut scores, mut count, mut inner, mut width) = (0, 0, 0, 0, 0);
+        let mut apart = (0, 0);
         for phase in &compiled.phases {
             if let Phase::Group(of) = phase {
                 top_k = top_k.max(of.router.top_k);
@@ -57,6 +61,9 @@ impl ExpertStore {
                 count = count.max(of.count);
                 inner = inner.max(of.inner);
                 width = width.max(of.width);
+                if of.up_kind != of.x_kind {
+                    apart = (apart.0.max(of.width), apart.1.max(of.inner));
+                }
             }
         }
         let slots = max_tokens * top_k;
@@ -73,6 +80,8 @@ impl ExpertStore {
                 acts: ActStore::new(slots, width)?,
                 inner_acts: ActStore::new(slots, inner)?,
                 inner: Aligned::zeroed(slots.checked_mul(inner)?)?,
+                up_acts: ActStore::new(slots, apart.0)?,
+                ups: Aligned::zeroed(slots.checked_mul(apart.1)?)?,
                 out: Aligned::zeroed(slots.checked_mul(width)?)?,
             })
         };
@@ -109,6 +118,8 @@ impl ExpertStore {
             acts: self.acts.shared(),
             inner_acts: self.inner_acts.shared(),
             inner: self.inner.shared(),
+            up_acts: self.up_acts.shared(),
+            ups: self.ups.shared(),
             out: self.out.shared(),
         }
     }
@@ -129,6 +140,8 @@ pub struct SharedExperts<'a> {
     acts: SharedActs<'a>,
     inner_acts: SharedActs<'a>,
     inner: Shared<'a, f32>,
+    up_acts: SharedActs<'a>,
+    ups: Shared<'a, f32>,
     out: Shared<'a, f32>,
 }
 
@@ -211,14 +224,30 @@ impl<'a> SharedExperts<'a> {
         window.copy_from_slice(&[0, active[0]]);
     }
 
-    pub fn spread(&self, of: &Experts, x: &SharedActs, slots: Range<usize>) {
-        for slot in slots {
+    /// Copies what was prepared of x to the slots, and prepares what ups take where that is something else; the first
+    /// token of those that are not finite.
+    pub fn spread(
+        &self,
+        of: &Experts,
+        table: &KernelTable,
+        acts: &SharedActs,
+        x: Shared<f32>,
+        slots: Range<usize>,
+    ) -> Option<usize> {
+        let bad = slots.filter_map(|slot| {
             // SAFETY: the slot belongs to this item; x and the grouping were written in earlier phases.
             unsafe {
                 let token = self.token_of.read(slot..slot + 1)[0] as usize;
-                self.acts.copy_row(of.x_kind, of.width, slot, x, token);
+                self.acts.copy_row(of.x_kind, of.width, slot, acts, token);
+                if of.up_kind == of.x_kind {
+                    return None;
+                }
+                let x = x.read(token * of.width..(token + 1) * of.width);
+                let up_acts = self.up_acts.row(of.up_kind, slot, of.width);
+                (table.prepare)(of.up_kind, x, up_acts).err().map(|NonFinite| token)
             }
-        }
+        });
+        bad.min()
     }
 
     /// Which of the experts in use are computed.
@@ -257,22 +286,30 @@ impl<'a> SharedExperts<'a> {
         units: Range<usize>,
         streams: &mut Streams,
     ) -> Result<()> {
-        self.each_expert(units, weights.expert_tiles(of.gate).0, |expert, tiles, slots| {
+        self.each_expert(units, weights.expert_tiles(of.gate.tensor).0, |expert, tiles, slots| {
             let biases = [of.gate_bias, of.up_bias].map(|bias| bias_of(weights, bias, expert, of.inner));
             // SAFETY: spread in an earlier phase.
             let acts = unsafe { self.acts.all(of.x_kind, slots.end, of.width) };
             let place = weights.expert(of.mixture, [of.gate, of.up], expert);
             place.each_part(tiles, streams, |[gate, up], tiles, before| {
-                (table.glu)(&GluJob {
+                let first = slots.start * of.inner + before * LANES;
+                let job = GluJob {
                     gate,
                     up,
                     biases: biases.map(|bias| bias.map(|bias| &bias[before * LANES..])),
                     tiles,
                     acts: acts.part(slots.start, slots.len()),
                     activation: of.activation,
-                    out: self.inner.from(slots.start * of.inner + before * LANES),
+                    out: self.inner.from(first),
                     width: of.inner,
-                });
+                };
+                if of.up_kind == of.x_kind {
+                    (table.glu)(&job);
+                } else {
+                    // SAFETY: spread in an earlier phase.
+                    let up_acts = unsafe { self.up_acts.all(of.up_kind, slots.end, of.width) };
+                    glu_apart(table, &job, up_acts.part(slots.start, slots.len()), self.ups.from(first));
+                }
             })
         })
     }
@@ -302,7 +339,7 @@ impl<'a> SharedExperts<'a> {
         units: Range<usize>,
         streams: &mut Streams,
     ) -> Result<()> {
-        self.each_expert(units, weights.expert_tiles(of.down).0, |expert, tiles, slots| {
+        self.each_expert(units, weights.expert_tiles(of.down.tensor).0, |expert, tiles, slots| {
             let bias = bias_of(weights, of.down_bias, expert, of.width);
             // SAFETY: prepared in an earlier phase.
             let acts = unsafe { self.inner_acts.all(of.inner_kind, slots.end, of.inner) };
@@ -339,7 +376,23 @@ impl<'a> SharedExperts<'a> {
     }
 }
 
+/// A job whose matrices take different activations: each is multiplied by itself, the products of `up` beside.
+fn glu_apart(table: &KernelTable, job: &GluJob, up_acts: Acts, ups: Shared<f32>) {
+    let GluJob { gate, up, biases, ref tiles, acts, activation, out, width } = *job;
+    let multiply = |weight, acts, bias, out| {
+        (table.linear)(&LinearJob { weight, tiles: tiles.clone(), acts, bias, add: false, out, width });
+    };
+    multiply(gate, acts, biases[0], out);
+    multiply(up, up_acts, biases[1], ups);
+    for row in 0..acts.count / acts.kind.columns() {
+        let part = row * width + tiles.start * LANES..row * width + (tiles.end * LANES).min(gate.rows());
+        // SAFETY: rows of the job's tiles belong to it alone.
+        let (gates, ups) = unsafe { (out.write(part.clone()), ups.read(part)) };
+        (table.gate_rows)(activation, gates, ups);
+    }
+}
+
 /// An expert's part of the biases of all.
-fn bias_of(weights: &Weights, bias: Option<usize>, expert: usize, len: usize) -> Option<&[f32]> {
-    bias.map(|bias| &weights.vector(bias)[expert * len..(expert + 1) * len])
+fn bias_of(weights: &Weights, bias: Option<Parts>, expert: usize, len: usize) -> Option<&[f32]> {
+    bias.map(|bias| &weights.vector(bias.tensor)[bias.of(expert) * len..][..len])
 }

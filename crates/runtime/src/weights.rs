@@ -1,6 +1,6 @@
 //! The plan's tensors, packed straight from where their bytes come from.
 
-use crate::compile::{Compiled, Use};
+use crate::compile::{Compiled, Parts, Use};
 use crate::demand::Demand;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Tensor};
@@ -112,11 +112,11 @@ impl Weights {
         }
     }
 
-    /// Matrices of an expert, of tensors of one mixture, or where they are read from.
-    pub fn expert<const N: usize>(&self, mixture: usize, ids: [usize; N], expert: usize) -> Place<'_, N> {
+    /// Matrices of an expert of a mixture, or where they are read from.
+    pub fn expert<const N: usize>(&self, mixture: usize, of: [Parts; N], expert: usize) -> Place<'_, N> {
         match &self.demand {
-            Some(demand) => demand.place(mixture, ids, expert),
-            None => Place::Memory(ids.map(|id| &self.experts(id)[expert])),
+            Some(demand) => demand.place(mixture, of, expert),
+            None => Place::Memory(of.map(|of| &self.experts(of.tensor)[of.of(expert)])),
         }
     }
 

@@ -749,17 +749,105 @@ fn gates_and_ups_that_take_different_activations_are_multiplied_apart() {
     assert!((0..results.len()).all(|i| !results[..i].contains(&results[i])));
 }
 
+/// [`mixture`] with a gate and an up stack of these types.
+fn mixture_of(gate: &str, up: &str) -> Value {
+    let mut plan = mixture();
+    for tensor in plan["tensors"].as_array_mut().unwrap() {
+        match tensor["name"].as_str().unwrap() {
+            "gate" => tensor["type"] = json!(gate),
+            "up" => tensor["type"] = json!(up),
+            _ => {}
+        }
+    }
+    plan
+}
+
 #[test]
-fn experts_whose_gates_and_ups_take_different_activations_are_refused_by_name() {
-    for name in ["gate", "up"] {
+fn gates_and_ups_of_experts_that_take_different_activations_are_multiplied_apart() {
+    let prompt = tokens(20);
+    let run = |model: &Model, chunk: usize, step: &dyn Fn(&Model, u32, &[u32]) -> Vec<u32>| -> Vec<u32> {
+        let sequence = model.create_sequence(None).unwrap();
+        prompt.chunks(chunk).flat_map(|part| step(model, sequence, part)).collect()
+    };
+    let mut results = Vec::new();
+    for (gate, up) in [("F16", "Q8_0"), ("Q8_0", "F16"), ("BF16", "F16")] {
+        let plan = mixture_of(gate, up);
+        let scalar = run(&loaded(&plan, available().len() - 1, 1), 20, &logits);
+        for (isa, table) in available().iter().enumerate() {
+            for (threads, chunk) in [(1, 1), (3, 20), (2, 7)] {
+                let text = format!("{gate} {up}, {}, chunks of {chunk}", table.isa);
+                assert!(run(&loaded(&plan, isa, threads), chunk, &logits) == scalar, "{text}");
+                for slots in [1, 9] {
+                    let open: &dyn Fn(Mixed) -> Mixed = &|inner| inner;
+                    let read = on_demand(&plan, isa, threads, EXPERT_BYTES * slots, Some(open));
+                    assert!(run(&read, chunk, &logits) == scalar, "{text}, {slots} slots");
+                    let supplied = on_demand::<Mixed>(&plan, isa, threads, EXPERT_BYTES * slots, None);
+                    let step =
+                        |model: &Model, sequence, part: &[u32]| supplied_logits(&plan, model, sequence, part);
+                    assert!(run(&supplied, chunk, &step) == scalar, "{text}, {slots} slots supplied");
+                }
+            }
+        }
+        results.push(scalar);
+    }
+    // Each has other weights or other activations.
+    assert!((0..results.len()).all(|i| !results[..i].contains(&results[i])));
+}
+
+/// Ones, but for this tensor of F32 a million.
+struct Loud(Mixed, bool);
+
+impl TensorReader for Loud {
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), String> {
+        self.0.read(offset, to)?;
+        if self.1 {
+            to.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&1e6f32.to_le_bytes()));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn activations_too_large_for_the_ups_of_experts_alone_end_the_step() {
+    // F32 takes any number, BF16 those of a million, F16 none.
+    for (up, fits) in [("F16", false), ("BF16", true)] {
+        let mut plan = mixture_of("F32", up);
+        let tensors = plan["tensors"].as_array_mut().unwrap();
+        tensors.iter_mut().find(|tensor| tensor["name"] == "down").unwrap()["type"] = json!("F32");
+        tensors.push(json!({ "name": "loud", "type": "F32", "rows": 1, "cols": WIDTH }));
+        let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
+        let ops = plan["ops"].as_array_mut().unwrap();
+        let experts = ops.iter().rposition(|op| op["op"] == "experts").unwrap();
+        ops[..experts].iter_mut().rfind(|op| op["op"] == "rms_norm").unwrap()["weight"] = json!("loud");
+        let model = build(&plan).unwrap();
+        for id in 0..types.len() {
+            let reader = Loud(Mixed(types.clone(), id), id + 1 == types.len());
+            model.load_tensor(id, &reader, 0).unwrap();
+        }
+        for count in [1, 5] {
+            let sequence = model.create_sequence(None).unwrap();
+            let tokens = &tokens(count)[..];
+            let result = model.step(&[Entry { sequence, tokens, want: Want::AllLogits }]);
+            assert_eq!(
+                result.map(|_| ()).map_err(|error| error.code),
+                if fits { Ok(()) } else { Err("NON_FINITE") }
+            );
+        }
+    }
+}
+
+#[test]
+fn gates_and_ups_in_one_tensor_must_be_of_twice_as_many_matrices() {
+    for (experts, fits) in [(64, true), (32, false), (63, false)] {
         let mut plan = mixture();
         let tensors = plan["tensors"].as_array_mut().unwrap();
-        tensors.iter_mut().find(|tensor| tensor["name"] == name).unwrap()["type"] = json!("Q8_0");
-        let error = build(&plan).map(|_| ()).unwrap_err();
-        assert_eq!(error.code, "UNSUPPORTED_FEATURE");
-        let types =
-            if name == "gate" { ["gate is Q8_0", "up is F16"] } else { ["gate is F16", "up is Q8_0"] };
-        assert!(types.into_iter().all(|of| error.message.contains(of)), "{error}");
+        tensors.retain(|tensor| tensor["name"] != "up");
+        tensors.iter_mut().find(|tensor| tensor["name"] == "gate").unwrap()["experts"] = json!(experts);
+        for op in plan["ops"].as_array_mut().unwrap().iter_mut().filter(|op| op["op"] == "experts") {
+            op["up"] = json!("gate");
+        }
+        let code = build(&plan).map(|_| ()).map_err(|error| error.code);
+        assert_eq!(code, if fits { Ok(()) } else { Err("PLAN_INVALID") }, "{experts}");
     }
 }
 
@@ -812,12 +900,12 @@ const EXPERT_BYTES: usize = 2 * 2 * (2 * 48 * WIDTH + 32 * 40);
 
 /// A mixture of which so many bytes of experts fit into memory; attached to readers that `open` gives, or to the caller.
 fn on_demand<R: TensorReader + Send + 'static>(
+    value: &Value,
     isa: usize,
     threads: usize,
     expert_memory: usize,
     open: Option<&dyn Fn(Mixed) -> R>,
 ) -> Model {
-    let value = mixture();
     let types: Vec<String> =
         value["tensors"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap().into()).collect();
     let plan = Plan::parse(value.to_string().as_bytes()).unwrap();
@@ -836,9 +924,8 @@ fn on_demand<R: TensorReader + Send + 'static>(
 }
 
 /// The logits of a step whose experts this function supplies.
-fn supplied_logits(model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
-    let value = mixture();
-    let tensors = value["tensors"].as_array().unwrap();
+fn supplied_logits(plan: &Value, model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
+    let tensors = plan["tensors"].as_array().unwrap();
     let types: Vec<String> = tensors.iter().map(|t| t["type"].as_str().unwrap().into()).collect();
     loop {
         match model.advance(&[Entry { sequence, tokens, want: Want::AllLogits }]).unwrap() {
@@ -848,9 +935,11 @@ fn supplied_logits(model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
             },
             Progress::Needs(wanted) => {
                 for wanted in wanted {
-                    let bytes = 2 * 40 * WIDTH;
+                    let [rows, cols] =
+                        ["rows", "cols"].map(|of| tensors[wanted.tensor][of].as_u64().unwrap() as usize);
+                    let bytes = rows * Format::by_name(&types[wanted.tensor]).unwrap().row_bytes(cols);
                     let mut data = vec![0; bytes];
-                    let at = (wanted.expert * bytes) as u64;
+                    let at = (wanted.matrix * bytes) as u64;
                     Mixed(types.clone(), wanted.tensor).read(at, &mut data).unwrap();
                     model.supply(wanted, &data).unwrap();
                 }
@@ -861,7 +950,7 @@ fn supplied_logits(model: &Model, sequence: u32, tokens: &[u32]) -> Vec<u32> {
 
 #[test]
 fn experts_on_demand_change_no_result() {
-    let prompt = tokens(60);
+    let (prompt, plan) = (tokens(60), mixture());
     let whole = mixture_on(available().len() - 1, 1);
     let want = logits(&whole, whole.create_sequence(None).unwrap(), &prompt);
     for isa in 0..available().len() {
@@ -869,12 +958,14 @@ fn experts_on_demand_change_no_result() {
             for readers in [true, false] {
                 let open = |inner| Announced { inner, stretches: Mutex::default() };
                 let open = readers.then_some(&open as &dyn Fn(Mixed) -> Announced);
-                let model = on_demand(isa, 1 + slots % 3, EXPERT_BYTES * slots, open);
+                let model = on_demand(&plan, isa, 1 + slots % 3, EXPERT_BYTES * slots, open);
                 for chunk in [1, 7, 60] {
                     let sequence = model.create_sequence(None).unwrap();
-                    let run = if readers { logits } else { supplied_logits };
-                    let got: Vec<u32> =
-                        prompt.chunks(chunk).flat_map(|part| run(&model, sequence, part)).collect();
+                    let run = |part| match readers {
+                        true => logits(&model, sequence, part),
+                        false => supplied_logits(&plan, &model, sequence, part),
+                    };
+                    let got: Vec<u32> = prompt.chunks(chunk).flat_map(run).collect();
                     assert!(got == want, "{} with {slots} slots, chunks of {chunk}", available()[isa].isa);
                 }
             }
@@ -905,7 +996,7 @@ fn a_step_whose_experts_cannot_be_read_fails_as_a_whole() {
     let want = logits(&whole, whole.create_sequence(None).unwrap(), &prompt);
     let reads = Arc::new(AtomicUsize::new(usize::MAX));
     let open = |inner| Breakable { inner, reads: Arc::clone(&reads) };
-    let model = on_demand(0, 2, EXPERT_BYTES * 4, Some(&open));
+    let model = on_demand(&mixture(), 0, 2, EXPERT_BYTES * 4, Some(&open));
     let sequence = model.create_sequence(None).unwrap();
     let mut got = logits(&model, sequence, &prompt[..20]);
     // Slots are full now: some experts are read into them, others while they are multiplied, gate, up and down.
