@@ -3,11 +3,11 @@ import type { Plan } from '../plan/types.js';
 import { type Part, readPart } from './read-ahead.js';
 import type { TensorPlacement } from './types.js';
 
-/** How far a step came: it is done, or needs matrix i: number `experts[i]` of those of tensor `tensors[i]`. */
+/** How far a step came: it is done, or needs matrix `matrices[i]` of tensor `tensors[i]`, for each i. */
 export interface StepProgress<T> {
   readonly outputs?: T | null;
   readonly tensors: Uint32Array;
-  readonly experts: Uint32Array;
+  readonly matrices: Uint32Array;
 }
 
 /** Reads the matrices that a step needs and supplies them; ends early, without an error, once `signal` is aborted. */
@@ -43,20 +43,20 @@ export async function stepWithExperts<T>(
 export function expertReader(
   plan: Plan,
   sources: ReadonlyMap<number, TensorPlacement>,
-  supply: (tensor: number, expert: number, bytes: Uint8Array) => Promise<void>,
+  supply: (tensor: number, matrix: number, bytes: Uint8Array) => Promise<void>,
 ): BringExperts {
   const idle: ArrayBuffer[] = [];
-  const partOf = (tensor: number, expert: number) => matrixOf(plan, sources, tensor, expert);
+  const partOf = (tensor: number, matrix: number) => matrixOf(plan, sources, tensor, matrix);
 
-  async function bringOne(tensor: number, expert: number, signal: AbortSignal): Promise<void> {
-    const part = partOf(tensor, expert);
+  async function bringOne(tensor: number, matrix: number, signal: AbortSignal): Promise<void> {
+    const part = partOf(tensor, matrix);
     // A source that does not know signals may go on: what it gives then is nobody's.
     const bytes = await settled(readPart(part, idle, signal), signal);
-    await supply(tensor, expert, bytes);
+    await supply(tensor, matrix, bytes);
     if (part.source.readInto !== undefined) idle.push(bytes.buffer);
   }
 
-  return async ({ tensors, experts }, signal) => {
+  return async ({ tensors, matrices }, signal) => {
     const stop = new AbortController();
     const abort = () => stop.abort(signal.reason);
     signal.addEventListener('abort', abort, { once: true });
@@ -68,7 +68,7 @@ export function expertReader(
     const work = async (): Promise<void> => {
       try {
         for (let i = next++; i < tensors.length && !stop.signal.aborted; i = next++)
-          await bringOne(tensors[i] ?? 0, experts[i] ?? 0, stop.signal);
+          await bringOne(tensors[i] ?? 0, matrices[i] ?? 0, stop.signal);
       } catch (error) {
         failures.push(error);
         stop.abort(error);
@@ -84,11 +84,11 @@ function matrixOf(
   plan: Plan,
   sources: ReadonlyMap<number, TensorPlacement>,
   tensor: number,
-  expert: number,
+  matrix: number,
 ): Part {
   const placement = sources.get(tensor);
   if (placement === undefined) throw new Error(`tensor ${tensor} has no source`);
   const { source, offset, bytes } = placement;
   const length = bytes / (plan.tensors[tensor]?.experts ?? 1);
-  return { tensor, source, offset: offset + expert * length, length };
+  return { tensor, source, offset: offset + matrix * length, length };
 }

@@ -42,7 +42,7 @@ export interface RuntimeModel {
   isOnDemand?(id: number): boolean;
   /** Their source is one that JavaScript reads: steps ask for them. */
   attachTensor?(id: number): void;
-  supply?(tensor: number, expert: number, bytes: Uint8Array): Promise<void>;
+  supply?(tensor: number, matrix: number, bytes: Uint8Array): Promise<void>;
   dispose(): Promise<void>;
 }
 
@@ -64,8 +64,8 @@ const PROGRESS_MS = 100;
 /** A model of the runtime behind the interface of all backends. */
 export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo): BackendModel {
   const onDemand = new Map<number, TensorPlacement>();
-  const bring = expertReader(plan, onDemand, (tensor, expert, bytes) =>
-    translateAsync(async () => model.supply?.(tensor, expert, bytes)),
+  const bring = expertReader(plan, onDemand, (tensor, matrix, bytes) =>
+    translateAsync(async () => model.supply?.(tensor, matrix, bytes)),
   );
   /** The step in progress, and what tells it that a sequence of it was freed. */
   let current: { readonly sequences: ReadonlySet<number>; readonly stop: AbortController } | undefined;

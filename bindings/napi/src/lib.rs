@@ -82,9 +82,9 @@ pub struct ExpertCounts {
 pub struct StepProgress {
     /// One for each entry; absent where the step is not done.
     pub outputs: Option<Vec<StepOutput>>,
-    /// What must be supplied first: matrix i is of expert `experts[i]` of tensor `tensors[i]`.
+    /// What must be supplied first: matrix `matrices[i]` of the experts of tensor `tensors[i]`.
     pub tensors: Uint32Array,
-    pub experts: Uint32Array,
+    pub matrices: Uint32Array,
 }
 
 #[napi]
@@ -420,7 +420,7 @@ fn progress_for_js(progress: Progress) -> StepProgress {
     StepProgress {
         outputs,
         tensors: wanted.iter().map(|wanted| wanted.tensor as u32).collect::<Vec<_>>().into(),
-        experts: wanted.iter().map(|wanted| wanted.matrix as u32).collect::<Vec<_>>().into(),
+        matrices: wanted.iter().map(|wanted| wanted.matrix as u32).collect::<Vec<_>>().into(),
     }
 }
 

@@ -18,7 +18,7 @@ export interface Glue {
   isOnDemand(id: number): boolean;
   attachTensor(id: number): void;
   /** Copies the bytes of a matrix of an expert that a step needs, for `packStaged`. */
-  stage(tensor: number, expert: number, bytes: Uint8Array): void;
+  stage(tensor: number, matrix: number, bytes: Uint8Array): void;
   /** Packs the matrix that was staged first, on all threads. */
   packStaged(): void;
   createSequence(settings?: RuntimeSettings): number;
@@ -41,7 +41,7 @@ export interface GlueStart {
   readonly thread_stack_size?: number;
 }
 
-/** What the entries of a step give; or, until it is done, the matrices it needs: tensor and expert of each. */
+/** What the entries of a step give; or, until it is done, the matrices it needs: the tensor of each, and which of its matrices. */
 export type StepAnswer = StepValue[] | Uint32Array;
 
 /** What an entry of a step gives: nothing, a sampled token, or logits or hidden states. */

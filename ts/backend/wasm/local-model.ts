@@ -53,13 +53,13 @@ export function crashed(memoryBytes: number, cause: unknown): FrugalError {
 
 export interface LocalModel extends RuntimeModel {
   /** Copies an expert's bytes into the model's memory, where they wait to be packed. */
-  stage(tensor: number, expert: number, bytes: Uint8Array): void;
+  stage(tensor: number, matrix: number, bytes: Uint8Array): void;
 }
 
 /** A model that computes on the calling thread: a step holds it, and other tasks get their turn between steps. */
 export function localModel(glue: Glue, watch: Watch): LocalModel {
-  const stage = (tensor: number, expert: number, bytes: Uint8Array) =>
-    watch(() => glue.stage(tensor, expert, bytes));
+  const stage = (tensor: number, matrix: number, bytes: Uint8Array) =>
+    watch(() => glue.stage(tensor, matrix, bytes));
   return {
     threads: watch(() => glue.threads()),
     weightBytes: watch(() => glue.weightBytes()),
@@ -70,9 +70,9 @@ export function localModel(glue: Glue, watch: Watch): LocalModel {
     isOnDemand: (id) => watch(() => glue.isOnDemand(id)),
     attachTensor: (id) => watch(() => glue.attachTensor(id)),
     stage,
-    async supply(tensor, expert, bytes) {
+    async supply(tensor, matrix, bytes) {
       await nextTurn();
-      stage(tensor, expert, bytes);
+      stage(tensor, matrix, bytes);
       watch(() => glue.packStaged());
     },
     createSequence: (settings) => watch(() => glue.createSequence(settings)),
@@ -97,7 +97,7 @@ export function localModel(glue: Glue, watch: Watch): LocalModel {
 
 export function progressOf(answer: StepAnswer): StepResult[] | StepProgress<StepResult[]> {
   if (!Array.isArray(answer))
-    return { tensors: answer.filter((_, i) => i % 2 === 0), experts: answer.filter((_, i) => i % 2 === 1) };
+    return { tensors: answer.filter((_, i) => i % 2 === 0), matrices: answer.filter((_, i) => i % 2 === 1) };
   return answer.map((value) => {
     if (value === undefined) return {};
     return typeof value === 'number' ? { token: value } : { values: value };

@@ -38,8 +38,8 @@ export async function threadedModel(
     ...local,
     step: async (sequences, counts, tokens, wants) =>
       progressOf((await crew.ask({ type: 'step', sequences, counts, tokens, wants })) ?? []),
-    async supply(tensor, expert, bytes) {
-      local.stage(tensor, expert, bytes);
+    async supply(tensor, matrix, bytes) {
+      local.stage(tensor, matrix, bytes);
       await crew.ask({ type: 'pack' });
     },
     dispose() {
