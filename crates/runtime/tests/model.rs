@@ -765,26 +765,22 @@ fn mixture_of(gate: &str, up: &str) -> Value {
 #[test]
 fn gates_and_ups_of_experts_that_take_different_activations_are_multiplied_apart() {
     let prompt = tokens(20);
-    let run = |model: &Model, chunk: usize, step: &dyn Fn(&Model, u32, &[u32]) -> Vec<u32>| -> Vec<u32> {
+    let run = |plan: &Value, model: Model, chunk: usize| -> Vec<u32> {
         let sequence = model.create_sequence(None).unwrap();
-        prompt.chunks(chunk).flat_map(|part| step(model, sequence, part)).collect()
+        prompt.chunks(chunk).flat_map(|part| supplied_logits(plan, &model, sequence, part)).collect()
     };
     let mut results = Vec::new();
     for (gate, up) in [("F16", "Q8_0"), ("Q8_0", "F16"), ("BF16", "F16")] {
         let plan = mixture_of(gate, up);
-        let scalar = run(&loaded(&plan, available().len() - 1, 1), 20, &logits);
+        let scalar = run(&plan, loaded(&plan, available().len() - 1, 1), 20);
         for (isa, table) in available().iter().enumerate() {
             for (threads, chunk) in [(1, 1), (3, 20), (2, 7)] {
                 let text = format!("{gate} {up}, {}, chunks of {chunk}", table.isa);
-                assert!(run(&loaded(&plan, isa, threads), chunk, &logits) == scalar, "{text}");
-                for slots in [1, 9] {
-                    let open: &dyn Fn(Mixed) -> Mixed = &|inner| inner;
-                    let read = on_demand(&plan, isa, threads, EXPERT_BYTES * slots, Some(open));
-                    assert!(run(&read, chunk, &logits) == scalar, "{text}, {slots} slots");
-                    let supplied = on_demand::<Mixed>(&plan, isa, threads, EXPERT_BYTES * slots, None);
-                    let step =
-                        |model: &Model, sequence, part: &[u32]| supplied_logits(&plan, model, sequence, part);
-                    assert!(run(&supplied, chunk, &step) == scalar, "{text}, {slots} slots supplied");
+                assert!(run(&plan, loaded(&plan, isa, threads), chunk) == scalar, "{text}");
+                let open: &dyn Fn(Mixed) -> Mixed = &|inner| inner;
+                for (slots, open) in [(1, Some(open)), (9, Some(open)), (1, None), (9, None)] {
+                    let model = on_demand(&plan, isa, threads, EXPERT_BYTES * slots, open);
+                    assert!(run(&plan, model, chunk) == scalar, "{text}, {slots} slots");
                 }
             }
         }
