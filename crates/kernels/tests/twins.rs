@@ -317,6 +317,28 @@ fn bytes_of_any_size_with_many_columns() {
     }
 }
 
+/// Files may have them: the row's products are infinite, and those of the rows beside it what they were.
+#[test]
+fn an_infinite_scale() {
+    let mut random = Random(57);
+    let (rows, cols) = (LANES + 5, 32 * 37);
+    for format in [Format::Q4_0, Format::Q8_0] {
+        let mut source: Vec<u8> = (0..rows * 37).flat_map(|_| random.file_block(format)).collect();
+        let at = (3 * 37 + 33) * format.block_bytes();
+        source[at..at + 2].copy_from_slice(&0x7c00_u16.to_le_bytes());
+        let w = packed(format, rows, cols, &source);
+        for (count, precise) in [(1, false), (1, true), (2, false), (5, false)] {
+            let (x, start) = (random.floats(cols * count), vec![0.0; rows * count]);
+            let want = run_linear(scalar(), &w, &x, precise, None, &start);
+            assert!(want.iter().enumerate().all(|(i, y)| y.is_infinite() == (i % rows == 3)), "{want:?}");
+            for table in fast() {
+                let got = run_linear(table, &w, &x, precise, None, &start);
+                assert_eq!(bits(&got), bits(&want), "{} {format:?} {count}", table.isa);
+            }
+        }
+    }
+}
+
 #[test]
 fn non_finite_activations_are_reported() {
     for table in available() {

@@ -249,7 +249,7 @@ pub trait Simd: Words {
     fn prefetch_write<T>(self, _: *const T) {}
 
     /// A tile of blocks of 32 with an F16 scale each, times C columns, in a loop of the ISA's own where it has a better
-    /// one than blocks one by one.
+    /// one for this tile than blocks one by one.
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[Self::F; C]> {
         None

@@ -455,7 +455,7 @@ impl<D: Dots> Wasm<D> {
 impl Dots for WordDots {
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
-        matches!(V::LAYOUT, Layout::Bytes).then(|| multiply_all::<Whole, C>(tile, x))
+        if matches!(V::LAYOUT, Layout::Bytes) { multiply_all::<Whole, C>(tile, x) } else { None }
     }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
@@ -553,12 +553,18 @@ impl Widening {
 
     #[inline(always)]
     pub(super) fn widen(self, from: &[u16; LANES]) -> F32x16 {
+        self.widen_finite(from).unwrap_or_else(|| load_quads(&widen_each(from)))
+    }
+
+    /// None where a number is infinite or NaN.
+    #[inline(always)]
+    pub(super) fn widen_finite(self, from: &[u16; LANES]) -> Option<F32x16> {
         let [low, high] = load_halves(from);
         if v128_any_true(v128_or(self.not_finite(low), self.not_finite(high))) {
-            return load_quads(&widen_each(from));
+            return None;
         }
         let ([a, b], [c, d]) = (moved(low, self.upper), moved(high, self.upper));
-        [a, b, c, d].map(|moved| f32x4_mul(moved, self.factor))
+        Some([a, b, c, d].map(|moved| f32x4_mul(moved, self.factor)))
     }
 
     /// Not zero where a number is infinite or NaN.

@@ -5,7 +5,7 @@
 //! constants are hidden from both, and a round of a loop, whose length LLVM does not know, is 64 bytes of weights: they
 //! are read in order, and the sums of 16 rows and two columns stay in registers.
 
-use super::wasm::{F32x16, Widening, store_quads};
+use super::wasm::{F32x16, Widening};
 use super::{ActBlock, LANES};
 use crate::packed::{Layout, group_of};
 use std::arch::wasm32::*;
@@ -142,68 +142,66 @@ const SCALES: usize = LANES * 2;
 /// Blocks of a group.
 const GROUP: usize = group_of(SCALES);
 
-/// A tile times C columns, two at a time.
+/// A tile times C columns, two at a time. None where a scale is not finite.
 #[inline(always)]
-pub fn multiply_all<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F32x16; C] {
+pub fn multiply_all<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
     if C == 1 {
-        let [sums] = multiply::<L, 1>(tile, [x[0]]);
-        return [sums; C];
+        let [sums] = multiply::<L, 1>(tile, [x[0]])?;
+        return Some([sums; C]);
     }
     let mut sums = [[f32x4_splat(0.0); 4]; C];
     for (sums, x) in sums.as_chunks_mut::<2>().0.iter_mut().zip(x.as_chunks::<2>().0) {
-        *sums = multiply::<L, 2>(tile, *x);
+        *sums = multiply::<L, 2>(tile, *x)?;
     }
-    sums
+    Some(sums)
 }
 
-/// A tile times C columns. (A function of its own: within a larger one V8 keeps less in registers.)
+/// A tile times C columns. (A function of its own: within a larger one V8 keeps less in registers.) None where a scale
+/// is not finite: a call that widens it, however rare, would have the sums stored and loaded around it.
 #[inline(never)]
-pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> [F32x16; C] {
+pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
     let blocks = x[0].len();
     let block_bytes = const { L::LAYOUT.bytes() };
     // Tiles end on cache lines.
     assert!(tile.len() >= blocks * (SCALES + block_bytes) && x.iter().all(|x| x.len() == blocks));
     let (line, widening, bytes) = (L::new(), Widening::new(kept), black_box(block_bytes));
-    let mut scales = [[0.0; LANES]; GROUP];
     let mut sums = [[f32x4_splat(0.0); 4]; C];
     let (mut at, mut x) = (tile.as_ptr(), x.map(<[ActBlock]>::as_ptr));
     let mut left = blocks;
     while left > 0 {
         let count = left.min(GROUP);
-        for scales in &mut scales[..count] {
-            // SAFETY: the tile has so many bytes, and scales are on even ones.
-            let wide = widening.widen(unsafe { &*at.cast() });
-            store_quads(wide, scales);
-            at = at.wrapping_add(SCALES);
-        }
-        let mut scales = scales.as_ptr();
+        let mut scales = at;
+        at = at.wrapping_add(count * SCALES);
         let end = at.wrapping_add(count * bytes);
         while at != end {
             // SAFETY: the length was checked for so many blocks, of the tile and of the columns.
-            unsafe { add_block(line, &mut sums, at, bytes, &*scales, x) };
+            if !unsafe { add_block(line, &mut sums, at, bytes, (widening, scales), x) } {
+                return None;
+            }
             at = at.wrapping_add(bytes);
-            scales = scales.wrapping_add(1);
+            scales = scales.wrapping_add(SCALES);
             x = x.map(|x| x.wrapping_add(1));
         }
         left -= count;
     }
-    sums
+    Some(sums)
 }
 
-/// Adds the products of a block of `bytes` bytes.
+/// Adds the products of a block of `bytes` bytes. Its scales are widened here, not for a group of blocks before: stored and
+/// loaded again they would take eight accesses more, of which Deno checks each. False, and nothing is added, where one is not finite.
 ///
 /// # Safety
-/// `w` and `x` point to a block of the weights and of each column.
+/// `w` and `x` point to a block of the weights and of each column, `scales` to the block's, on an even address.
 #[inline(always)]
 unsafe fn add_block<L: Line, const C: usize>(
     line: L,
     sums: &mut [F32x16; C],
     w: *const u8,
     bytes: usize,
-    scales: &[f32; LANES],
+    (widening, scales): (Widening, *const u8),
     x: [*const ActBlock; C],
-) {
-    let mut dots = [[scales_of(scales, 0); C]; 4];
+) -> bool {
+    let mut dots = [[f32x4_splat(0.0); C]; 4];
     let mut values = [w; C];
     for c in 0..C {
         let column: *const u8 = x[c].cast();
@@ -226,18 +224,22 @@ unsafe fn add_block<L: Line, const C: usize>(
             *value = value.wrapping_add(4);
         }
     }
+    // SAFETY: the caller's promise.
+    let Some(scales) = widening.widen_finite(unsafe { &*scales.cast() }) else { return false };
     for c in 0..C {
         // SAFETY: the caller's promise.
         let d_x = unsafe { broadcast(x[c].cast()) };
         for quad in 0..4 {
-            let t = f32x4_mul(scales_of(scales, quad), d_x);
+            let t = f32x4_mul(scales[quad], d_x);
             let dots = f32x4_convert_i32x4(line.finish(dots[quad][c]));
             sums[c][quad] = f32x4_add(sums[c][quad], f32x4_mul(t, dots));
         }
     }
+    true
 }
 
-/// Those of four rows.
+/// Four rows' of a block's unpacked scales.
+#[cfg(target_feature = "relaxed-simd")]
 #[inline(always)]
 fn scales_of(scales: &[f32; LANES], quad: usize) -> v128 {
     // SAFETY: within the array, and no alignment is needed.

@@ -113,8 +113,8 @@ impl Dots for PairDots {
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
         match (V::LAYOUT, V::OFFSET) {
-            (Layout::Four, 8) => Some(multiply_all::<Nibbles, C>(tile, x)),
-            (Layout::Bytes, _) => Some(multiply_all::<Whole, C>(tile, x)),
+            (Layout::Four, 8) => multiply_all::<Nibbles, C>(tile, x),
+            (Layout::Bytes, _) => multiply_all::<Whole, C>(tile, x),
             _ => None,
         }
     }
