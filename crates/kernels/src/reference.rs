@@ -2,7 +2,7 @@
 //! a time, written from the numerics contract and the format definitions.
 
 use crate::acts::{ActRow, NonFinite};
-use crate::exp::{clamped_swiglu, exp, gelu, silu};
+use crate::exp::{clamped_swiglu, exp, gelu, power, silu};
 use crate::float16::{f16_to_f32, f32_to_f16, round_bf16, round_f16};
 use crate::kernels::attend::AttendScratch;
 use crate::kernels::attention::{AttendJob, BLOCK, CHUNK, CacheType, MAX_SCALE, Query, StoreJob, runs};
@@ -10,7 +10,10 @@ use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::{ActKind, Matrix};
 use crate::select::pages::{padded_dim, row_blocks};
-use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
+use crate::select::{
+    Hashing, PackedKeys, PageScores, PageVector, RowScores, SUB, SampledScores, Shrinking, SmallRow, Sums,
+    small,
+};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::view::Shared;
 use std::ops::Range;
@@ -431,19 +434,57 @@ pub fn softmax(row: &mut [[f32; LANES]]) {
     row.iter_mut().for_each(|x| *x *= by);
 }
 
-pub fn sampled_sums(job: &SampledScores, out: &mut [Sums]) {
-    for (group, out) in job.lanes.chunks_exact(job.dim).zip(out) {
+pub fn shrink_keys(job: &Shrinking, values: &mut [PageVector], scales: &mut [[f32; LANES]]) {
+    let dim = job.less.len();
+    for (sub, keys) in job.keys.chunks_exact(dim).enumerate() {
         for lane in 0..LANES {
-            let subs = job.keys.chunks_exact(job.dim);
-            let score = |sub: &[[u16; LANES]]| key_dot(sub, lane, group.iter().map(|q| q[lane])) * job.scale;
-            let scores: Vec<f32> = subs.map(score).collect();
+            let key: Vec<f32> =
+                keys.iter().zip(job.less).map(|(k, less)| f16_to_f32(k[lane]) - less).collect();
+            let largest = highest(key.iter().map(|x| x.abs()));
+            let by = if largest > 0.0 { small::MOST / largest } else { 0.0 };
+            scales[sub][lane] = largest / small::MOST;
+            for d in 0..dim.next_multiple_of(4) {
+                let byte = key.get(d).map_or(0, |x| (x * by).round_ties_even() as i32 + small::OFFSET);
+                values[sub * small::vectors(dim) + d / 4].0[lane * 4 + d % 4] = byte as u8;
+            }
+        }
+    }
+}
+
+pub fn shrink_rows(rows: &[f32], dim: usize, values: &mut [[i8; LANES]], of: &mut [SmallRow]) {
+    let vectors = padded_dim(dim) / LANES;
+    for ((row, values), of) in rows.chunks_exact(dim).zip(values.chunks_exact_mut(vectors)).zip(of) {
+        let largest = highest(row.iter().map(|q| q.abs()).chain([0.0]));
+        let by = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let values = values.as_flattened_mut();
+        values.fill(0);
+        values.iter_mut().zip(row).for_each(|(to, q)| *to = (q * by).round_ties_even() as i8);
+        let sum: i32 = values.iter().map(|&q| i32::from(q)).sum();
+        *of = SmallRow { scale: largest / 127.0, start: -small::OFFSET * sum };
+    }
+}
+
+pub fn sampled_sums(job: &SampledScores, out: &mut [Sums]) {
+    let vectors = job.keys.len() / SUB;
+    for ((group, of), out) in job.lanes.chunks_exact(vectors).zip(job.of).zip(out) {
+        for lane in 0..LANES {
+            let four = |vector: &PageVector| -> [u8; 4] { std::array::from_fn(|i| vector.0[lane * 4 + i]) };
+            let products = |key: &PageVector, query: &PageVector| -> i32 {
+                four(key).iter().zip(four(query)).map(|(&k, q)| i32::from(k) * i32::from(q as i8)).sum()
+            };
+            let start = i32::from_le_bytes(four(&of.starts));
+            let score = |sub: usize| {
+                let keys = &job.keys[sub * vectors..][..vectors];
+                let dot: i32 = keys.iter().zip(group).map(|(key, query)| products(key, query)).sum();
+                (start + dot) as f32 * (job.scales[sub][lane] * of.scales[lane])
+            };
             let in_order = |a: f32, b: f32| if a < b { (a, b) } else { (b, a) };
-            let (low, high) = in_order(scores[0], scores[1]);
-            let (other_low, other_high) = in_order(scores[2], scores[3]);
+            let (low, high) = in_order(score(0), score(1));
+            let (other_low, other_high) = in_order(score(2), score(3));
             let (between, most) = in_order(high, other_high);
             out.most[lane] = most;
-            // exp(most - most) is 1.
-            out.sum[lane] = exp(low - most) + exp(other_low - most) + exp(between - most) + 1.0;
+            // That of the highest is 1.
+            out.sum[lane] = power(low - most) + power(other_low - most) + power(between - most) + 1.0;
         }
     }
 }
@@ -454,7 +495,7 @@ pub fn add_shares(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LA
         for lane in 0..LANES {
             let of_group = || sums[group..].iter().step_by(groups);
             let most = highest(of_group().map(|of| of.most[lane]));
-            let weight = |of: &Sums| of.sum[lane] * exp(of.most[lane] - most);
+            let weight = |of: &Sums| of.sum[lane] * power(of.most[lane] - most);
             let by = real[lane] / of_group().map(weight).fold(0.0, |a, b| a + b);
             for (of, mass) in of_group().zip(mass.iter_mut()) {
                 mass[lane] += weight(of) * by;

@@ -7,7 +7,9 @@ use crate::kernels::matmul::{GluJob, LinearJob};
 use crate::kernels::rows::Activation;
 use crate::packed::ActKind;
 use crate::reference;
-use crate::select::{Hashing, PackedKeys, PageScores, RowScores, SampledScores, Sums};
+use crate::select::{
+    Hashing, PackedKeys, PageScores, PageVector, RowScores, SampledScores, Shrinking, SmallRow, Sums,
+};
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::simd::wasm;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
@@ -40,6 +42,9 @@ pub struct KernelTable {
     pub row_scores: fn(&RowScores, &mut [[f32; LANES]]),
     pub row_sums: fn(scores: &[[f32; LANES]], &mut [[f32; 2]]),
     pub softmax: fn(&mut [[f32; LANES]]),
+    /// See [`crate::select::shrink_keys`].
+    pub shrink_keys: fn(&Shrinking, values: &mut [PageVector], scales: &mut [[f32; LANES]]),
+    pub shrink_rows: ShrinkRows,
     pub sampled_sums: fn(&SampledScores, &mut [Sums]),
     pub add_shares: AddShares,
     pub buckets: fn(&Hashing, &mut [u16]),
@@ -51,6 +56,9 @@ pub struct KernelTable {
 
 /// See [`crate::select::stand_out`].
 pub type StandOut = fn(rows: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]);
+
+/// See [`crate::select::shrink_rows`].
+pub type ShrinkRows = fn(rows: &[f32], dim: usize, values: &mut [[i8; LANES]], of: &mut [SmallRow]);
 
 /// See [`crate::select::add_shares`].
 pub type AddShares = fn(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]);
@@ -73,6 +81,8 @@ static SCALAR: KernelTable = KernelTable {
     row_scores: reference::row_scores,
     row_sums: reference::row_sums,
     softmax: reference::softmax,
+    shrink_keys: reference::shrink_keys,
+    shrink_rows: reference::shrink_rows,
     sampled_sums: reference::sampled_sums,
     add_shares: reference::add_shares,
     buckets: reference::buckets,
@@ -103,6 +113,8 @@ macro_rules! isa_table {
             row_scores: $module::row_scores,
             row_sums: $module::row_sums,
             softmax: $module::softmax,
+            shrink_keys: $module::shrink_keys,
+            shrink_rows: $module::shrink_rows,
             sampled_sums: $module::sampled_sums,
             add_shares: $module::add_shares,
             buckets: $module::buckets,
@@ -148,6 +160,12 @@ macro_rules! isa_table {
             isa_table!(@entry $features,
                 row_sums(scores: &[[f32; LANES]], out: &mut [[f32; 2]]) -> (), select::row_sums);
             isa_table!(@entry $features, softmax(row: &mut [[f32; LANES]]) -> (), select::softmax);
+            isa_table!(@entry $features,
+                shrink_keys(job: &Shrinking, values: &mut [PageVector], scales: &mut [[f32; LANES]]) -> (),
+                select::shrink_keys);
+            isa_table!(@entry $features,
+                shrink_rows(rows: &[f32], dim: usize, values: &mut [[i8; LANES]], of: &mut [SmallRow]) -> (),
+                select::shrink_rows);
             isa_table!(@entry $features,
                 sampled_sums(job: &SampledScores, out: &mut [Sums]) -> (), select::sampled_sums);
             isa_table!(@entry $features,

@@ -4,9 +4,9 @@
 use kernels::float16::{f16_to_f32, f32_to_f16};
 use kernels::kernels::attention::{BLOCK, CacheType, StoreJob, key_len};
 use kernels::select::{
-    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, PackedKeys, PageScores, PageVector, Queries,
-    Rotations, RowScores, SUB, SampledScores, Sums, add_highest, antidiagonal, bounds, choose, kept_mass,
-    lsh, vertical_slash,
+    Bounds, Budget, Hashes, Hashing, Keys, LAST_QUERIES, LaneScales, PackedKeys, PageScores, PageVector,
+    Queries, Rotations, RowScores, SUB, SampledScores, Shrinking, SmallKeys, SmallRow, Sums, add_highest,
+    antidiagonal, bounds, choose, kept_mass, lsh, vertical_slash,
 };
 use kernels::simd::{ActBlock, LANES, QK};
 use kernels::table::{KernelTable, available};
@@ -98,7 +98,9 @@ fn by_antidiagonal(
     blocks: usize,
     budget: Budget,
 ) -> Vec<u32> {
-    choose(&antidiagonal(table, keys, queries, scale(keys.head_dim), blocks, STRIDE), budget)
+    let mut small = SmallKeys::default();
+    small.update(table, keys, blocks);
+    choose(&antidiagonal(table, &small, queries, scale(keys.head_dim), blocks, STRIDE), budget)
 }
 
 fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
@@ -181,12 +183,8 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (0..subs * dim).map(|_| std::array::from_fn(|_| f32_to_f16(random.normal()))).collect();
         let half = |random: &mut Random| f16_to_f32(f32_to_f16(3.0 * random.normal()));
         let queries: Vec<f32> = (0..rows * dim).map(|_| half(&mut random)).collect();
-        let lanes: Vec<[f32; LANES]> =
-            (0..rows * dim).map(|_| std::array::from_fn(|_| half(&mut random))).collect();
         let rotations: Vec<[f32; LANES]> =
             (0..rows * dim).map(|_| std::array::from_fn(|_| random.normal())).collect();
-        let real: Vec<[f32; LANES]> =
-            (0..rows).map(|_| std::array::from_fn(|lane| (lane % 3).min(1) as f32)).collect();
         let unrounded = random.normals(rows * dim + 5);
         let byte = |random: &mut Random| PageVector(std::array::from_fn(|_| random.below(256) as u8));
         let tiles: Vec<PageVector> = (0..subs * dim).map(|_| byte(&mut random)).collect();
@@ -209,15 +207,6 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (table.row_sums)(whole, &mut sums);
             let mut shares = whole.to_vec();
             (table.softmax)(&mut shares);
-            let mut sampled = vec![Sums::NONE; 3 * rows];
-            for (block, sampled) in sampled.chunks_exact_mut(rows).enumerate() {
-                let keys: Vec<_> = (0..SUB * dim).map(|i| keys[(i + block) % keys.len()]).collect();
-                let job = SampledScores { keys: &keys, dim, lanes: &lanes, scale };
-                (table.sampled_sums)(&job, sampled);
-            }
-            let before: Vec<f32> = sampled.iter().flat_map(|of| [of.most, of.sum]).flatten().collect();
-            let mut mass = vec![[0.5; LANES]; 3];
-            (table.add_shares)(&mut sampled, &real, &mut mass);
             let mut hashes = vec![0; rows * rows];
             (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &queries }, &mut hashes);
             let vectors = subs.div_ceil(2);
@@ -235,15 +224,123 @@ fn every_isa_gives_the_bits_of_the_reference() {
                 scores.as_flattened(),
                 sums.as_flattened(),
                 shares.as_flattened(),
-                &before,
             ];
-            let more = [mass.as_flattened(), paged.as_flattened(), most.as_flattened()];
+            let more = [paged.as_flattened(), most.as_flattened()];
             let floats = floats.into_iter().chain(more).flatten();
             (floats.map(|x| x.to_bits()).collect::<Vec<u32>>(), hashes)
         };
         let want = run(reference);
         for table in others {
             assert!(run(table) == want, "heads of {dim}, {rows} rows, {subs} sub-blocks on {}", table.isa);
+        }
+    }
+}
+
+/// What antidiagonals take, bit for bit, with the largest values and keys that are nothing.
+#[test]
+fn every_isa_samples_the_bits_of_the_reference() {
+    let tables = available();
+    let (reference, others) = tables.split_last().expect("the reference");
+    let mut random = Random(7);
+    for (dim, rows) in [(32usize, 1), (80, 3), (64, 7), (22, 16), (256, 2)] {
+        let (blocks, vectors) = (3, dim.div_ceil(4));
+        let less = random.normals(dim);
+        let mut keys: Vec<[u16; LANES]> = (0..blocks * SUB * dim)
+            .map(|i| std::array::from_fn(|_| f32_to_f16(random.normal() + less[i % dim])))
+            .collect();
+        for (key, less) in keys.iter_mut().zip(&less) {
+            key[3] = f32_to_f16(*less);
+        }
+        let less: Vec<f32> = less.into_iter().map(|x| f16_to_f32(f32_to_f16(x))).collect();
+        let mut queries: Vec<f32> =
+            random.normals(rows * dim).into_iter().map(|x| f16_to_f32(f32_to_f16(3.0 * x))).collect();
+        queries[..dim].fill(0.0);
+        let mut bytes = |most: usize, offset: i32| {
+            let byte = |_| (random.below(most + 1) as i32 - offset) as u8;
+            let ends = |at: usize| [0, most][at] as i32 - offset;
+            let (all, four) = (std::array::from_fn(byte), [0; 4].map(|_| ends(random.below(2)) as u8));
+            PageVector(if random.below(2) == 0 { all } else { std::array::from_fn(|i| four[i % 4]) })
+        };
+        let full_keys: Vec<PageVector> = (0..SUB * vectors).map(|_| bytes(127, 0)).collect();
+        let lanes: Vec<PageVector> = (0..rows * vectors).map(|_| bytes(254, 127)).collect();
+        let starts: Vec<PageVector> = (0..rows).map(|_| bytes(15, 0)).collect();
+        let of: Vec<LaneScales> = starts
+            .iter()
+            .map(|&starts| LaneScales { starts, scales: std::array::from_fn(|_| random.normal().abs()) })
+            .collect();
+        let real: Vec<[f32; LANES]> =
+            (0..rows).map(|_| std::array::from_fn(|lane| (lane % 3).min(1) as f32)).collect();
+        let run = |table: &KernelTable| {
+            let mut values = vec![PageVector([9; 4 * LANES]); blocks * SUB * vectors];
+            let mut scales = vec![[9.0; LANES]; blocks * SUB];
+            (table.shrink_keys)(&Shrinking { keys: &keys, less: &less }, &mut values, &mut scales);
+            let mut small = vec![[9; LANES]; rows * dim.div_ceil(LANES)];
+            let mut of_rows = vec![SmallRow::default(); rows];
+            (table.shrink_rows)(&queries, dim, &mut small, &mut of_rows);
+            let mut sums = vec![Sums::NONE; blocks * rows];
+            for (block, sums) in sums.chunks_exact_mut(rows).enumerate() {
+                let keys = &values[block * SUB * vectors..][..SUB * vectors];
+                let keys = if block == 0 { &full_keys } else { keys };
+                let scales = &scales[block * SUB..][..SUB];
+                (table.sampled_sums)(&SampledScores { keys, scales, lanes: &lanes, of: &of }, sums);
+            }
+            let before: Vec<f32> = sums.iter().flat_map(|of| [of.most, of.sum]).flatten().collect();
+            let mut mass = vec![[0.5; LANES]; blocks];
+            (table.add_shares)(&mut sums, &real, &mut mass);
+            let floats = [scales.as_flattened(), &before, mass.as_flattened()].concat();
+            assert!(floats.iter().all(|x| x.is_finite()));
+            let bits: Vec<u32> = floats.into_iter().map(f32::to_bits).collect();
+            (bits, values.into_iter().map(|vector| vector.0).collect::<Vec<_>>(), small, of_rows)
+        };
+        let want = run(reference);
+        for table in others {
+            assert!(run(table) == want, "heads of {dim}, {rows} rows on {}", table.isa);
+        }
+    }
+}
+
+/// The mass of blocks by all pairs of an antidiagonal, against the definition in f64; the same where all keys have a
+/// long vector in common, which changes no softmax.
+#[test]
+fn sampled_mass_is_near_the_softmax_share() {
+    let mut random = Random(11);
+    let (dim, blocks) = (64, 6);
+    let common: Vec<f32> = random.normals(dim).into_iter().map(|x| 20.0 * x).collect();
+    for together in [0.0, 1.0] {
+        let mut hay = Haystack::new(&mut random, blocks, dim);
+        for position in 0..blocks * BLOCK {
+            let key: Vec<f32> =
+                random.normals(dim).iter().zip(&common).map(|(x, c)| x + c * together).collect();
+            hay.set(position, &key);
+        }
+        let rows: Vec<Vec<f32>> = (0..2).map(|_| random.normals(dim)).collect();
+        let queries = Queries::new(available()[0], 2, 1, dim, rows.iter().map(Vec::as_slice));
+        let mut want = vec![0.0; blocks];
+        for head in 0..2 {
+            let q = queries.row(head, 0);
+            let score = |position: usize| -> f64 {
+                let dot = |(&k, &q): (&f32, &f32)| f64::from(k) * f64::from(q);
+                hay.key(position).iter().zip(q).map(dot).sum::<f64>() * f64::from(scale(dim))
+            };
+            let scores: Vec<f64> = (0..blocks * BLOCK).map(score).collect();
+            // One lane of a stride of 1 is one key in 16 with the query; all of them together are all keys.
+            for lane in 0..LANES {
+                let most = scores.iter().skip(lane).step_by(LANES).fold(f64::MIN, |a, &b| a.max(b));
+                let weights: Vec<f64> =
+                    scores.iter().skip(lane).step_by(LANES).map(|x| (x - most).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (block, of) in weights.chunks_exact(SUB).enumerate() {
+                    want[block] += of.iter().sum::<f64>() / total;
+                }
+            }
+        }
+        let got = hay.with(|keys| {
+            let mut small = SmallKeys::default();
+            small.update(available()[0], keys, blocks);
+            antidiagonal(available()[0], &small, &queries, scale(dim), blocks, 1)
+        });
+        for (got, want) in got.iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() < 0.02 * want, "{got} for {want}");
         }
     }
 }

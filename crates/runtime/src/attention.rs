@@ -13,7 +13,7 @@ use crate::plan::KvLayer;
 use crate::sparse::{BlockSource, Choice, Place};
 use kernels::kernels::attend::AttendScratch;
 use kernels::kernels::attention::{AttendJob, BLOCK, CHUNK, MAX_QUERIES, Query, state_len};
-use kernels::select::{Keys, Queries};
+use kernels::select::{Keys, Queries, SmallKeys};
 use kernels::table::KernelTable;
 use kernels::view::Shared;
 use std::ops::Range;
@@ -302,6 +302,7 @@ impl Attending<'_> {
             head_dim: layer.head_dim,
         };
         let first = self.work.tokens[run.start].position / BLOCK;
+        let mut small = SmallKeys::default();
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
             let block = last.position / BLOCK;
@@ -319,7 +320,7 @@ impl Attending<'_> {
                         own: block,
                         position: last.position,
                     };
-                    state.choose(self.table, method, &asked)
+                    state.choose(self.table, method, &asked, &mut small)
                 }
                 Some(source) => source.choose(Place { layer: self.of.layer, kv_head, block }),
                 None => None,

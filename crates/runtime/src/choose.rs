@@ -7,8 +7,8 @@ use crate::plan::Policy;
 use crate::sparse::Choice;
 use kernels::kernels::attention::BLOCK;
 use kernels::select::{
-    Bounds, Budget, Hashes, Keys, MAX_ROUNDS, Queries, Rotations, add_highest, antidiagonal, bounds, choose,
-    kept_mass, lsh, vertical_slash,
+    Bounds, Budget, Hashes, Keys, MAX_ROUNDS, Queries, Rotations, SmallKeys, add_highest, antidiagonal,
+    bounds, choose, kept_mass, lsh, vertical_slash,
 };
 use kernels::table::KernelTable;
 use std::sync::Arc;
@@ -175,13 +175,20 @@ impl HeadState {
         }
     }
 
-    /// None: all keys are kept.
-    pub fn choose(&mut self, table: &KernelTable, method: &Method, asked: &Asked) -> Option<Choice> {
+    /// None: all keys are kept. `small`: what earlier choices among the same keys left, or none.
+    pub fn choose(
+        &mut self,
+        table: &KernelTable,
+        method: &Method,
+        asked: &Asked,
+        small: &mut SmallKeys,
+    ) -> Option<Choice> {
         let Asked { keys, queries, scale, own, position } = asked;
         let (keys, scale, own) = (*keys, *scale, *own);
         let blocks = match *method {
             Method::Antidiagonal { stride, mass, share } => {
-                let mass_of = antidiagonal(table, keys, queries, scale, own, stride);
+                small.update(table, keys, own);
+                let mass_of = antidiagonal(table, small, queries, scale, own, stride);
                 self.with_lone(table, asked, &mass_of, share.with_lone(own, mass))
             }
             Method::VerticalSlash(share) => {
@@ -200,7 +207,8 @@ impl HeadState {
             }
             Method::Auto { quality, .. } => {
                 let (budget, lone) = (AUTO_SHARE.budget(own, quality), own / AUTO_LONE);
-                let mass_of = antidiagonal(table, keys, queries, scale, own, AUTO_STRIDE);
+                small.update(table, keys, own);
+                let mass_of = antidiagonal(table, small, queries, scale, own, AUTO_STRIDE);
                 let budget = Budget { blocks: budget.blocks + lone, lone, ..budget };
                 let blocks = self.with_lone(table, asked, &mass_of, budget);
                 let mass = asked.mass(table, &blocks);

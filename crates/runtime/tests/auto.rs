@@ -3,7 +3,7 @@
 
 use kernels::float16::f32_to_f16;
 use kernels::kernels::attention::{BLOCK, CacheType, key_len};
-use kernels::select::{Keys, Queries, kept_mass};
+use kernels::select::{Keys, Queries, SmallKeys, kept_mass};
 use kernels::simd::LANES;
 use kernels::table::available;
 use kernels::view::Shared;
@@ -90,7 +90,7 @@ fn kept(hay: &mut Haystack, state: &mut HeadState, queries: Queries, position: u
         state.update(table, keys, &method, 0);
         state.update(table, keys, &method, BLOCKS);
         let asked = Asked { keys, queries, scale: SCALE, own: BLOCKS, position };
-        let Some(choice) = state.choose(table, &method, &asked) else {
+        let Some(choice) = state.choose(table, &method, &asked, &mut SmallKeys::default()) else {
             return ((0..BLOCKS as u32).collect(), 1.0);
         };
         let kept: Vec<u32> =

@@ -3,7 +3,7 @@
 
 use kernels::float16::f32_to_f16;
 use kernels::kernels::attention::{BLOCK, CacheType, key_len};
-use kernels::select::{Keys, Queries, kept_mass};
+use kernels::select::{Keys, Queries, SmallKeys, kept_mass};
 use kernels::simd::LANES;
 use kernels::table::available;
 use kernels::view::Shared;
@@ -97,7 +97,7 @@ fn look(hay: &mut Haystack, random: &mut Random, case: &Case) -> (bool, f32) {
     state.update(table, keys, &method, BLOCKS);
     let position = BLOCKS * BLOCK + tokens - 1;
     let asked = Asked { keys, queries, scale, own: BLOCKS, position };
-    let choice = state.choose(table, &method, &asked);
+    let choice = state.choose(table, &method, &asked, &mut SmallKeys::default());
     let kept: Vec<u32> = match &choice {
         Some(choice) => choice.kept().blocks.iter().map(|block| block.index).collect(),
         None => (0..BLOCKS as u32).collect(),

@@ -10,7 +10,7 @@ mod products;
 pub mod rows;
 mod scales;
 
-use crate::exp::{LN_2_HIGH, LN_2_LOW, LOG2_E, OVERFLOW, POLYNOMIAL, UNDERFLOW};
+use crate::exp::{LN_2_HIGH, LN_2_LOW, LOG2_E, LOWEST_POWER, OVERFLOW, POLYNOMIAL, POWER, UNDERFLOW};
 use crate::simd::{LANES, Simd};
 
 /// The vector twin of [`crate::exp::exp`], for arguments that are not NaN.
@@ -45,6 +45,26 @@ pub(crate) fn exp_negative<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F
     }
     for i in 0..N {
         p[i] = s.select_less(x[i], s.splat(UNDERFLOW), s.splat(0.0), s.scale(p[i], n[i]));
+    }
+    p
+}
+
+/// The vector twin of [`crate::exp::power`]; several at once, as above.
+#[inline(always)]
+pub(crate) fn powers<S: Simd, const N: usize>(s: S, x: [S::F; N]) -> [S::F; N] {
+    let (mut n, mut r, mut p) = (x, x, x);
+    for i in 0..N {
+        r[i] = s.max(x[i], s.splat(LOWEST_POWER));
+        n[i] = s.round(r[i]);
+    }
+    for i in 0..N {
+        r[i] = s.sub(r[i], n[i]);
+    }
+    for i in 0..N {
+        p[i] = s.add(s.mul(s.splat(POWER[0]), r[i]), s.splat(POWER[1]));
+    }
+    for i in 0..N {
+        p[i] = s.scale(s.add(s.mul(p[i], r[i]), s.splat(POWER[2])), n[i]);
     }
     p
 }

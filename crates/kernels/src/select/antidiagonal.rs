@@ -6,18 +6,22 @@
 //! scored with, where XAttention (Xu et al., 2025, arXiv:2503.16428) adds scores before the softmax: a
 //! single strong pair then stands out at any stride.
 //!
-//! One pass over the keys leaves for each lane and block the highest score and the sum of exponentials
+//! One pass over the keys leaves for each lane and block the highest score and the sum of powers of 2
 //! relative to it; from these follow the shares.
 
-use super::{Keys, Queries, Room, SampledScores, Sums};
+use super::pages::PageVector;
+use super::small::{SmallQueries, vectors};
+use super::{LaneScales, Queries, SampledScores, SmallKeys, Sums};
+use crate::exp::LOG2_E;
 use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
+use std::ops::Range;
 
-/// Groups that go over some blocks of keys together: with heads of 64 their queries and one block's keys
-/// are in the first-level cache, and the keys of so many blocks in the second.
+/// Groups that go over some blocks of keys together: with heads of 64 their queries and these keys are in the
+/// first-level cache.
 const GROUPS: usize = 4;
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 4;
 /// Heads share a pass over the keys as long as they leave no more sums than these, which the second-level cache holds.
 const SUMS_AT_ONCE: usize = 4096;
 
@@ -25,7 +29,7 @@ const SUMS_AT_ONCE: usize = 4096;
 /// `stride` divides 16.
 pub fn antidiagonal(
     table: &KernelTable,
-    keys: Keys,
+    keys: &SmallKeys,
     queries: &Queries,
     scale: f32,
     blocks: usize,
@@ -44,42 +48,28 @@ pub fn antidiagonal(
             std::array::from_fn(|lane| if counts(lane) { 1.0 } else { 0.0 })
         })
         .collect();
+    let lanes = Lanes::new(&SmallQueries::new(table, queries), queries, scale * LOG2_E, stride);
     let mut mass = vec![[0.0f32; LANES]; blocks];
     let mut sums = vec![Sums::NONE; blocks * heads * groups];
-    let mut lanes = vec![[0.0f32; LANES]; heads * groups * queries.head_dim];
-    let mut rooms: [Room; AT_ONCE] = Default::default();
     for first in (0..queries.heads).step_by(heads) {
-        let heads = heads.min(queries.heads - first);
-        for (head, lanes) in (first..first + heads).zip(lanes.chunks_exact_mut(groups * queries.head_dim)) {
-            arrange(queries, head, stride, lanes);
-        }
-        let lanes = &lanes[..heads * groups * queries.head_dim];
-        let sums = &mut sums[..blocks * heads * groups];
-        fill_sums(table, keys, lanes, scale, &mut rooms, sums);
-        (table.add_shares)(sums, &real[..heads * groups], &mut mass);
+        let some = first * groups..(first + heads).min(queries.heads) * groups;
+        let (sums, real) = (&mut sums[..blocks * some.len()], &real[..some.len()]);
+        fill_sums(table, keys, lanes.some(some), sums);
+        (table.add_shares)(sums, real, &mut mass);
     }
     mass.into_iter().map(tree_sum).collect()
 }
 
-/// `sums`: [blocks][groups]; `lanes`: [groups][head_dim][16].
-fn fill_sums(
-    table: &KernelTable,
-    keys: Keys,
-    lanes: &[[f32; LANES]],
-    scale: f32,
-    rooms: &mut [Room; AT_ONCE],
-    sums: &mut [Sums],
-) {
-    let groups = lanes.len() / keys.head_dim;
+/// `sums`: [blocks][groups].
+fn fill_sums(table: &KernelTable, keys: &SmallKeys, lanes: SomeLanes, sums: &mut [Sums]) {
+    let groups = lanes.of.len();
     for (i, sums) in sums.chunks_mut(AT_ONCE * groups).enumerate() {
-        let blocks = i * AT_ONCE..i * AT_ONCE + sums.len() / groups;
-        let keys_of: Vec<_> =
-            rooms.iter_mut().zip(blocks).map(|(room, block)| keys.block(table, block, room)).collect();
-        for (part, lanes) in lanes.chunks(GROUPS * keys.head_dim).enumerate() {
-            for (of_block, keys_of) in sums.chunks_exact_mut(groups).zip(&keys_of) {
-                let out = of_block.chunks_mut(GROUPS).nth(part).unwrap_or_default();
-                let sampled = SampledScores { keys: keys_of, dim: keys.head_dim, lanes, scale };
-                (table.sampled_sums)(&sampled, out);
+        for first in (0..groups).step_by(GROUPS) {
+            let lanes = lanes.some(first..(first + GROUPS).min(groups));
+            for (j, of_block) in sums.chunks_exact_mut(groups).enumerate() {
+                let (keys, scales) = keys.block(i * AT_ONCE + j);
+                let sampled = SampledScores { keys, scales, lanes: lanes.values, of: lanes.of };
+                (table.sampled_sums)(&sampled, &mut of_block[first..first + lanes.of.len()]);
             }
         }
     }
@@ -90,26 +80,68 @@ fn row(lane: usize, stride: usize) -> usize {
     stride - 1 - lane % stride
 }
 
-/// `lanes`: [groups][head_dim][16], lane j of a group its query `stride - 1 - j mod stride`, the last one for those
-/// that a short group lacks.
-fn arrange(queries: &Queries, head: usize, stride: usize, lanes: &mut [[f32; LANES]]) {
-    match stride {
-        16 => spread::<16>(queries, head, lanes),
-        8 => spread::<8>(queries, head, lanes),
-        4 => spread::<4>(queries, head, lanes),
-        2 => spread::<2>(queries, head, lanes),
-        _ => spread::<1>(queries, head, lanes),
+/// All heads' queries in groups of `stride`: lane j of a group has its query `stride - 1 - j mod stride`, the last one
+/// where a short group lacks it.
+struct Lanes {
+    /// [heads][groups][groups of four dimensions]
+    values: Vec<PageVector>,
+    /// [heads][groups]
+    of: Vec<LaneScales>,
+}
+
+/// Some groups of [`Lanes`].
+#[derive(Clone, Copy)]
+struct SomeLanes<'a> {
+    values: &'a [PageVector],
+    of: &'a [LaneScales],
+}
+
+impl Lanes {
+    fn new(small: &SmallQueries, queries: &Queries, scale: f32, stride: usize) -> Self {
+        match stride {
+            16 => Self::spread::<16>(small, queries, scale),
+            8 => Self::spread::<8>(small, queries, scale),
+            4 => Self::spread::<4>(small, queries, scale),
+            2 => Self::spread::<2>(small, queries, scale),
+            _ => Self::spread::<1>(small, queries, scale),
+        }
+    }
+
+    fn spread<const STRIDE: usize>(small: &SmallQueries, queries: &Queries, scale: f32) -> Self {
+        let (groups, vectors) = (queries.tokens.div_ceil(STRIDE), vectors(queries.head_dim));
+        let mut values = vec![PageVector([0; LANES * 4]); queries.heads * groups * vectors];
+        let to = values.chunks_exact_mut(vectors).enumerate();
+        let of = to.map(|(group, to)| {
+            let token = |row: usize| (group % groups * STRIDE + row).min(queries.tokens - 1);
+            let rows: [_; STRIDE] = std::array::from_fn(|row| small.row(group / groups, token(row)));
+            for (v, to) in to.iter_mut().enumerate() {
+                let four: [[u8; 4]; STRIDE] = std::array::from_fn(|row| rows[row].0[v].map(|q| q as u8));
+                *to = words(|lane| four[row(lane, STRIDE)]);
+            }
+            LaneScales {
+                starts: words(|lane| rows[row(lane, STRIDE)].1.start.to_le_bytes()),
+                scales: std::array::from_fn(|lane| rows[row(lane, STRIDE)].1.scale * scale),
+            }
+        });
+        let of = of.collect();
+        Self { values, of }
+    }
+
+    fn some(&self, groups: Range<usize>) -> SomeLanes<'_> {
+        SomeLanes { values: &self.values, of: &self.of }.some(groups)
     }
 }
 
-fn spread<const STRIDE: usize>(queries: &Queries, head: usize, lanes: &mut [[f32; LANES]]) {
-    for (group, of_group) in lanes.chunks_exact_mut(queries.head_dim).enumerate() {
-        let token = |row: usize| (group * STRIDE + row).min(queries.tokens - 1);
-        let rows: [&[f32]; STRIDE] =
-            std::array::from_fn(|row| &queries.row(head, token(row))[..of_group.len()]);
-        for d in 0..of_group.len() {
-            let of_dim: [f32; STRIDE] = std::array::from_fn(|row| rows[row][d]);
-            of_group[d] = std::array::from_fn(|lane| of_dim[row(lane, STRIDE)]);
-        }
+impl SomeLanes<'_> {
+    fn some(self, groups: Range<usize>) -> Self {
+        let vectors = self.values.len() / self.of.len();
+        Self { values: &self.values[groups.start * vectors..groups.end * vectors], of: &self.of[groups] }
     }
+}
+
+fn words(of_lane: impl Fn(usize) -> [u8; 4]) -> PageVector {
+    let mut vector = PageVector([0; LANES * 4]);
+    let (to, _) = vector.0.as_chunks_mut();
+    to.iter_mut().enumerate().for_each(|(lane, to)| *to = of_lane(lane));
+    vector
 }

@@ -21,6 +21,7 @@ mod lsh;
 mod mass;
 pub(crate) mod pages;
 mod scores;
+pub(crate) mod small;
 mod vertical_slash;
 
 pub use antidiagonal::antidiagonal;
@@ -29,9 +30,10 @@ pub use lsh::{Hashes, MAX_ROUNDS, Rotations, lsh};
 pub use mass::kept_mass;
 pub use pages::{Bounds, PageScores, PageVector, bounds};
 pub use scores::{
-    Hashing, PackedKeys, RowScores, SampledScores, Sums, add_shares, buckets, expand_keys, round_halves,
-    row_scores, row_sums, sampled_sums, softmax, widen,
+    Hashing, LaneScales, PackedKeys, RowScores, SampledScores, Sums, add_shares, buckets, expand_keys,
+    round_halves, row_scores, row_sums, sampled_sums, softmax, widen,
 };
+pub use small::{Shrinking, SmallKeys, SmallRow, shrink_keys, shrink_rows};
 pub use vertical_slash::{LAST_QUERIES, vertical_slash};
 
 use crate::kernels::attention::{BLOCK, CacheType, key_len, read_q8, runs};

@@ -21,6 +21,14 @@ use crate::table::KernelTable;
 #[repr(C, align(64))]
 pub struct PageVector(pub [u8; LANES * 4]);
 
+impl PageVector {
+    /// The bits of 16 floats, as vectors are stored.
+    pub(crate) fn words_mut(&mut self) -> &mut [f32; LANES] {
+        // SAFETY: as many bytes, aligned to more, and any bits are a float.
+        unsafe { &mut *self.0.as_mut_ptr().cast() }
+    }
+}
+
 /// What the bytes are larger by than the values that they stand for.
 const OFFSET: i16 = 128;
 

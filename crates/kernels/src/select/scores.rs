@@ -3,8 +3,9 @@
 
 use crate::float16::round_f16;
 use crate::kernels::attention::{Bytes, Halves, runs};
-use crate::kernels::{exp_negative, tree_sum};
+use crate::kernels::{exp_negative, powers, tree_sum};
 use crate::select::SUB;
+use crate::select::pages::PageVector;
 use crate::simd::{LANES, QK, Simd};
 
 /// F16 values as f32.
@@ -188,15 +189,26 @@ pub fn softmax<S: Simd>(s: S, row: &mut [[f32; LANES]]) {
 
 /// Scores of a block's keys, key j of each 16 with the query in lane j of a group.
 pub struct SampledScores<'a> {
-    /// [4 sub-blocks][dim][16 keys]
-    pub keys: &'a [[u16; LANES]],
-    pub dim: usize,
-    /// [groups][dim][16 lanes], rounded to F16.
-    pub lanes: &'a [[f32; LANES]],
-    pub scale: f32,
+    /// [4 sub-blocks][groups of four dimensions], as [`super::shrink_keys`] makes them.
+    pub keys: &'a [PageVector],
+    /// [4 sub-blocks]
+    pub scales: &'a [[f32; LANES]],
+    /// [groups][groups of four dimensions] of queries' values.
+    pub lanes: &'a [PageVector],
+    /// [groups]
+    pub of: &'a [LaneScales],
 }
 
-/// What a lane's scores of one block come to: the highest, and the sum of exponentials relative to it.
+/// What goes with the queries in a group's lanes.
+#[derive(Clone, Copy)]
+pub struct LaneScales {
+    /// What sums of products with keys' values start with: 16 whole numbers of 32 bits.
+    pub starts: PageVector,
+    /// What these are multiplied by, beside the keys' own: scores are logarithms to base 2.
+    pub scales: [f32; LANES],
+}
+
+/// What a lane's scores of one block come to: the highest, and the sum of powers of 2 relative to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sums {
     pub most: [f32; LANES],
@@ -230,27 +242,38 @@ fn sum_groups<S: Simd, const G: usize, const N: usize>(
     first: usize,
     out: &mut [Sums],
 ) -> usize {
-    let dim = job.dim;
-    let groups: [&[[f32; LANES]]; G] = std::array::from_fn(|g| &job.lanes[(first + g) * dim..][..dim]);
+    let vectors = job.keys.len() / SUB;
+    let mut groups: [&[PageVector]; G] = [&[]; G];
+    for g in 0..G {
+        groups[g] = &job.lanes[(first + g) * vectors..][..vectors];
+    }
     let mut scores = [[[0.0f32; LANES]; SUB]; G];
     for sub in (0..SUB).step_by(N) {
-        let keys: [&[[u16; LANES]]; N] = std::array::from_fn(|n| &job.keys[(sub + n) * dim..][..dim]);
-        let mut dots = [[s.splat(0.0); N]; G];
-        for d in 0..dim {
-            let mut key = [s.splat(0.0); N];
+        let mut keys: [&[PageVector]; N] = [&[]; N];
+        for n in 0..N {
+            keys[n] = &job.keys[(sub + n) * vectors..][..vectors];
+        }
+        let mut dots = [[s.splat_int(0); N]; G];
+        for g in 0..G {
+            dots[g] = [s.load_words(&job.of[first + g].starts.0, 0); N];
+        }
+        for v in 0..vectors {
+            let mut key = [s.splat_int(0); N];
             for n in 0..N {
-                key[n] = s.load_f16(&keys[n][d]);
+                key[n] = s.load_words(&keys[n][v].0, 0);
             }
             for g in 0..G {
-                let q = s.load(&groups[g][d]);
+                let q = s.load_words(&groups[g][v].0, 0);
                 for n in 0..N {
-                    dots[g][n] = s.mul_add_exact(key[n], q, dots[g][n]);
+                    dots[g][n] = s.add_sevens(dots[g][n], key[n], q);
                 }
             }
         }
         for g in 0..G {
+            let of_lanes = s.load(&job.of[first + g].scales);
             for n in 0..N {
-                s.store(s.mul(dots[g][n], s.splat(job.scale)), &mut scores[g][sub + n]);
+                let scale = s.mul(s.load(&job.scales[sub + n]), of_lanes);
+                s.store(s.mul(s.int_to_float(dots[g][n]), scale), &mut scores[g][sub + n]);
             }
         }
     }
@@ -262,10 +285,10 @@ fn sum_groups<S: Simd, const G: usize, const N: usize>(
         let [(low, high), (other_low, other_high)] = [in_order(s, x[0], x[1]), in_order(s, x[2], x[3])];
         let (between, most) = in_order(s, high, other_high);
         // That of the highest is 1.
-        let powers = exp_negative(s, [low, other_low, between].map(|x| s.sub(x, most)));
+        let [a, b, c] = powers(s, [s.sub(low, most), s.sub(other_low, most), s.sub(between, most)]);
         let to = &mut out[first + g];
         s.store(most, &mut to.most);
-        s.store(s.add(s.add(s.add(powers[0], powers[1]), powers[2]), s.splat(1.0)), &mut to.sum);
+        s.store(s.add(s.add(s.add(a, b), c), s.splat(1.0)), &mut to.sum);
     }
     G
 }
@@ -276,7 +299,7 @@ fn in_order<S: Simd>(s: S, a: S::F, b: S::F) -> (S::F, S::F) {
     (s.min(a, b), s.max(a, b))
 }
 
-/// Adds to each block's `mass` what each lane of each group has of its exponentials there. `sums`:
+/// Adds to each block's `mass` what each lane of each group has of its powers there. `sums`:
 /// [blocks][groups], written over; `real`: for each group 1 in the lanes that count and 0 in the others.
 #[inline(always)]
 pub fn add_shares<S: Simd>(s: S, sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) {
@@ -314,7 +337,7 @@ fn share_groups<S: Simd, const G: usize>(
         for g in 0..G {
             below[g] = s.sub(s.load(&of[g].most), most[g]);
         }
-        let powers = exp_negative(s, below);
+        let powers = powers(s, below);
         for g in 0..G {
             let weight = s.mul(s.load(&of[g].sum), powers[g]);
             total[g] = s.add(total[g], weight);

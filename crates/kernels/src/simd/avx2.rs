@@ -311,6 +311,18 @@ impl Simd for Avx2 {
         unsafe { F32x16(_mm256_castsi256_ps(v.0), _mm256_castsi256_ps(v.1)) }
     }
     #[inline(always)]
+    fn int_bits(self, v: F32x16) -> I32x16 {
+        unsafe { I32x16(_mm256_castps_si256(v.0), _mm256_castps_si256(v.1)) }
+    }
+    /// Two products of at most 127 * 128 fit into 16 bits.
+    #[inline(always)]
+    fn add_sevens(self, sum: I32x16, bytes: I32x16, values: I32x16) -> I32x16 {
+        let pairs = unsafe {
+            I32x16(_mm256_maddubs_epi16(bytes.0, values.0), _mm256_maddubs_epi16(bytes.1, values.1))
+        };
+        self.add_ints(sum, multiplied(pairs, self.pairs(1)))
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
         unsafe {
             let v = _mm_loadu_si128(from.as_ptr().cast());

@@ -220,6 +220,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_castsi512_ps(v) }
     }
     #[inline(always)]
+    fn int_bits(self, v: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(v) }
+    }
+    #[inline(always)]
+    fn add_sevens(self, sum: __m512i, bytes: __m512i, values: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, bytes, values) }
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> __m512i {
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
     }

@@ -218,6 +218,10 @@ pub trait Simd: Words {
 
     /// Floats of these bits.
     fn float_bits(self, v: Self::I) -> Self::F;
+    /// The bits of floats.
+    fn int_bits(self, v: Self::F) -> Self::I;
+    /// Adds the products of each row's four bytes, all of them 0..=127, with its four signed values.
+    fn add_sevens(self, sum: Self::I, bytes: Self::I, values: Self::I) -> Self::I;
     fn load_u8(self, from: &[u8; LANES]) -> Self::I;
     fn load_u16(self, from: &[u16; LANES]) -> Self::I;
     /// Two signed bytes of each row to two 16-bit numbers in its word.

@@ -268,6 +268,15 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(vreinterpretq_f32_s32(v))
     }
     #[inline(always)]
+    fn int_bits(self, v: F32x16) -> I32x16 {
+        quads!(vreinterpretq_s32_f32(v))
+    }
+    #[inline(always)]
+    fn add_sevens(self, sum: I32x16, bytes: I32x16, values: I32x16) -> I32x16 {
+        let (bytes, values) = (quads!(vreinterpretq_s8_s32(bytes)), quads!(vreinterpretq_s8_s32(values)));
+        if DOT { quads!(sdot_rows(sum, bytes, values)) } else { quads!(mull_rows(sum, bytes, values)) }
+    }
+    #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
         let words = unsafe {
             let v = vld1q_u8(from.as_ptr());
@@ -469,6 +478,29 @@ fn sdot<const GROUP: usize>(sums: int32x4_t, rows: int8x16_t, x: int8x16_t) -> i
             options(pure, nomem, nostack, preserves_flags));
     }
     sums
+}
+
+/// Adds to each of four rows' sums its four values of `rows` times its four of `x`.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn sdot_rows(sums: int32x4_t, rows: int8x16_t, x: int8x16_t) -> int32x4_t {
+    let mut sums = sums;
+    // SAFETY: the instruction is there; registers alone are touched.
+    unsafe {
+        asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) rows, in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
+}
+
+/// The same without dot product instructions. Two products of at most 127 * 128 fit into 16 bits.
+#[inline(always)]
+unsafe fn mull_rows(sums: int32x4_t, rows: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: called only from methods of the token.
+    unsafe {
+        let low = vmull_s8(vget_low_s8(rows), vget_low_s8(x));
+        vpadalq_s16(sums, vpaddq_s16(low, vmull_high_s8(rows, x)))
+    }
 }
 
 /// Four groups of values of `rows` with all 16 values of `x`.

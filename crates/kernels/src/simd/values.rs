@@ -25,6 +25,8 @@ pub const SIGNED_VECTORS: usize = QK / 4 * 2 + 1;
 
 /// Whole bytes.
 pub struct Bytes;
+/// Whole bytes of seven bits.
+pub struct Sevens;
 /// Four bits.
 pub struct Four<const OFFSET: i32>;
 /// Five bits.
@@ -44,6 +46,17 @@ impl Values for Bytes {
     const LAYOUT: Layout = Layout::Bytes;
     const OFFSET: i32 = 128;
     const MAX: i32 = 255;
+
+    #[inline(always)]
+    fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {
+        w.load_words(block, group)
+    }
+}
+
+impl Values for Sevens {
+    const LAYOUT: Layout = Layout::Bytes;
+    const OFFSET: i32 = 64;
+    const MAX: i32 = 127;
 
     #[inline(always)]
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I {

@@ -1,7 +1,7 @@
 //! WebAssembly with 128-bit SIMD: four v128 are the 16 lanes. Integer dot products have a form that every
 //! engine with simd128 has, of 16-bit numbers, and two that relaxed SIMD adds ([`super::wasm_relaxed`]).
 
-use super::values::Values;
+use super::values::{Sevens, Values};
 use super::wasm_columns::{Whole, multiply_all};
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use crate::packed::Layout;
@@ -32,7 +32,7 @@ pub trait Dots: Copy {
     }
     /// What the bytes that are multiplied are larger by than the values that they stand for.
     fn offset<V: Values>(self) -> i32;
-    /// Adds to four rows' sums the products of four bytes of each with the same four values.
+    /// Adds to each of four rows' sums the products of its four bytes with its four values.
     fn add_group<V: Values>(self, sum: v128, bytes: v128, values: v128) -> v128;
     /// Adds each column's products with a block's first half, its second, or both.
     #[inline(always)]
@@ -301,6 +301,14 @@ impl<D: Dots> Simd for Wasm<D> {
     #[inline(always)]
     fn float_bits(self, v: I32x16) -> F32x16 {
         v
+    }
+    #[inline(always)]
+    fn int_bits(self, v: F32x16) -> I32x16 {
+        v
+    }
+    #[inline(always)]
+    fn add_sevens(self, sum: I32x16, bytes: I32x16, values: I32x16) -> I32x16 {
+        each_quad!(_quad, at => self.0.add_group::<Sevens>(sum[at], bytes[at], values[at]))
     }
     #[inline(always)]
     fn load_u8(self, from: &[u8; LANES]) -> I32x16 {
