@@ -17,6 +17,9 @@ pub(crate) const OFFSET: i32 = 64;
 /// A float of this size has no fraction, and its last byte is a whole number that was added, larger by the offset.
 const WHOLE: f32 = 12_582_912.0 + OFFSET as f32;
 
+/// Blocks that are made room for beside the first ones that are asked for: a step's queries are of some more.
+const AHEAD: usize = 8;
+
 /// The keys of one KV head's first whole blocks. Made for some blocks of queries and then left, as they are half as
 /// large as an F16 cache's.
 #[derive(Default)]
@@ -35,23 +38,19 @@ pub(crate) fn vectors(dim: usize) -> usize {
 }
 
 impl SmallKeys {
-    /// With room for so many blocks.
-    pub fn with_room(head_dim: usize, blocks: usize) -> Self {
-        let subs = blocks * SUB;
-        let values = Vec::with_capacity(subs * vectors(head_dim));
-        Self { less: Vec::new(), values, scales: Vec::with_capacity(subs) }
-    }
-
     /// Takes in the blocks up to `blocks`, all of them whole.
     pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
         let (dim, mut room) = (keys.head_dim, Room::new());
         if self.less.is_empty() && blocks > 0 {
             self.less = mean_key(table, keys.block(table, 0, &mut room), dim);
         }
-        let of_block = SUB * vectors(dim);
-        for block in self.scales.len() / SUB..blocks {
-            self.values.resize((block + 1) * of_block, PageVector([0; LANES * 4]));
-            self.scales.resize((block + 1) * SUB, [0.0; LANES]);
+        let (of_block, first) = (SUB * vectors(dim), self.scales.len() / SUB);
+        if first == 0 {
+            self.values.reserve((blocks + AHEAD) * of_block);
+        }
+        self.values.resize(blocks.max(first) * of_block, PageVector([0; LANES * 4]));
+        self.scales.resize(blocks.max(first) * SUB, [0.0; LANES]);
+        for block in first..blocks {
             let shrinking = Shrinking { keys: keys.block(table, block, &mut room), less: &self.less };
             let (values, scales) = (&mut self.values[block * of_block..], &mut self.scales[block * SUB..]);
             (table.shrink_keys)(&shrinking, values, scales);
