@@ -234,6 +234,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Scratch {
     attend: AttendScratch,
     queries: Vec<Query>,
+    /// Kept as room alone: new memory for every token would cost more than what is done in it.
+    small: SmallKeys,
 }
 
 impl Scratch {
@@ -241,7 +243,7 @@ impl Scratch {
     pub fn new(layers: &[KvLayer]) -> Self {
         let most = |size: fn(&KvLayer) -> usize| layers.iter().map(size).max().unwrap_or(0);
         let attend = AttendScratch::with_room(most(|layer| layer.head_dim), most(KvLayer::values));
-        Self { attend, queries: Vec::with_capacity(MAX_QUERIES) }
+        Self { attend, queries: Vec::with_capacity(MAX_QUERIES), small: SmallKeys::default() }
     }
 }
 
@@ -262,7 +264,7 @@ pub struct Attending<'a> {
 impl Attending<'_> {
     pub fn item(&self, index: usize, scratch: &mut Scratch) {
         let item = self.division.item(index);
-        let Scratch { attend, queries } = scratch;
+        let Scratch { attend, queries, .. } = scratch;
         self.find_queries(&item, queries);
         let choice = self.chosen.choice(self.work, &item);
         let job = AttendJob { kept: choice.as_deref().map(Choice::kept), ..self.job(&item, queries) };
@@ -277,7 +279,7 @@ impl Attending<'_> {
 
     pub fn merge(&self, index: usize, scratch: &mut Scratch) {
         let item = self.division.merge(index);
-        let Scratch { attend, queries } = scratch;
+        let Scratch { attend, queries, .. } = scratch;
         self.find_queries(&item, queries);
         let job = self.job(&item, queries);
         let at = self.division.states_at(&item);
@@ -287,7 +289,7 @@ impl Attending<'_> {
     }
 
     /// Chooses the keys of all of an entry's tokens for one KV head.
-    pub fn choose(&self, index: usize) {
+    pub fn choose(&self, index: usize, scratch: &mut Scratch) {
         let (layer, kv_heads) = (self.layer(), self.layer().kv_heads);
         let (run, kv_head) = (&self.chosen.entries[index / kv_heads], index % kv_heads);
         let entry = self.work.tokens[run.start].entry;
@@ -302,7 +304,7 @@ impl Attending<'_> {
             head_dim: layer.head_dim,
         };
         let first = self.work.tokens[run.start].position / BLOCK;
-        let mut small = SmallKeys::default();
+        scratch.small.clear();
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
             let block = last.position / BLOCK;
@@ -320,7 +322,7 @@ impl Attending<'_> {
                         own: block,
                         position: last.position,
                     };
-                    state.choose(self.table, method, &asked, &mut small)
+                    state.choose(self.table, method, &asked, &mut scratch.small)
                 }
                 Some(source) => source.choose(Place { layer: self.of.layer, kv_head, block }),
                 None => None,

@@ -567,7 +567,7 @@ impl Run<'_> {
                 let attending = self.attention(of);
                 let items = self.chosen.items(self.layout.layer(of.layer));
                 for unit in part.start..part.end.min(items) {
-                    attending.choose(unit);
+                    attending.choose(unit, &mut lock(&self.scratch[thread]));
                 }
             }
             Phase::Attention(of) => {

@@ -17,11 +17,8 @@ pub(crate) const OFFSET: i32 = 64;
 /// A float of this size has no fraction, and its last byte is a whole number that was added, larger by the offset.
 const WHOLE: f32 = 12_582_912.0 + OFFSET as f32;
 
-/// Blocks that are made room for beside the first ones that are asked for: a step's queries are of some more.
-const AHEAD: usize = 8;
-
-/// The keys of one KV head's first whole blocks. Made for some blocks of queries and then left, as they are half as
-/// large as an F16 cache's.
+/// The keys of one KV head's first whole blocks. Made for a step's blocks of queries and then left, as they are half as large
+/// as an F16 cache's.
 #[derive(Default)]
 pub struct SmallKeys {
     /// The mean key of the first block.
@@ -38,6 +35,13 @@ pub(crate) fn vectors(dim: usize) -> usize {
 }
 
 impl SmallKeys {
+    /// Leaves all keys, but keeps their room.
+    pub fn clear(&mut self) {
+        self.less.clear();
+        self.values.clear();
+        self.scales.clear();
+    }
+
     /// Takes in the blocks up to `blocks`, all of them whole.
     pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
         let (dim, mut room) = (keys.head_dim, Room::new());
@@ -45,9 +49,6 @@ impl SmallKeys {
             self.less = mean_key(table, keys.block(table, 0, &mut room), dim);
         }
         let (of_block, first) = (SUB * vectors(dim), self.scales.len() / SUB);
-        if first == 0 {
-            self.values.reserve((blocks + AHEAD) * of_block);
-        }
         self.values.resize(blocks.max(first) * of_block, PageVector([0; LANES * 4]));
         self.scales.resize(blocks.max(first) * SUB, [0.0; LANES]);
         for block in first..blocks {
