@@ -1,6 +1,7 @@
 //! The vector kernels of page bounds; see [`super::pages`].
 
 use super::pages::{PageScores, PageVector, padded_dim, row_blocks};
+use super::scores::magnitude;
 use crate::kernels::{padded, tree_sum};
 use crate::simd::values::{Bytes, Values};
 use crate::simd::{ActBlock, LANES, QK, Simd};
@@ -266,11 +267,7 @@ pub fn sign_halves<S: Simd>(s: S, queries: &[f32], dim: usize, out: &mut [ActBlo
     for (query, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(row_blocks(dim))) {
         let (whole, rest) = query.as_chunks::<LANES>();
         let rest = padded(rest);
-        let mut most = s.abs(s.load(&rest));
-        for part in whole {
-            most = s.max(most, s.abs(s.load(part)));
-        }
-        let largest = s.max_lane(most);
+        let largest = magnitude(s, whole, &rest);
         let by = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
         for (i, part) in whole.iter().enumerate() {
             store_halves(s, s.mul(s.load(part), by), i * LANES, half, out);

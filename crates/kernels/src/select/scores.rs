@@ -51,6 +51,16 @@ pub fn round_halves<S: Simd>(s: S, x: &mut [f32]) {
     rest.iter_mut().for_each(|x| *x = round_f16(*x));
 }
 
+/// The largest magnitude of a row: of its whole vectors, and of the rest, padded with zeros.
+#[inline(always)]
+pub(super) fn magnitude<S: Simd>(s: S, whole: &[[f32; LANES]], rest: &[f32; LANES]) -> f32 {
+    let mut most = s.abs(s.load(rest));
+    for part in whole {
+        most = s.max(most, s.abs(s.load(part)));
+    }
+    s.max_lane(most)
+}
+
 /// Scores of rows of queries with keys.
 pub struct RowScores<'a> {
     /// [sub-blocks][dim][16 keys], as in a page of the cache.

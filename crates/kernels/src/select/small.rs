@@ -5,6 +5,7 @@
 //! arXiv:2410.02367). So the mean of the first block's keys is taken from all of them.
 
 use super::pages::{PageVector, padded_dim};
+use super::scores::magnitude;
 use super::{Keys, Queries, Room, SUB};
 use crate::kernels::attention::BLOCK;
 use crate::kernels::{padded, tree_sum};
@@ -126,11 +127,7 @@ pub fn shrink_rows<S: Simd>(s: S, rows: &[f32], dim: usize, values: &mut [[i8; L
     for ((row, values), of) in rows.chunks_exact(dim).zip(values.chunks_exact_mut(vectors)).zip(of) {
         let (whole, rest) = row.as_chunks::<LANES>();
         let rest = padded(rest);
-        let mut most = s.abs(s.load(&rest));
-        for part in whole {
-            most = s.max(most, s.abs(s.load(part)));
-        }
-        let largest = s.max_lane(most);
+        let largest = magnitude(s, whole, &rest);
         let by = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
         let mut sum = 0;
         for (i, to) in values.iter_mut().enumerate() {
