@@ -109,6 +109,7 @@ function expertLayer(op: Extract<PlanOp, { op: 'experts' }>, taken: TakenTensors
   }));
   return {
     block: Number(/^blk\.(\d+)\./.exec(op.gate)?.[1]),
+    // Of `down`: gates and ups may be pairs in one tensor.
     experts: stacks[2]?.experts ?? 1,
     topK: op.topK,
     expertBytes: stacks.reduce((sum, { bytes, experts }) => sum + bytes / experts, 0),

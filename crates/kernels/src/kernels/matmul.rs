@@ -75,7 +75,8 @@ fn column_block<S: Simd>(acts: &Acts) -> usize {
     (COLUMN_BYTES / bytes / 12 * 12).max(least)
 }
 
-/// How many columns are multiplied with R tiles at once.
+/// How many columns are multiplied with R tiles at once. Where registers hold the sums of six with two tiles, they hold those of
+/// eight with one.
 const fn at_once<S: Simd, K: Kernel, const R: usize>() -> usize {
     match (S::TILES, R) {
         (2, 1) => 8,
@@ -430,7 +431,7 @@ impl<S: Simd, K: Kernel> Work<S> for Unpacking<'_, K> {
     fn run(mut self, s: S) {
         let Self { tile, acts, .. } = self;
         let blocks = acts.k / QK;
-        let slabs = self.slabs.get_or_insert([Slab::EMPTY; SLABS]);
+        let slabs = self.slabs.get_or_insert_with(|| [Slab::EMPTY; SLABS]);
         let at_once = SLAB * K::slabs::<S>();
         for start in self.columns.clone().step_by(SUMS) {
             let columns = start..(start + SUMS).min(self.columns.end);
