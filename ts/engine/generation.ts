@@ -27,7 +27,7 @@ export interface Usage {
   readonly timeToFirstTokenMs: number;
   /** Time in which the prompt was computed, in milliseconds, waiting for other sequences included. */
   readonly prefillMs: number;
-  /** Time in which tokens after the first were computed; the consumer's own time is not in it. */
+  /** From the first token to the last, less what the consumer took between them, in milliseconds. */
   readonly decodeMs: number;
   /** 0 where nothing was measured. */
   readonly prefillTokensPerSecond: number;
@@ -229,8 +229,11 @@ async function* decode(
   const matcher = createStopMatcher(settings.stop);
   let held = start.cachedTokens;
   let next = keptTokens(settings.context, record.promptDropped, prompt).subarray(held);
+  // When the last token was there, later by as long as the reader kept it.
+  let since = performance.now();
   for (;;) {
-    const token = await draw(engine, start, next, record, began);
+    const token = await draw(engine, start, next, record, began, since);
+    since = performance.now();
     countWork(engine, record, held, next.length);
     held += next.length;
     if (!settings.ignoreEnd && engine.tokenizer.endTokens.has(token)) {
@@ -243,7 +246,11 @@ async function* decode(
     if (finish) record.finishReason = finish;
     record.stopString = matched;
     record.text.push(text);
-    if (text !== '') yield text;
+    if (text !== '') {
+      const left = performance.now();
+      yield text;
+      since += performance.now() - left;
+    }
     if (matched !== undefined) return;
     if (finish) break;
     next = Uint32Array.of(token);
@@ -302,15 +309,15 @@ async function draw(
   tokens: Uint32Array,
   record: GenerationRecord,
   began: number,
+  since: number,
 ): Promise<number> {
-  const before = performance.now();
   const token = await feed(engine, start, tokens);
   const after = performance.now();
   if (record.drawn.length === 0) {
-    record.prefillMs = after - before;
+    record.prefillMs = after - since;
     record.timeToFirstTokenMs = after - began;
   } else {
-    record.decodeMs += after - before;
+    record.decodeMs += after - since;
   }
   record.drawn.push(token);
   return token;
