@@ -19,7 +19,7 @@ use crate::view::Shared;
 use std::ops::Range;
 
 pub struct KernelTable {
-    /// `scalar`, `avx2`, `avx512`, `neon`, `simd128` or `relaxed-simd`.
+    /// `scalar`, `avx2`, `avx512`, `amx`, `neon`, `simd128` or `relaxed-simd`.
     pub isa: &'static str,
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
@@ -203,6 +203,33 @@ isa_table!(
     "avx512",
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 );
+/// Where there are many columns, tiles multiply them; everything else is for vectors.
+#[cfg(target_arch = "x86_64")]
+static AMX: KernelTable = KernelTable { isa: "amx", linear: amx::linear, glu: amx::glu, ..AVX512 };
+
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    use super::*;
+    use crate::kernels::matmul::tiles;
+    use crate::simd::amx::Amx;
+
+    /// As above.
+    fn token() -> Amx {
+        Amx::detect().expect("the ISA was detected before")
+    }
+
+    pub fn linear(job: &LinearJob) {
+        if !tiles::linear(token(), job) {
+            avx512::linear(job);
+        }
+    }
+
+    pub fn glu(job: &GluJob) {
+        if !tiles::glu(token(), job) {
+            avx512::glu(job);
+        }
+    }
+}
 #[cfg(target_arch = "aarch64")]
 isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");
 #[cfg(target_arch = "aarch64")]
@@ -219,6 +246,9 @@ pub fn available() -> Vec<&'static KernelTable> {
     let mut tables = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
+        if crate::simd::amx::Amx::detect().is_some() {
+            tables.push(&AMX);
+        }
         if crate::simd::avx512::Avx512::detect().is_some() {
             tables.push(&AVX512);
         }

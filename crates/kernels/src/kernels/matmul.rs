@@ -21,6 +21,9 @@
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
 //! pairs so that a broadcast activation serves two; a token's result does not depend on either.
 
+#[cfg(target_arch = "x86_64")]
+pub mod tiles;
+
 use super::padded;
 use super::products::{
     Blocks, Floats, Half, Kernel, Place, Runs, SLAB, SLABS, STREAMED, Single, Slab, block_columns,

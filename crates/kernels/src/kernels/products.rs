@@ -17,11 +17,22 @@ pub(crate) struct Place {
     pub next: usize,
 }
 
+/// Floating-point numbers; or blocks of 32 bytes, larger by `offset` than the values, that have a scale each or whole numbers
+/// as scales within a run, each or each half.
+#[derive(Clone, Copy)]
+pub(crate) enum Item {
+    Float,
+    Block { offset: i32, minimum: bool },
+    Run { offset: i32, halves: bool, minimum: bool },
+}
+
 /// How R tiles of a kind of weights are multiplied with C columns.
 pub(crate) trait Kernel {
     /// Whether an ISA that multiplies six columns with two tiles at once does so with these, so that each activation is loaded for
     /// both: otherwise eight columns with one.
     const PAIRS: bool;
+    /// What the weights are made of.
+    const ITEM: Item;
 
     fn multiply<S: Simd, const R: usize, const C: usize>(
         s: S,
@@ -54,7 +65,7 @@ pub(crate) const SLAB: usize = RUN;
 pub(crate) struct Slab {
     /// Of each block its scale, or the number that is its scale within a run; of each its minimum, or of each or of each
     /// half its number; then a run's scale and minimum.
-    scales: [[f32; LANES]; SLAB * 2 + 2],
+    pub scales: [[f32; LANES]; SLAB * 2 + 2],
     values: [[f32; LANES]; SLAB * SIGNED_VECTORS],
 }
 
@@ -75,6 +86,12 @@ impl Slab {
             let words = V::group(s, packed, group);
             s.store(s.float_bits(words), &mut self.values[block * VECTORS + group]);
         }
+    }
+
+    /// A group of four of a block's values.
+    #[inline(always)]
+    pub fn group<S: Simd>(&self, s: S, block: usize, group: usize) -> S::I {
+        s.int_bits(s.load(&self.values[block * VECTORS + group]))
     }
 
     /// A block's values, of so many bytes, and the scales from its own on.
@@ -232,6 +249,7 @@ impl<const BF16: bool> Float for Half<BF16> {
 impl<F: Float> Kernel for Floats<F> {
     // One tile alone has one chain of sums per column.
     const PAIRS: bool = true;
+    const ITEM: Item = Item::Float;
 
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -333,6 +351,7 @@ fn range<const N: usize>(slices: [&[u8]; N], at: usize, len: usize) -> [&[u8]; N
 impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
     // Five bits with six columns of two tiles run out of registers and are less than half as fast.
     const PAIRS: bool = !matches!(V::LAYOUT, Layout::Five);
+    const ITEM: Item = Item::Block { offset: V::OFFSET, minimum: K::MINIMUM };
 
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -463,6 +482,7 @@ fn add_scaled<S: Simd, const R: usize, const C: usize>(
 impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
     // Two scales for each block, or signed ones, take as much unpacking as eight columns should share.
     const PAIRS: bool = K::MINIMUM && !K::HALVES;
+    const ITEM: Item = Item::Run { offset: V::OFFSET, halves: K::HALVES, minimum: K::MINIMUM };
 
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(

@@ -5,6 +5,8 @@
 //! float methods are single IEEE operations, so that every ISA gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
+pub mod amx;
+#[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;

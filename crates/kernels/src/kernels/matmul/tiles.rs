@@ -1,0 +1,611 @@
+//! Products of many columns with the tiles of AMX: 16 columns with 16 rows at once.
+//!
+//! ```text
+//! for each few tiles of 16 rows, and as many columns as a second-level cache holds:
+//!   for each part along K, ascending:
+//!     the weights become signed bytes, those of runs times their blocks' numbers and in two digits of 7 bits
+//!     for each 16 columns (of runs 32), their values side by side:
+//!       for each tile of rows:                     its weights and the columns stay in a first-level cache
+//!         exact integer dot products               of a block of 32, or of a whole run
+//!         acc += (d_w * d_x) * dot ...             as without tiles, in the same order
+//! ```
+//!
+//! A run's blocks need not be multiplied by their numbers one by one, as 8 + 7 bits hold each value times its number.
+
+use super::{Finished, ForKernel, Gated, Glu, GluJob, LinearJob, Sink, Target, bias_of, walk, with_kernel};
+use crate::acts::Acts;
+use crate::kernels::products::{Blocks, Item, Kernel, SLAB, Slab, block_columns};
+use crate::packed::RUN;
+use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
+use crate::simd::avx512::Avx512;
+use crate::simd::{ActBlock, LANES, QK, Simd, Work, each_group};
+use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// From how many columns on tiles are faster than vectors.
+const LEAST: usize = 12;
+/// Tiles of rows whose weights are unpacked at once: half of a first-level cache.
+const AT_ONCE: usize = 4;
+/// Columns that these are multiplied with before the next.
+const COLUMNS: usize = 256;
+
+/// [tile][column][row]
+type Sums = [[[f32; LANES]; COLUMNS]; AT_ONCE];
+
+/// Gives false where vectors do it better, or tiles cannot.
+pub fn linear(amx: Amx, job: &LinearJob) -> bool {
+    let (s, weight, acts) = (amx.0, job.weight, &job.acts);
+    let (Some(form), true) = (with_kernel(s, weight.format(), FormOf), acts.count >= LEAST) else {
+        return false;
+    };
+    let mut sums: Sums = [[[0.0; LANES]; COLUMNS]; AT_ONCE];
+    for start in (0..acts.count).step_by(COLUMNS) {
+        let columns = start..(start + COLUMNS).min(acts.count);
+        for first in job.tiles.clone().step_by(AT_ONCE) {
+            let tiles = first..(first + AT_ONCE).min(job.tiles.end);
+            let of_rows = tiles.clone().map(|tile| (weight.tile(tile), form));
+            multiply(amx, of_rows, acts, columns.clone(), &mut sums);
+            for (tile, sums) in tiles.zip(&sums) {
+                let mut sink = Sink::Linear {
+                    to: Target { out: job.out, width: job.width, row: tile * LANES, rows: weight.rows() },
+                    add: job.add,
+                    biases: [bias_of(job.bias, tile), None],
+                };
+                s.call(Finishing { sink: &mut sink, acts, columns: columns.clone(), sums });
+            }
+        }
+    }
+    true
+}
+
+/// Gives false like [`linear`].
+pub fn glu(amx: Amx, job: &GluJob) -> bool {
+    let (s, acts) = (amx.0, &job.acts);
+    let [gate, up] = [job.gate, job.up];
+    let forms = [gate, up].map(|of| with_kernel(s, of.format(), FormOf));
+    let ([Some(of_gate), Some(of_up)], true) = (forms, acts.count >= LEAST) else {
+        return false;
+    };
+    let mut sums: Sums = [[[0.0; LANES]; COLUMNS]; AT_ONCE];
+    for start in (0..acts.count).step_by(COLUMNS) {
+        let columns = start..(start + COLUMNS).min(acts.count);
+        for first in job.tiles.clone().step_by(AT_ONCE / 2) {
+            let tiles = first..(first + AT_ONCE / 2).min(job.tiles.end);
+            let of_rows = tiles.clone().flat_map(|tile| [(gate.tile(tile), of_gate), (up.tile(tile), of_up)]);
+            multiply(amx, of_rows, acts, columns.clone(), &mut sums);
+            for (tile, [gates, ups]) in tiles.zip(sums.as_chunks().0) {
+                let glu = Glu {
+                    to: Target { out: job.out, width: job.width, row: tile * LANES, rows: gate.rows() },
+                    activation: job.activation,
+                    biases: job.biases.map(|bias| bias_of(bias, tile)),
+                };
+                let [gates, ups] = [gates, ups].map(|of| &of[..columns.len()]);
+                s.call(Gated { glu: &glu, kind: acts.kind, column: start, gates, ups });
+            }
+        }
+    }
+    true
+}
+
+/// Hands over a tile's sums, which are complete.
+struct Finishing<'a, 'b> {
+    sink: &'a mut Sink<'b>,
+    acts: &'a Acts<'a>,
+    columns: Range<usize>,
+    sums: &'a [[f32; LANES]],
+}
+
+impl Work<Avx512> for Finishing<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: Avx512) {
+        let Self { sink, acts, columns, sums } = self;
+        let mut finished = Finished { sink, kind: acts.kind, start: columns.start, sums };
+        // Groups of any quantised kernel will do.
+        walk::<_, Blocks<crate::simd::values::Bytes, crate::kernels::scales::Half>, 1>(
+            s,
+            columns,
+            &mut finished,
+        );
+    }
+}
+
+/// What a format's weights become.
+#[derive(Clone, Copy)]
+struct Form {
+    item: Item,
+    unpack: fn(Avx512, &[u8], usize, usize, &mut Slab),
+}
+
+/// None of floating-point weights.
+struct FormOf;
+
+impl ForKernel<Avx512> for FormOf {
+    type Output = Option<Form>;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, _: Avx512) -> Option<Form> {
+        let unpack: fn(Avx512, &[u8], usize, usize, &mut Slab) = |s, tile, first, count, slab| {
+            s.call(Unpack::<K> { tile, first, count, slab, kernel: PhantomData })
+        };
+        (!matches!(K::ITEM, Item::Float)).then_some(Form { item: K::ITEM, unpack })
+    }
+}
+
+struct Unpack<'a, K> {
+    tile: &'a [u8],
+    first: usize,
+    count: usize,
+    slab: &'a mut Slab,
+    kernel: PhantomData<K>,
+}
+
+impl<K: Kernel> Work<Avx512> for Unpack<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: Avx512) {
+        K::unpack(s, self.tile, self.first, self.count, self.slab);
+    }
+}
+
+/// The products of columns with the rows of some tiles, all of them of runs or none.
+fn multiply<'a>(
+    amx: Amx,
+    tiles: impl Iterator<Item = (&'a [u8], Form)>,
+    acts: &Acts,
+    columns: Range<usize>,
+    sums: &mut Sums,
+) {
+    let mut of_rows = [const { None }; AT_ONCE];
+    for (to, tile) in of_rows.iter_mut().zip(tiles) {
+        *to = Some(tile);
+    }
+    let runs = of_rows[0].is_some_and(|(_, form)| matches!(form.item, Item::Run { .. }));
+    if runs {
+        amx.0.call(Pass::<RunPart> { amx, of_rows, acts, columns, sums, part: PhantomData });
+    } else {
+        amx.0.call(Pass::<BlocksPart> { amx, of_rows, acts, columns, sums, part: PhantomData });
+    }
+}
+
+/// A part of K that is unpacked and multiplied at once.
+trait Part {
+    /// Blocks of 32 of it.
+    const BLOCKS: usize;
+    /// Columns that are multiplied at once.
+    const COLUMNS: usize;
+    type Tiles;
+    type Columns;
+    type Weights;
+    const NO_COLUMNS: Self::Columns;
+    const NO_WEIGHTS: Self::Weights;
+
+    fn tiles(amx: Amx) -> Self::Tiles;
+    /// Blocks of one column to its place.
+    fn put_column(blocks: &[ActBlock], at: usize, to: &mut Self::Columns);
+    /// Unpacked blocks of a tile, from block `at` of the part on.
+    fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut Self::Weights);
+    /// Adds the products of columns with the rows of some tiles, `count` blocks of each.
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize);
+}
+
+struct Products<'a, P: Part + ?Sized> {
+    tiles: &'a P::Tiles,
+    weights: &'a [P::Weights],
+    columns: &'a P::Columns,
+    count: usize,
+}
+
+struct Pass<'a, P> {
+    amx: Amx,
+    of_rows: [Option<(&'a [u8], Form)>; AT_ONCE],
+    acts: &'a Acts<'a>,
+    columns: Range<usize>,
+    sums: &'a mut Sums,
+    part: PhantomData<P>,
+}
+
+impl<P: Part> Work<Avx512> for Pass<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: Avx512) {
+        let Self { of_rows, acts, sums, .. } = self;
+        let tiles = P::tiles(self.amx);
+        let mut slab = Slab::EMPTY;
+        let mut weights = [P::NO_WEIGHTS; AT_ONCE];
+        let mut columns = P::NO_COLUMNS;
+        let count = of_rows.iter().flatten().count();
+        for sums in &mut sums[..count] {
+            sums[..self.columns.len()].fill([0.0; LANES]);
+        }
+        let blocks = acts.k / QK;
+        for first in (0..blocks).step_by(P::BLOCKS) {
+            let part = first..(first + P::BLOCKS).min(blocks);
+            for (to, (tile, form)) in weights.iter_mut().zip(of_rows.iter().flatten()) {
+                for first in part.clone().step_by(SLAB) {
+                    let count = SLAB.min(part.end - first);
+                    (form.unpack)(s, tile, first, count, &mut slab);
+                    P::put_weights(s, form.item, &slab, first - part.start, count, to);
+                }
+            }
+            for start in self.columns.clone().step_by(P::COLUMNS) {
+                // Places without a column keep an earlier one, whose products nobody takes.
+                for column in start..(start + P::COLUMNS).min(self.columns.end) {
+                    let [blocks] = block_columns::<1>(acts, column, part.clone());
+                    P::put_column(blocks, column - start, &mut columns);
+                }
+                let by = Products {
+                    tiles: &tiles,
+                    weights: &weights[..count],
+                    columns: &columns,
+                    count: part.len(),
+                };
+                P::add(s, by, &mut sums[..count], start - self.columns.start);
+            }
+        }
+    }
+}
+
+/// Blocks of 32 with scales of their own.
+struct BlocksPart;
+
+/// Room for blocks that are asked for past the last: their products are not used.
+const AHEAD: usize = 4;
+
+struct BlockColumns {
+    values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
+    scales: [[f32; ROWS]; BlocksPart::BLOCKS],
+    minus_sums: [[f32; ROWS]; BlocksPart::BLOCKS],
+}
+
+#[derive(Clone, Copy)]
+struct BlockWeights {
+    values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
+    scales: [[f32; LANES]; BlocksPart::BLOCKS],
+    minimums: [[f32; LANES]; BlocksPart::BLOCKS],
+    minimum: bool,
+}
+
+impl Part for BlocksPart {
+    const BLOCKS: usize = 2 * SLAB;
+    const COLUMNS: usize = ROWS;
+    type Tiles = Tiles<QK>;
+    type Columns = BlockColumns;
+    type Weights = BlockWeights;
+    const NO_COLUMNS: BlockColumns = BlockColumns {
+        values: [[[0; QK]; ROWS]; Self::BLOCKS + AHEAD],
+        scales: [[0.0; ROWS]; Self::BLOCKS],
+        minus_sums: [[0.0; ROWS]; Self::BLOCKS],
+    };
+    const NO_WEIGHTS: BlockWeights = BlockWeights {
+        values: [[[0; QK]; ROWS]; Self::BLOCKS + AHEAD],
+        scales: [[0.0; LANES]; Self::BLOCKS],
+        minimums: [[0.0; LANES]; Self::BLOCKS],
+        minimum: false,
+    };
+
+    #[inline(always)]
+    fn tiles(amx: Amx) -> Tiles<QK> {
+        Tiles::new(amx)
+    }
+
+    #[inline(always)]
+    fn put_column(blocks: &[ActBlock], at: usize, to: &mut BlockColumns) {
+        for (i, block) in blocks.iter().enumerate() {
+            to.values[i][at] = block.values;
+            to.scales[i][at] = block.scale;
+            to.minus_sums[i][at] = block.minus_sum() as f32;
+        }
+    }
+
+    #[inline(always)]
+    fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut BlockWeights) {
+        let Item::Block { offset, minimum } = item else { return };
+        to.minimum = minimum;
+        for block in 0..count {
+            let values = to.values[at + block].as_flattened_mut().as_chunks_mut::<ROW_BYTES>().0;
+            for (group, to) in values.iter_mut().enumerate() {
+                // SAFETY: the token proves the CPU features; 64 bytes are written.
+                unsafe {
+                    let signed = _mm512_sub_epi8(slab.group(s, block, group), _mm512_set1_epi8(offset as i8));
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), signed);
+                }
+            }
+            to.scales[at + block] = slab.scales[block];
+            to.minimums[at + block] = slab.scales[SLAB + block];
+        }
+    }
+
+    #[inline(always)]
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize) {
+        for (weights, sums) in by.weights.iter().zip(sums) {
+            let sums: &mut [_; ROWS] = (&mut sums[first..first + ROWS]).try_into().expect("16 columns");
+            if weights.minimum {
+                add_blocks::<true>(s, by.tiles, weights, by.columns, by.count, sums);
+            } else {
+                add_blocks::<false>(s, by.tiles, weights, by.columns, by.count, sums);
+            }
+        }
+    }
+}
+
+/// What is loaded for a block is multiplied in the next round and stored in the one after, so that none waits for the other.
+#[inline(always)]
+fn add_blocks<const MINIMUM: bool>(
+    s: Avx512,
+    tiles: &Tiles<QK>,
+    weights: &BlockWeights,
+    columns: &BlockColumns,
+    count: usize,
+    sums: &mut [[f32; LANES]; ROWS],
+) {
+    let mut kept = [s.splat(0.0); ROWS];
+    for c in 0..ROWS {
+        kept[c] = s.load(&sums[c]);
+    }
+    let (x, w) = (&columns.values, &weights.values);
+    let mut dots = [[[0; LANES]; ROWS]; 2];
+    tiles.load_columns::<4>(&x[0]);
+    tiles.load_weights::<6>(&w[0]);
+    tiles.clear::<0>();
+    tiles.add_dots::<0, 4, 6>();
+    tiles.load_columns::<5>(&x[1]);
+    tiles.load_weights::<7>(&w[1]);
+    tiles.store::<0>(&mut dots[0]);
+    tiles.clear::<1>();
+    tiles.add_dots::<1, 5, 7>();
+    tiles.load_columns::<4>(&x[2]);
+    tiles.load_weights::<6>(&w[2]);
+    for block in (0..count).step_by(2) {
+        tiles.store::<1>(&mut dots[1]);
+        tiles.clear::<0>();
+        tiles.add_dots::<0, 4, 6>();
+        tiles.load_columns::<5>(&x[block + 3]);
+        tiles.load_weights::<7>(&w[block + 3]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block, &dots[0]);
+        if block + 1 == count {
+            break;
+        }
+        tiles.store::<0>(&mut dots[0]);
+        tiles.clear::<1>();
+        tiles.add_dots::<1, 5, 7>();
+        tiles.load_columns::<4>(&x[block + 4]);
+        tiles.load_weights::<6>(&w[block + 4]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block + 1, &dots[1]);
+    }
+    for c in 0..ROWS {
+        s.store(kept[c], &mut sums[c]);
+    }
+}
+
+/// Adds one block's dot products times the scales.
+#[inline(always)]
+fn add_scaled<const MINIMUM: bool>(
+    s: Avx512,
+    sums: &mut [__m512; ROWS],
+    weights: &BlockWeights,
+    columns: &BlockColumns,
+    block: usize,
+    dots: &[[i32; LANES]; ROWS],
+) {
+    let (d, m) = (s.load(&weights.scales[block]), s.load(&weights.minimums[block]));
+    let (scales, minus) = (&columns.scales[block], &columns.minus_sums[block]);
+    each_group!(c in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+        let dot = s.int_to_float(ints(&dots[c]));
+        sums[c] = s.add(sums[c], s.mul(s.mul_each(d, &scales[c]), dot));
+        if MINIMUM {
+            sums[c] = s.add(sums[c], s.mul_each(s.mul_each(m, &scales[c]), &minus[c]));
+        }
+    });
+}
+
+#[inline(always)]
+fn ints(numbers: &[i32; LANES]) -> __m512i {
+    // SAFETY: 64 bytes are read, by a CPU that has AVX-512.
+    unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) }
+}
+
+/// A run of eight blocks with numbers as scales.
+struct RunPart;
+
+/// Bits of the lower digit of a weight times its number.
+const DIGIT: u32 = 7;
+/// A run's values in rows of 64.
+const STEPS: usize = RUN * QK / ROW_BYTES;
+
+struct RunColumns {
+    /// [16 columns each]
+    values: [[[[i8; ROW_BYTES]; ROWS]; STEPS]; 2],
+    scales: [f32; 2 * ROWS],
+    /// Minus the sums of two halves, or of two blocks.
+    minus_sums: [[[[i16; 2]; RUN]; 2 * ROWS]; 2],
+}
+
+#[derive(Clone, Copy)]
+struct RunWeights {
+    /// The lower and the upper digit.
+    values: [[[[i8; ROW_BYTES]; ROWS]; 2]; STEPS],
+    scale: [f32; LANES],
+    minimum: [f32; LANES],
+    /// What the minus sums are multiplied with.
+    numbers: [[f32; LANES]; RUN],
+    minimums: bool,
+    halves: bool,
+}
+
+impl Part for RunPart {
+    const BLOCKS: usize = RUN;
+    const COLUMNS: usize = 2 * ROWS;
+    type Tiles = Tiles<ROW_BYTES>;
+    type Columns = RunColumns;
+    type Weights = RunWeights;
+    const NO_COLUMNS: RunColumns = RunColumns {
+        values: [[[[0; ROW_BYTES]; ROWS]; STEPS]; 2],
+        scales: [0.0; 2 * ROWS],
+        minus_sums: [[[[0; 2]; RUN]; 2 * ROWS]; 2],
+    };
+    const NO_WEIGHTS: RunWeights = RunWeights {
+        values: [[[[0; ROW_BYTES]; ROWS]; 2]; STEPS],
+        scale: [0.0; LANES],
+        minimum: [0.0; LANES],
+        numbers: [[0.0; LANES]; RUN],
+        minimums: false,
+        halves: false,
+    };
+
+    #[inline(always)]
+    fn tiles(amx: Amx) -> Tiles<ROW_BYTES> {
+        Tiles::new(amx)
+    }
+
+    #[inline(always)]
+    fn put_column(blocks: &[ActBlock], at: usize, to: &mut RunColumns) {
+        let values = &mut to.values[at / ROWS];
+        for (step, two) in blocks.chunks_exact(2).enumerate() {
+            let row = values[step][at % ROWS].as_chunks_mut().0;
+            (row[0], row[1]) = (two[0].values, two[1].values);
+            to.minus_sums[0][at][step] = two[1].minus_both;
+            to.minus_sums[1][at][step * 2] = two[0].minus_halves;
+            to.minus_sums[1][at][step * 2 + 1] = two[1].minus_halves;
+        }
+        to.scales[at] = blocks[0].scale;
+    }
+
+    #[inline(always)]
+    fn put_weights(s: Avx512, item: Item, slab: &Slab, _: usize, _: usize, to: &mut RunWeights) {
+        let Item::Run { offset, halves, minimum } = item else { return };
+        (to.halves, to.minimums) = (halves, minimum);
+        for block in 0..RUN {
+            let numbers = s.int_bits(s.load(&slab.scales[block]));
+            for half in 0..2 {
+                // SAFETY: the token proves the CPU features; 64 bytes are written at a time.
+                unsafe {
+                    let number = if halves && half == 1 { _mm512_srai_epi32::<16>(numbers) } else { numbers };
+                    let number =
+                        _mm512_mask_blend_epi16(0xaaaa_aaaa, number, _mm512_slli_epi32::<16>(number));
+                    for group in half * 4..half * 4 + 4 {
+                        let digits = digits(slab.group(s, block, group), number, offset);
+                        for (digit, values) in digits.into_iter().zip(&mut to.values[block / 2]) {
+                            let to = values[block % 2 * 8 + group].as_mut_ptr();
+                            _mm512_storeu_si512(to.cast(), digit);
+                        }
+                    }
+                }
+            }
+        }
+        to.scale = slab.scales[SLAB * 2];
+        to.minimum = slab.scales[SLAB * 2 + 1];
+        to.numbers = *slab.scales[SLAB..].first_chunk().expect("a run's numbers");
+    }
+
+    #[inline(always)]
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize) {
+        let Products { tiles, weights, columns, .. } = by;
+        let mut dots = [[[[0; LANES]; ROWS]; 2]; 2];
+        multiply_run(tiles, &weights[0], columns);
+        store_run(tiles, &mut dots);
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // The next tile's products, while this one's are added.
+            if let Some(next) = weights.get(i + 1) {
+                multiply_run(tiles, next, columns);
+            }
+            let sums: &mut [_; 2 * ROWS] =
+                (&mut sums[first..first + 2 * ROWS]).try_into().expect("32 columns");
+            match (weights[i].minimums, weights[i].halves) {
+                (false, _) => add_run::<0>(s, &weights[i], columns, &dots, sums),
+                (true, false) => add_run::<{ RUN / 2 }>(s, &weights[i], columns, &dots, sums),
+                (true, true) => add_run::<RUN>(s, &weights[i], columns, &dots, sums),
+            }
+            if i + 1 < weights.len() {
+                store_run(tiles, &mut dots);
+            }
+        }
+    }
+}
+
+/// Bytes less `offset` times numbers of 16 bits, as lower digits of 0..128 and signed upper digits.
+///
+/// # Safety
+/// The CPU has AVX-512 BW.
+#[inline(always)]
+unsafe fn digits(bytes: __m512i, numbers: __m512i, offset: i32) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let offset = _mm512_set1_epi16(offset as i16);
+        let even = _mm512_and_si512(bytes, _mm512_set1_epi16(0xff));
+        let odd = _mm512_srli_epi16::<8>(bytes);
+        let even = _mm512_mullo_epi16(_mm512_sub_epi16(even, offset), numbers);
+        let odd = _mm512_mullo_epi16(_mm512_sub_epi16(odd, offset), numbers);
+        const ODD: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+        let low = _mm512_mask_blend_epi8(ODD, even, _mm512_slli_epi16::<8>(odd));
+        let low = _mm512_and_si512(low, _mm512_set1_epi8(i8::MAX));
+        let high = _mm512_mask_blend_epi8(
+            ODD,
+            _mm512_srai_epi16::<DIGIT>(even),
+            _mm512_slli_epi16::<8>(_mm512_srai_epi16::<DIGIT>(odd)),
+        );
+        [low, high]
+    }
+}
+
+/// Sums 0 and 1: both digits with the first 16 columns; 2 and 3: with the others.
+#[inline(always)]
+fn multiply_run(tiles: &Tiles<ROW_BYTES>, weights: &RunWeights, columns: &RunColumns) {
+    tiles.clear::<0>();
+    tiles.clear::<1>();
+    tiles.clear::<2>();
+    tiles.clear::<3>();
+    for step in 0..STEPS {
+        tiles.load_columns::<4>(&columns.values[0][step]);
+        tiles.load_weights::<6>(&weights.values[step][0]);
+        tiles.add_dots::<0, 4, 6>();
+        tiles.load_weights::<7>(&weights.values[step][1]);
+        tiles.add_dots::<1, 4, 7>();
+        tiles.load_columns::<5>(&columns.values[1][step]);
+        tiles.add_dots::<2, 5, 6>();
+        tiles.add_dots::<3, 5, 7>();
+    }
+}
+
+#[inline(always)]
+fn store_run(tiles: &Tiles<ROW_BYTES>, [first, second]: &mut [[[[i32; LANES]; ROWS]; 2]; 2]) {
+    tiles.store::<0>(&mut first[0]);
+    tiles.store::<1>(&mut first[1]);
+    tiles.store::<2>(&mut second[0]);
+    tiles.store::<3>(&mut second[1]);
+}
+
+/// Adds a run's products, with so many vectors of numbers of minimums.
+#[inline(always)]
+fn add_run<const MINIMUMS: usize>(
+    s: Avx512,
+    weights: &RunWeights,
+    columns: &RunColumns,
+    dots: &[[[[i32; LANES]; ROWS]; 2]; 2],
+    sums: &mut [[f32; LANES]; 2 * ROWS],
+) {
+    let (d, m) = (s.load(&weights.scale), s.load(&weights.minimum));
+    for (c, sums) in sums.iter_mut().enumerate() {
+        let [low, high] = &dots[c / ROWS];
+        // SAFETY: the token proves the CPU features.
+        let dot = unsafe {
+            _mm512_add_epi32(ints(&low[c % ROWS]), _mm512_slli_epi32::<DIGIT>(ints(&high[c % ROWS])))
+        };
+        let scale = &columns.scales[c];
+        let mut sum = s.add(s.load(sums), s.mul(s.mul_each(d, scale), s.int_to_float(dot)));
+        if MINIMUMS > 0 {
+            let of_x = &columns.minus_sums[(MINIMUMS == RUN) as usize][c];
+            let mut minus = s.splat_int(0);
+            for i in 0..MINIMUMS {
+                let numbers = s.int_bits(s.load(&weights.numbers[i]));
+                minus = s.add_ints(minus, s.pair_dot(&of_x[i], numbers));
+            }
+            sum = s.add(sum, s.mul(s.mul_each(m, scale), s.int_to_float(minus)));
+        }
+        s.store(sum, sums);
+    }
+}
