@@ -23,8 +23,10 @@ static AVX512: Peaks = Peaks { isa: "avx512", read: avx512::read, int8: avx512::
 #[cfg(target_arch = "aarch64")]
 static NEON: Peaks = Peaks { isa: "neon", read: scalar::read, int8: neon::int8, float: neon::float };
 
-/// The loops for an ISA that [`crate::table::available`] names; for others the scalar ones.
+/// The loops for an ISA that [`crate::table::available`] names; for others the scalar ones. Of AMX, too, the peak is that of
+/// vectors: tiles can do more, and so shares of it compare between CPUs.
 pub fn peaks(isa: &str) -> &'static Peaks {
+    let isa = if isa == "amx" { "avx512" } else { isa };
     let known: &[&'static Peaks] = &[
         #[cfg(target_arch = "x86_64")]
         &AVX512,

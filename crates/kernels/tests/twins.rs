@@ -211,17 +211,19 @@ proptest! {
     fn linear_of_many_columns(
         seed: u64,
         format in prop::sample::select(Format::ALL.to_vec()),
-        rows in 1usize..40,
-        count in 140usize..300,
+        rows in 1usize..170,
+        blocks in 1usize..20,
+        count in prop_oneof![30usize..50, 140usize..300],
+        precise: bool,
     ) {
         let mut random = Random(seed);
-        let cols = format.block().max(64);
+        let cols = (blocks * 32).next_multiple_of(format.block());
         let w = random.matrix(format, rows, cols);
         let x = random.floats(cols * count);
         let start = random.floats(rows * count);
-        let want = run_linear(scalar(), &w, &x, false, None, &start);
+        let want = run_linear(scalar(), &w, &x, precise, None, &start);
         for table in fast() {
-            prop_assert_eq!(bits(&run_linear(table, &w, &x, false, None, &start)), bits(&want), "{}", table.isa);
+            prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, None, &start)), bits(&want), "{}", table.isa);
         }
     }
 
@@ -229,8 +231,9 @@ proptest! {
     fn glu(
         seed: u64,
         format in prop::sample::select(Format::ALL.to_vec()),
-        rows in 1usize..40,
-        count in prop_oneof![1usize..20, 140usize..150],
+        other in prop::sample::select(Format::ALL.to_vec()),
+        rows in 1usize..90,
+        count in prop_oneof![1usize..20, 30usize..40, 140usize..150],
         activation in prop::sample::select(vec![Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu]),
         scale in prop::sample::select(vec![0.01f32, 1.0]),
         biased: [bool; 2],
@@ -238,7 +241,9 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let cols = format.block().max(64);
-        let (gate, up) = (random.matrix(format, rows, cols), random.matrix(format, rows, cols));
+        // Both take the same activations.
+        let other = if other.activations() == format.activations() { other } else { format };
+        let (gate, up) = (random.matrix(format, rows, cols), random.matrix(other, rows, cols));
         let x: Vec<f32> = random.floats(cols * count).iter().map(|x| x * scale).collect();
         let biases = [random.floats(rows), random.floats(rows)];
         let biases = [0, 1].map(|i| biased[i].then_some(biases[i].as_slice()));
@@ -301,7 +306,7 @@ proptest! {
 /// Whole bytes and activations as large as they get, with more columns and blocks than are unpacked at once.
 #[test]
 fn bytes_of_any_size_with_many_columns() {
-    let (rows, cols, count) = (LANES, 32 * 37, 27);
+    let (rows, cols, count) = (LANES, 32 * 37, 43);
     for weights in [[0x80; 32], [0x7f; 32], std::array::from_fn(|i| [0x80, 0x7f, 0, 0xff, 1][i % 5])] {
         let block = [[0, 0x3c].as_slice(), &weights].concat();
         let w = packed(Format::Q8_0, rows, cols, &block.repeat(rows * cols / 32));

@@ -19,6 +19,7 @@ pub(crate) struct Place {
 
 /// Floating-point numbers; or blocks of 32 bytes, larger by `offset` than the values, that have a scale each or whole numbers
 /// as scales within a run, each or each half.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) enum Item {
     Float,
@@ -32,6 +33,7 @@ pub(crate) trait Kernel {
     /// both: otherwise eight columns with one.
     const PAIRS: bool;
     /// What the weights are made of.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const ITEM: Item;
 
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -89,6 +91,7 @@ impl Slab {
     }
 
     /// A group of four of a block's values.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     #[inline(always)]
     pub fn group<S: Simd>(&self, s: S, block: usize, group: usize) -> S::I {
         s.int_bits(s.load(&self.values[block * VECTORS + group]))

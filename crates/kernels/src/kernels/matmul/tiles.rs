@@ -12,103 +12,155 @@
 //!
 //! A run's blocks need not be multiplied by their numbers one by one, as 8 + 7 bits hold each value times its number.
 
-use super::{Finished, ForKernel, Gated, Glu, GluJob, LinearJob, Sink, Target, bias_of, walk, with_kernel};
+use super::{ForKernel, Gated, Glu, GluJob, LinearJob, Target, bias_of, biased, sum_of, with_kernel};
 use crate::acts::Acts;
-use crate::kernels::products::{Blocks, Item, Kernel, SLAB, Slab, block_columns};
+use crate::kernels::products::{Item, Kernel, SLAB, Slab, block_columns};
 use crate::packed::RUN;
 use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
 use crate::simd::avx512::Avx512;
 use crate::simd::{ActBlock, LANES, QK, Simd, Work, each_group};
+use std::alloc::{Layout, alloc_zeroed};
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// From how many columns on tiles are faster than vectors.
-const LEAST: usize = 12;
-/// Tiles of rows whose weights are unpacked at once: half of a first-level cache.
+const LEAST: usize = 32;
+/// Tiles of rows whose weights are unpacked at once: most of a first-level cache.
 const AT_ONCE: usize = 4;
-/// Columns that these are multiplied with before the next.
+/// Tiles of rows that the same columns in place are multiplied with.
+const TILES: usize = 2 * AT_ONCE;
+/// Columns whose sums are kept.
 const COLUMNS: usize = 256;
+/// Results are written so many columns after their places were asked for.
+const CLAIMED: usize = 8;
 
-/// [tile][column][row]
-type Sums = [[[f32; LANES]; COLUMNS]; AT_ONCE];
+/// Of each column with 16 rows.
+type Sums = [[f32; LANES]; COLUMNS];
+/// Of 16 columns with 16 rows: what a tile is stored to.
+type Dots = [[i32; LANES]; ROWS];
 
 /// Gives false where vectors do it better, or tiles cannot.
 pub fn linear(amx: Amx, job: &LinearJob) -> bool {
-    let (s, weight, acts) = (amx.0, job.weight, &job.acts);
-    let (Some(form), true) = (with_kernel(s, weight.format(), FormOf), acts.count >= LEAST) else {
-        return false;
-    };
-    let mut sums: Sums = [[[0.0; LANES]; COLUMNS]; AT_ONCE];
-    for start in (0..acts.count).step_by(COLUMNS) {
-        let columns = start..(start + COLUMNS).min(acts.count);
-        for first in job.tiles.clone().step_by(AT_ONCE) {
-            let tiles = first..(first + AT_ONCE).min(job.tiles.end);
+    let (weight, acts) = (job.weight, &job.acts);
+    let form = with_kernel(amx.0, weight.format(), FormOf);
+    let (Some(form), true) = (form, acts.count >= LEAST) else { return false };
+    for_columns(acts, |columns, room| {
+        for first in job.tiles.clone().step_by(TILES) {
+            let tiles = first..(first + TILES).min(job.tiles.end);
             let of_rows = tiles.clone().map(|tile| (weight.tile(tile), form));
-            multiply(amx, of_rows, acts, columns.clone(), &mut sums);
-            for (tile, sums) in tiles.zip(&sums) {
-                let mut sink = Sink::Linear {
-                    to: Target { out: job.out, width: job.width, row: tile * LANES, rows: weight.rows() },
-                    add: job.add,
-                    biases: [bias_of(job.bias, tile), None],
-                };
-                s.call(Finishing { sink: &mut sink, acts, columns: columns.clone(), sums });
-            }
+            multiply(amx, of_rows, acts, columns.clone(), room);
+            amx.0.call(Finishing { job, columns: columns.clone(), tiles, sums: &room.sums });
         }
-    }
-    true
+    })
 }
 
 /// Gives false like [`linear`].
 pub fn glu(amx: Amx, job: &GluJob) -> bool {
-    let (s, acts) = (amx.0, &job.acts);
+    let acts = &job.acts;
     let [gate, up] = [job.gate, job.up];
-    let forms = [gate, up].map(|of| with_kernel(s, of.format(), FormOf));
-    let ([Some(of_gate), Some(of_up)], true) = (forms, acts.count >= LEAST) else {
-        return false;
-    };
-    let mut sums: Sums = [[[0.0; LANES]; COLUMNS]; AT_ONCE];
-    for start in (0..acts.count).step_by(COLUMNS) {
-        let columns = start..(start + COLUMNS).min(acts.count);
-        for first in job.tiles.clone().step_by(AT_ONCE / 2) {
-            let tiles = first..(first + AT_ONCE / 2).min(job.tiles.end);
+    let forms = [gate, up].map(|of| with_kernel(amx.0, of.format(), FormOf));
+    let ([Some(of_gate), Some(of_up)], true) = (forms, acts.count >= LEAST) else { return false };
+    for_columns(acts, |columns, room| {
+        for first in job.tiles.clone().step_by(TILES / 2) {
+            let tiles = first..(first + TILES / 2).min(job.tiles.end);
             let of_rows = tiles.clone().flat_map(|tile| [(gate.tile(tile), of_gate), (up.tile(tile), of_up)]);
-            multiply(amx, of_rows, acts, columns.clone(), &mut sums);
-            for (tile, [gates, ups]) in tiles.zip(sums.as_chunks().0) {
+            multiply(amx, of_rows, acts, columns.clone(), room);
+            for (tile, [gates, ups]) in tiles.zip(room.sums.as_chunks().0) {
                 let glu = Glu {
                     to: Target { out: job.out, width: job.width, row: tile * LANES, rows: gate.rows() },
                     activation: job.activation,
                     biases: job.biases.map(|bias| bias_of(bias, tile)),
                 };
                 let [gates, ups] = [gates, ups].map(|of| &of[..columns.len()]);
-                s.call(Gated { glu: &glu, kind: acts.kind, column: start, gates, ups });
+                amx.0.call(Gated { glu: &glu, kind: acts.kind, column: columns.start, gates, ups });
             }
         }
+    })
+}
+
+/// Calls `work` with columns that are multiplied at once and room for it. Gives false where there is no memory for it.
+fn for_columns(acts: &Acts, mut work: impl FnMut(Range<usize>, &mut Room)) -> bool {
+    thread_local! {
+        /// A thread's, as clearing it takes as long as multiplying some columns.
+        static ROOM: RefCell<Option<Box<Room>>> = const { RefCell::new(None) };
     }
-    true
+    ROOM.with_borrow_mut(|room| {
+        if room.is_none() {
+            *room = Room::zeroed();
+        }
+        let Some(room) = room else { return false };
+        for start in (0..acts.count).step_by(COLUMNS) {
+            work(start..(start + COLUMNS).min(acts.count), room);
+        }
+        true
+    })
 }
 
-/// Hands over a tile's sums, which are complete.
-struct Finishing<'a, 'b> {
-    sink: &'a mut Sink<'b>,
-    acts: &'a Acts<'a>,
+struct Room {
+    /// Of so many tiles.
+    sums: [Sums; TILES],
+    blocks: PartRoom<BlocksPart>,
+    runs: PartRoom<RunPart>,
+}
+
+/// What columns and weights of a part become.
+#[repr(C, align(64))]
+struct PartRoom<P: Part> {
+    /// Where a column lacks, an earlier one is, whose products nobody takes.
+    columns: P::Room,
+    weights: [P::Weights; AT_ONCE],
+    slab: Slab,
+    dots: [[Dots; 2]; 2],
+}
+
+impl Room {
+    /// None where memory is short.
+    fn zeroed() -> Option<Box<Self>> {
+        // SAFETY: the layout is the type's, which has a size; zeros are valid numbers and flags, of which alone it is made.
+        unsafe {
+            let room = alloc_zeroed(Layout::new::<Self>()).cast::<Self>();
+            (!room.is_null()).then(|| Box::from_raw(room))
+        }
+    }
+}
+
+/// Hands over tiles' sums, which are complete.
+struct Finishing<'a> {
+    job: &'a LinearJob<'a>,
     columns: Range<usize>,
-    sums: &'a [[f32; LANES]],
+    tiles: Range<usize>,
+    sums: &'a [Sums; TILES],
 }
 
-impl Work<Avx512> for Finishing<'_, '_> {
+impl Work<Avx512> for Finishing<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self, s: Avx512) {
-        let Self { sink, acts, columns, sums } = self;
-        let mut finished = Finished { sink, kind: acts.kind, start: columns.start, sums };
-        // Groups of any quantised kernel will do.
-        walk::<_, Blocks<crate::simd::values::Bytes, crate::kernels::scales::Half>, 1>(
-            s,
-            columns,
-            &mut finished,
-        );
+        let Self { job, columns, tiles, sums } = self;
+        let (first, rows) = (tiles.start * LANES, job.weight.rows());
+        let to = Target { out: job.out, width: job.width, row: first, rows };
+        let per_token = job.acts.kind.columns();
+        let tokens = columns.start / per_token..columns.end / per_token;
+        let mut biases = [None; TILES];
+        for (bias, tile) in biases.iter_mut().zip(tiles.clone()) {
+            *bias = bias_of(job.bias, tile);
+        }
+        for token in tokens.clone() {
+            let claimed = token + CLAIMED;
+            if claimed < tokens.end {
+                for r in 0..tiles.len() {
+                    s.prefetch_write(job.out.address(claimed * job.width + first + r * LANES));
+                }
+            }
+            let column = (token - tokens.start) * per_token;
+            for r in 0..tiles.len() {
+                let sum = sum_of(s, &sums[r][column..][..per_token]);
+                to.put(s, r, token, biased(s, sum, biases[r].as_ref()), job.add);
+            }
+        }
     }
 }
 
@@ -157,17 +209,17 @@ fn multiply<'a>(
     tiles: impl Iterator<Item = (&'a [u8], Form)>,
     acts: &Acts,
     columns: Range<usize>,
-    sums: &mut Sums,
+    room: &mut Room,
 ) {
-    let mut of_rows = [const { None }; AT_ONCE];
+    let Room { sums, blocks, runs } = room;
+    let mut of_rows = [const { None }; TILES];
     for (to, tile) in of_rows.iter_mut().zip(tiles) {
         *to = Some(tile);
     }
-    let runs = of_rows[0].is_some_and(|(_, form)| matches!(form.item, Item::Run { .. }));
-    if runs {
-        amx.0.call(Pass::<RunPart> { amx, of_rows, acts, columns, sums, part: PhantomData });
+    if of_rows[0].is_some_and(|(_, form)| matches!(form.item, Item::Run { .. })) {
+        amx.0.call(Pass { amx, of_rows, acts, columns, sums, room: runs });
     } else {
-        amx.0.call(Pass::<BlocksPart> { amx, of_rows, acts, columns, sums, part: PhantomData });
+        amx.0.call(Pass { amx, of_rows, acts, columns, sums, room: blocks });
     }
 }
 
@@ -179,17 +231,41 @@ trait Part {
     const COLUMNS: usize;
     type Tiles;
     type Columns;
+    /// Room for all columns.
+    type Room: AsRef<[Self::Columns]> + AsMut<[Self::Columns]>;
     type Weights;
-    const NO_COLUMNS: Self::Columns;
-    const NO_WEIGHTS: Self::Weights;
 
     fn tiles(amx: Amx) -> Self::Tiles;
-    /// Blocks of one column to its place.
-    fn put_column(blocks: &[ActBlock], at: usize, to: &mut Self::Columns);
+    /// Blocks of one column to its place, with the sums that minimums are multiplied by: of blocks, or of halves.
+    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut Self::Columns);
     /// Unpacked blocks of a tile, from block `at` of the part on.
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut Self::Weights);
-    /// Adds the products of columns with the rows of some tiles, `count` blocks of each.
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize);
+    /// Adds the products of columns with the rows of some tiles, `count` blocks of each. `first`: of the columns that the
+    /// sums are of.
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize);
+}
+
+/// Which kinds of minimums some tiles have.
+#[derive(Clone, Copy)]
+struct Minimums {
+    blocks: bool,
+    halves: bool,
+}
+
+impl Minimums {
+    fn of(forms: impl Iterator<Item = Form>) -> Self {
+        let mut of = Self { blocks: false, halves: false };
+        for form in forms {
+            match form.item {
+                Item::Block { minimum: true, .. } | Item::Run { minimum: true, halves: false, .. } => {
+                    of.blocks = true;
+                }
+                Item::Run { minimum: true, halves: true, .. } => of.halves = true,
+                _ => {}
+            }
+        }
+        of
+    }
 }
 
 struct Products<'a, P: Part + ?Sized> {
@@ -197,15 +273,17 @@ struct Products<'a, P: Part + ?Sized> {
     weights: &'a [P::Weights],
     columns: &'a P::Columns,
     count: usize,
+    /// Room for two or four tiles.
+    dots: &'a mut [[Dots; 2]; 2],
 }
 
-struct Pass<'a, P> {
+struct Pass<'a, P: Part> {
     amx: Amx,
-    of_rows: [Option<(&'a [u8], Form)>; AT_ONCE],
+    of_rows: [Option<(&'a [u8], Form)>; TILES],
     acts: &'a Acts<'a>,
     columns: Range<usize>,
-    sums: &'a mut Sums,
-    part: PhantomData<P>,
+    sums: &'a mut [Sums; TILES],
+    room: &'a mut PartRoom<P>,
 }
 
 impl<P: Part> Work<Avx512> for Pass<'_, P> {
@@ -213,38 +291,39 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
 
     #[inline(always)]
     fn run(self, s: Avx512) {
-        let Self { of_rows, acts, sums, .. } = self;
+        let Self { of_rows, acts, sums, room, .. } = self;
+        let PartRoom { columns: placed, weights, slab, dots } = room;
         let tiles = P::tiles(self.amx);
-        let mut slab = Slab::EMPTY;
-        let mut weights = [P::NO_WEIGHTS; AT_ONCE];
-        let mut columns = P::NO_COLUMNS;
-        let count = of_rows.iter().flatten().count();
-        for sums in &mut sums[..count] {
+        for (sums, _) in sums.iter_mut().zip(of_rows.iter().flatten()) {
             sums[..self.columns.len()].fill([0.0; LANES]);
         }
+        let minimums = Minimums::of(of_rows.iter().flatten().map(|&(_, form)| form));
         let blocks = acts.k / QK;
         for first in (0..blocks).step_by(P::BLOCKS) {
             let part = first..(first + P::BLOCKS).min(blocks);
-            for (to, (tile, form)) in weights.iter_mut().zip(of_rows.iter().flatten()) {
-                for first in part.clone().step_by(SLAB) {
-                    let count = SLAB.min(part.end - first);
-                    (form.unpack)(s, tile, first, count, &mut slab);
-                    P::put_weights(s, form.item, &slab, first - part.start, count, to);
-                }
+            // All of them before the first is used: tiles wait long for what was stored just before.
+            for (at, column) in self.columns.clone().enumerate() {
+                let [blocks] = block_columns::<1>(acts, column, part.clone());
+                P::put_column(blocks, at % P::COLUMNS, minimums, &mut placed.as_mut()[at / P::COLUMNS]);
             }
-            for start in self.columns.clone().step_by(P::COLUMNS) {
-                // Places without a column keep an earlier one, whose products nobody takes.
-                for column in start..(start + P::COLUMNS).min(self.columns.end) {
-                    let [blocks] = block_columns::<1>(acts, column, part.clone());
-                    P::put_column(blocks, column - start, &mut columns);
+            for (of_rows, sums) in of_rows.chunks(AT_ONCE).zip(sums.chunks_mut(AT_ONCE)) {
+                let count = of_rows.iter().flatten().count();
+                if count == 0 {
+                    break;
                 }
-                let by = Products {
-                    tiles: &tiles,
-                    weights: &weights[..count],
-                    columns: &columns,
-                    count: part.len(),
-                };
-                P::add(s, by, &mut sums[..count], start - self.columns.start);
+                for (to, (tile, form)) in weights.iter_mut().zip(of_rows.iter().flatten()) {
+                    for first in part.clone().step_by(SLAB) {
+                        let count = SLAB.min(part.end - first);
+                        (form.unpack)(s, tile, first, count, slab);
+                        P::put_weights(s, form.item, slab, first - part.start, count, to);
+                    }
+                }
+                let groups = self.columns.len().div_ceil(P::COLUMNS);
+                for (group, columns) in placed.as_ref()[..groups].iter().enumerate() {
+                    let weights = &weights[..count];
+                    let by = Products { tiles: &tiles, weights, columns, count: part.len(), dots };
+                    P::add(s, by, &mut sums[..count], group * P::COLUMNS);
+                }
             }
         }
     }
@@ -256,6 +335,8 @@ struct BlocksPart;
 /// Room for blocks that are asked for past the last: their products are not used.
 const AHEAD: usize = 4;
 
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct BlockColumns {
     values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
     scales: [[f32; ROWS]; BlocksPart::BLOCKS],
@@ -263,6 +344,7 @@ struct BlockColumns {
 }
 
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct BlockWeights {
     values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
     scales: [[f32; LANES]; BlocksPart::BLOCKS],
@@ -275,18 +357,8 @@ impl Part for BlocksPart {
     const COLUMNS: usize = ROWS;
     type Tiles = Tiles<QK>;
     type Columns = BlockColumns;
+    type Room = [BlockColumns; COLUMNS / ROWS];
     type Weights = BlockWeights;
-    const NO_COLUMNS: BlockColumns = BlockColumns {
-        values: [[[0; QK]; ROWS]; Self::BLOCKS + AHEAD],
-        scales: [[0.0; ROWS]; Self::BLOCKS],
-        minus_sums: [[0.0; ROWS]; Self::BLOCKS],
-    };
-    const NO_WEIGHTS: BlockWeights = BlockWeights {
-        values: [[[0; QK]; ROWS]; Self::BLOCKS + AHEAD],
-        scales: [[0.0; LANES]; Self::BLOCKS],
-        minimums: [[0.0; LANES]; Self::BLOCKS],
-        minimum: false,
-    };
 
     #[inline(always)]
     fn tiles(amx: Amx) -> Tiles<QK> {
@@ -294,11 +366,22 @@ impl Part for BlocksPart {
     }
 
     #[inline(always)]
-    fn put_column(blocks: &[ActBlock], at: usize, to: &mut BlockColumns) {
-        for (i, block) in blocks.iter().enumerate() {
-            to.values[i][at] = block.values;
-            to.scales[i][at] = block.scale;
-            to.minus_sums[i][at] = block.minus_sum() as f32;
+    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut BlockColumns) {
+        let (whole, rest) = blocks.as_chunks::<SLAB>();
+        for (i, blocks) in whole.iter().enumerate() {
+            each_group!(b in [0 1 2 3 4 5 6 7] {
+                to.values[i * SLAB + b][at] = blocks[b].values;
+                to.scales[i * SLAB + b][at] = blocks[b].scale;
+            });
+        }
+        for (b, block) in (whole.len() * SLAB..).zip(rest) {
+            to.values[b][at] = block.values;
+            to.scales[b][at] = block.scale;
+        }
+        if minimums.blocks {
+            for (block, to) in blocks.iter().zip(&mut to.minus_sums) {
+                to[at] = block.minus_halves.iter().map(|&half| half as i32).sum::<i32>() as f32;
+            }
         }
     }
 
@@ -321,13 +404,13 @@ impl Part for BlocksPart {
     }
 
     #[inline(always)]
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize) {
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize) {
         for (weights, sums) in by.weights.iter().zip(sums) {
             let sums: &mut [_; ROWS] = (&mut sums[first..first + ROWS]).try_into().expect("16 columns");
             if weights.minimum {
-                add_blocks::<true>(s, by.tiles, weights, by.columns, by.count, sums);
+                add_blocks::<true>(s, by.tiles, weights, by.columns, by.count, &mut by.dots[0], sums);
             } else {
-                add_blocks::<false>(s, by.tiles, weights, by.columns, by.count, sums);
+                add_blocks::<false>(s, by.tiles, weights, by.columns, by.count, &mut by.dots[0], sums);
             }
         }
     }
@@ -341,14 +424,16 @@ fn add_blocks<const MINIMUM: bool>(
     weights: &BlockWeights,
     columns: &BlockColumns,
     count: usize,
+    dots: &mut [Dots; 2],
     sums: &mut [[f32; LANES]; ROWS],
 ) {
     let mut kept = [s.splat(0.0); ROWS];
     for c in 0..ROWS {
         kept[c] = s.load(&sums[c]);
     }
-    let (x, w) = (&columns.values, &weights.values);
-    let mut dots = [[[0; LANES]; ROWS]; 2];
+    let BlockColumns { values: x, scales, minus_sums } = columns;
+    let w = &weights.values;
+    let of_x = [scales, minus_sums];
     tiles.load_columns::<4>(&x[0]);
     tiles.load_weights::<6>(&w[0]);
     tiles.clear::<0>();
@@ -366,7 +451,7 @@ fn add_blocks<const MINIMUM: bool>(
         tiles.add_dots::<0, 4, 6>();
         tiles.load_columns::<5>(&x[block + 3]);
         tiles.load_weights::<7>(&w[block + 3]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block, &dots[0]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, of_x, block, &dots[0]);
         if block + 1 == count {
             break;
         }
@@ -375,7 +460,7 @@ fn add_blocks<const MINIMUM: bool>(
         tiles.add_dots::<1, 5, 7>();
         tiles.load_columns::<4>(&x[block + 4]);
         tiles.load_weights::<6>(&w[block + 4]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block + 1, &dots[1]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, of_x, block + 1, &dots[1]);
     }
     for c in 0..ROWS {
         s.store(kept[c], &mut sums[c]);
@@ -388,12 +473,12 @@ fn add_scaled<const MINIMUM: bool>(
     s: Avx512,
     sums: &mut [__m512; ROWS],
     weights: &BlockWeights,
-    columns: &BlockColumns,
+    [scales, minus]: [&[[f32; ROWS]; BlocksPart::BLOCKS]; 2],
     block: usize,
-    dots: &[[i32; LANES]; ROWS],
+    dots: &Dots,
 ) {
     let (d, m) = (s.load(&weights.scales[block]), s.load(&weights.minimums[block]));
-    let (scales, minus) = (&columns.scales[block], &columns.minus_sums[block]);
+    let (scales, minus) = (&scales[block], &minus[block]);
     each_group!(c in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
         let dot = s.int_to_float(ints(&dots[c]));
         sums[c] = s.add(sums[c], s.mul(s.mul_each(d, &scales[c]), dot));
@@ -417,6 +502,8 @@ const DIGIT: u32 = 7;
 /// A run's values in rows of 64.
 const STEPS: usize = RUN * QK / ROW_BYTES;
 
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct RunColumns {
     /// [16 columns each]
     values: [[[[i8; ROW_BYTES]; ROWS]; STEPS]; 2],
@@ -426,6 +513,7 @@ struct RunColumns {
 }
 
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 struct RunWeights {
     /// The lower and the upper digit.
     values: [[[[i8; ROW_BYTES]; ROWS]; 2]; STEPS],
@@ -442,20 +530,8 @@ impl Part for RunPart {
     const COLUMNS: usize = 2 * ROWS;
     type Tiles = Tiles<ROW_BYTES>;
     type Columns = RunColumns;
+    type Room = [RunColumns; COLUMNS / ROWS / 2];
     type Weights = RunWeights;
-    const NO_COLUMNS: RunColumns = RunColumns {
-        values: [[[[0; ROW_BYTES]; ROWS]; STEPS]; 2],
-        scales: [0.0; 2 * ROWS],
-        minus_sums: [[[[0; 2]; RUN]; 2 * ROWS]; 2],
-    };
-    const NO_WEIGHTS: RunWeights = RunWeights {
-        values: [[[[0; ROW_BYTES]; ROWS]; 2]; STEPS],
-        scale: [0.0; LANES],
-        minimum: [0.0; LANES],
-        numbers: [[0.0; LANES]; RUN],
-        minimums: false,
-        halves: false,
-    };
 
     #[inline(always)]
     fn tiles(amx: Amx) -> Tiles<ROW_BYTES> {
@@ -463,16 +539,23 @@ impl Part for RunPart {
     }
 
     #[inline(always)]
-    fn put_column(blocks: &[ActBlock], at: usize, to: &mut RunColumns) {
+    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut RunColumns) {
+        let blocks: &[ActBlock; RUN] = blocks.try_into().expect("a run");
         let values = &mut to.values[at / ROWS];
-        for (step, two) in blocks.chunks_exact(2).enumerate() {
-            let row = values[step][at % ROWS].as_chunks_mut().0;
-            (row[0], row[1]) = (two[0].values, two[1].values);
-            to.minus_sums[0][at][step] = two[1].minus_both;
-            to.minus_sums[1][at][step * 2] = two[0].minus_halves;
-            to.minus_sums[1][at][step * 2 + 1] = two[1].minus_halves;
-        }
+        each_group!(b in [0 1 2 3 4 5 6 7] {
+            values[b / 2][at % ROWS].as_chunks_mut().0[b % 2] = blocks[b].values;
+        });
         to.scales[at] = blocks[0].scale;
+        if minimums.blocks {
+            each_group!(i in [0 1 2 3] {
+                to.minus_sums[0][at][i] = blocks[i * 2 + 1].minus_both;
+            });
+        }
+        if minimums.halves {
+            each_group!(b in [0 1 2 3 4 5 6 7] {
+                to.minus_sums[1][at][b] = blocks[b].minus_halves;
+            });
+        }
     }
 
     #[inline(always)]
@@ -503,11 +586,10 @@ impl Part for RunPart {
     }
 
     #[inline(always)]
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [[[f32; LANES]; COLUMNS]], first: usize) {
-        let Products { tiles, weights, columns, .. } = by;
-        let mut dots = [[[[0; LANES]; ROWS]; 2]; 2];
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize) {
+        let Products { tiles, weights, columns, dots, .. } = by;
         multiply_run(tiles, &weights[0], columns);
-        store_run(tiles, &mut dots);
+        store_run(tiles, dots);
         for (i, sums) in sums.iter_mut().enumerate() {
             // The next tile's products, while this one's are added.
             if let Some(next) = weights.get(i + 1) {
@@ -516,12 +598,12 @@ impl Part for RunPart {
             let sums: &mut [_; 2 * ROWS] =
                 (&mut sums[first..first + 2 * ROWS]).try_into().expect("32 columns");
             match (weights[i].minimums, weights[i].halves) {
-                (false, _) => add_run::<0>(s, &weights[i], columns, &dots, sums),
-                (true, false) => add_run::<{ RUN / 2 }>(s, &weights[i], columns, &dots, sums),
-                (true, true) => add_run::<RUN>(s, &weights[i], columns, &dots, sums),
+                (false, _) => add_run::<0>(s, &weights[i], columns, dots, sums),
+                (true, false) => add_run::<{ RUN / 2 }>(s, &weights[i], columns, dots, sums),
+                (true, true) => add_run::<RUN>(s, &weights[i], columns, dots, sums),
             }
             if i + 1 < weights.len() {
-                store_run(tiles, &mut dots);
+                store_run(tiles, dots);
             }
         }
     }
@@ -572,7 +654,7 @@ fn multiply_run(tiles: &Tiles<ROW_BYTES>, weights: &RunWeights, columns: &RunCol
 }
 
 #[inline(always)]
-fn store_run(tiles: &Tiles<ROW_BYTES>, [first, second]: &mut [[[[i32; LANES]; ROWS]; 2]; 2]) {
+fn store_run(tiles: &Tiles<ROW_BYTES>, [first, second]: &mut [[Dots; 2]; 2]) {
     tiles.store::<0>(&mut first[0]);
     tiles.store::<1>(&mut first[1]);
     tiles.store::<2>(&mut second[0]);
@@ -585,7 +667,7 @@ fn add_run<const MINIMUMS: usize>(
     s: Avx512,
     weights: &RunWeights,
     columns: &RunColumns,
-    dots: &[[[[i32; LANES]; ROWS]; 2]; 2],
+    dots: &[[Dots; 2]; 2],
     sums: &mut [[f32; LANES]; 2 * ROWS],
 ) {
     let (d, m) = (s.load(&weights.scale), s.load(&weights.minimum));
