@@ -204,7 +204,11 @@ describe('load refuses', () => {
     ['x', { kvCache: 'q4_0' }, 'kvCache must be one of f16, q8_0, got "q4_0"'],
     ['x', { kvCache: true }, 'kvCache must be one of f16, q8_0, got true'],
     ['x', { chunk: 0 }, 'chunk must be an integer from 1 to 65536, got 0'],
-    ['x', { isa: 'sse' }, 'isa must be one of scalar, avx2, avx512, amx, neon, simd128, relaxed-simd, got "sse"'],
+    [
+      'x',
+      { isa: 'sse' },
+      'isa must be one of scalar, avx2, avx512, amx, neon, simd128, relaxed-simd, got "sse"',
+    ],
     ['x', { backend: 'cuda' }, 'backend must be one of auto, native, wasm, got "cuda"'],
     ['x', { onProgress: 1 }, 'onProgress must be a function, got 1'],
     ['x', { chatTemplate: 1 }, 'chatTemplate must be a string, got 1'],
