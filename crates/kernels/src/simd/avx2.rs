@@ -33,7 +33,8 @@ pub(super) fn sum_i8(from: &[i8; LANES]) -> i32 {
 }
 
 /// How many bytes ahead of the work memory is best asked for, which only shows in time. AMD's families 19h (Zen 3
-/// and 4) read on by themselves along what is asked for in order; 1Ah (Zen 5) wants to be asked long before.
+/// and 4) read on by themselves along what is asked for in order; 1Ah (Zen 5) wants to be asked long before, and
+/// Xeons (Emerald Rapids) something between.
 pub(super) fn lead() -> usize {
     static LEAD: LazyLock<usize> = LazyLock::new(|| {
         let (vendor, signature) = (__cpuid(0), __cpuid(1).eax);
@@ -41,7 +42,7 @@ pub(super) fn lead() -> usize {
         match (signature >> 8 & 0xf) + (signature >> 20 & 0xff) {
             0x19 if amd => 0,
             0x1a if amd => 8 << 10,
-            _ => 2 << 10,
+            _ => 4 << 10,
         }
     });
     *LEAD
