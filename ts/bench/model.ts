@@ -49,7 +49,7 @@ export interface BenchRow {
   readonly peaks?: MachinePeaks;
   /** Bytes per second over the read bandwidth. */
   readonly bandwidthShare?: number;
-  /** Prefill's operations per second over the peak of their kind. */
+  /** Prefill's operations per second over the peak of their kind, on vectors: the tiles of AMX can pass it. */
   readonly computeShare?: number;
 }
 

@@ -20,10 +20,7 @@ impl Amx {
 /// Intel SDM, CPUID leaf 7: AMX-TILE and AMX-INT8.
 fn has_tiles() -> bool {
     const BOTH: u32 = 1 << 24 | 1 << 25;
-    // SAFETY: CPUs with AVX-512 have the leaf; of others no bit is asked for by anyone.
-    #[allow(unused_unsafe)]
-    let leaf = unsafe { __cpuid_count(7, 0) };
-    leaf.edx & BOTH == BOTH
+    __cpuid_count(7, 0).edx & BOTH == BOTH
 }
 
 /// Linux keeps tiles' state for a process that asked for it (Documentation/arch/x86/xstate.rst).
@@ -58,9 +55,9 @@ struct Config {
 /// four of each of 16 rows in one of theirs.
 pub struct Tiles<const K: usize>(());
 
-impl<const K: usize> Tiles<K> {
+impl<const K: usize> From<Amx> for Tiles<K> {
     #[inline(always)]
-    pub fn new(_: Amx) -> Self {
+    fn from(_: Amx) -> Self {
         const { assert!(K == 32 || K == ROW_BYTES) };
         let [sums, columns, weights] = [(16, 64), (16, K), (K / 4, 64)];
         let sizes = [sums, sums, sums, sums, columns, columns, weights, weights];
@@ -75,7 +72,9 @@ impl<const K: usize> Tiles<K> {
         };
         Self(())
     }
+}
 
+impl<const K: usize> Tiles<K> {
     /// 16 columns' bytes, one column after the other, to tile `T`.
     #[inline(always)]
     pub fn load_columns<const T: usize>(&self, from: &[[i8; K]; ROWS]) {

@@ -44,8 +44,10 @@ type Dots = [[i32; LANES]; ROWS];
 /// Gives false where vectors do it better, or tiles cannot.
 pub fn linear(amx: Amx, job: &LinearJob) -> bool {
     let (weight, acts) = (job.weight, &job.acts);
-    let form = with_kernel(amx.0, weight.format(), FormOf);
-    let (Some(form), true) = (form, acts.count >= LEAST) else { return false };
+    if acts.count < LEAST {
+        return false;
+    }
+    let Some(form) = with_kernel(amx.0, weight.format(), FormOf) else { return false };
     for_columns(acts, |columns, room| {
         for first in job.tiles.clone().step_by(TILES) {
             let tiles = first..(first + TILES).min(job.tiles.end);
@@ -59,9 +61,12 @@ pub fn linear(amx: Amx, job: &LinearJob) -> bool {
 /// Gives false like [`linear`].
 pub fn glu(amx: Amx, job: &GluJob) -> bool {
     let acts = &job.acts;
+    if acts.count < LEAST {
+        return false;
+    }
     let [gate, up] = [job.gate, job.up];
     let forms = [gate, up].map(|of| with_kernel(amx.0, of.format(), FormOf));
-    let ([Some(of_gate), Some(of_up)], true) = (forms, acts.count >= LEAST) else { return false };
+    let [Some(of_gate), Some(of_up)] = forms else { return false };
     for_columns(acts, |columns, room| {
         for first in job.tiles.clone().step_by(TILES / 2) {
             let tiles = first..(first + TILES / 2).min(job.tiles.end);
@@ -229,13 +234,12 @@ trait Part {
     const BLOCKS: usize;
     /// Columns that are multiplied at once.
     const COLUMNS: usize;
-    type Tiles;
+    type Tiles: From<Amx>;
     type Columns;
     /// Room for all columns.
     type Room: AsRef<[Self::Columns]> + AsMut<[Self::Columns]>;
     type Weights;
 
-    fn tiles(amx: Amx) -> Self::Tiles;
     /// Blocks of one column to its place, with the sums that minimums are multiplied by: of blocks, or of halves.
     fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut Self::Columns);
     /// Unpacked blocks of a tile, from block `at` of the part on.
@@ -293,7 +297,7 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
     fn run(self, s: Avx512) {
         let Self { of_rows, acts, sums, room, .. } = self;
         let PartRoom { columns: placed, weights, slab, dots } = room;
-        let tiles = P::tiles(self.amx);
+        let tiles = P::Tiles::from(self.amx);
         for (sums, _) in sums.iter_mut().zip(of_rows.iter().flatten()) {
             sums[..self.columns.len()].fill([0.0; LANES]);
         }
@@ -335,7 +339,6 @@ struct BlocksPart;
 /// Room for blocks that are asked for past the last: their products are not used.
 const AHEAD: usize = 4;
 
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct BlockColumns {
     values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
@@ -343,7 +346,6 @@ struct BlockColumns {
     minus_sums: [[f32; ROWS]; BlocksPart::BLOCKS],
 }
 
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct BlockWeights {
     values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
@@ -359,11 +361,6 @@ impl Part for BlocksPart {
     type Columns = BlockColumns;
     type Room = [BlockColumns; COLUMNS / ROWS];
     type Weights = BlockWeights;
-
-    #[inline(always)]
-    fn tiles(amx: Amx) -> Tiles<QK> {
-        Tiles::new(amx)
-    }
 
     #[inline(always)]
     fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut BlockColumns) {
@@ -387,7 +384,7 @@ impl Part for BlocksPart {
 
     #[inline(always)]
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut BlockWeights) {
-        let Item::Block { offset, minimum } = item else { return };
+        let Item::Block { offset, minimum } = item else { unreachable!("runs take other activations") };
         to.minimum = minimum;
         for block in 0..count {
             let values = to.values[at + block].as_flattened_mut().as_chunks_mut::<ROW_BYTES>().0;
@@ -502,7 +499,6 @@ const DIGIT: u32 = 7;
 /// A run's values in rows of 64.
 const STEPS: usize = RUN * QK / ROW_BYTES;
 
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct RunColumns {
     /// [16 columns each]
@@ -512,7 +508,6 @@ struct RunColumns {
     minus_sums: [[[[i16; 2]; RUN]; 2 * ROWS]; 2],
 }
 
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct RunWeights {
     /// The lower and the upper digit.
@@ -532,11 +527,6 @@ impl Part for RunPart {
     type Columns = RunColumns;
     type Room = [RunColumns; COLUMNS / ROWS / 2];
     type Weights = RunWeights;
-
-    #[inline(always)]
-    fn tiles(amx: Amx) -> Tiles<ROW_BYTES> {
-        Tiles::new(amx)
-    }
 
     #[inline(always)]
     fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut RunColumns) {
@@ -560,7 +550,9 @@ impl Part for RunPart {
 
     #[inline(always)]
     fn put_weights(s: Avx512, item: Item, slab: &Slab, _: usize, _: usize, to: &mut RunWeights) {
-        let Item::Run { offset, halves, minimum } = item else { return };
+        let Item::Run { offset, halves, minimum } = item else {
+            unreachable!("blocks take other activations")
+        };
         (to.halves, to.minimums) = (halves, minimum);
         for block in 0..RUN {
             let numbers = s.int_bits(s.load(&slab.scales[block]));
