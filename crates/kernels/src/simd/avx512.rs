@@ -1,6 +1,6 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
-use super::avx2::{lead, sum_i8};
+use super::avx2::{Ahead, ask, sum_i8};
 use super::values::Values;
 use super::{ActBlock, HALVES_OFFSET, LANES, OFFSET, Simd, Words, Work, each_group};
 use std::arch::asm;
@@ -9,8 +9,7 @@ use std::arch::x86_64::*;
 /// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub struct Avx512 {
-    /// See [`lead`].
-    lead: usize,
+    ahead: Ahead,
 }
 
 impl Avx512 {
@@ -23,7 +22,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then(|| Self { lead: lead() })
+        has.then(|| Self { ahead: Ahead::of_cpu() })
     }
 }
 
@@ -186,17 +185,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {
-        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(self.lead);
-        for line in 0..size_of_val(item).div_ceil(64) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * 64)) }
-        }
+        self.ahead.ask(item);
     }
     #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, item: &T, next: usize) {
-        let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(next);
-        for line in 0..size_of_val(item).div_ceil(64) {
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) }
-        }
+        ask::<_MM_HINT_T1, T>(item, next);
     }
     #[inline(always)]
     fn prefetch_write<T>(self, address: *const T) {
