@@ -3,16 +3,17 @@
 
 import { pathToFileURL } from 'node:url';
 import { crossCargo, debianPackages } from './lib/cross.mjs';
-import { say } from './lib/steps.mjs';
+import { SetupError, say } from './lib/steps.mjs';
 
 const TARGET = 'aarch64-unknown-linux-gnu';
 const PREFIX = 'CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU';
 
 /**
  * The command that tests the kernels as ARM code.
- * @throws SetupError when this cannot be had, with the reason
+ * @throws SetupError when this cannot be had or is not wanted, with the reason
  */
 export async function neonTest() {
+  if (process.arch === 'arm64') throw new SetupError('this machine is ARM: cargo test runs them natively');
   await debianPackages(['qemu-user', 'gcc-aarch64-linux-gnu', 'libc6-dev-arm64-cross']);
   const { route, cargo, args, env } = await crossCargo(TARGET, 'std,panic_unwind,test');
   return {

@@ -1,4 +1,4 @@
-// Runs commands one after another and shows what is going on: a live line on a terminal,
+// Runs commands and shows what is going on: a live line on a terminal,
 // a line every ten seconds elsewhere. Everything goes to stderr, so stdout stays free for results.
 
 import { spawn } from 'node:child_process';
@@ -38,21 +38,30 @@ for (const [signal, code] of [
   });
 }
 
+/** What each step that is under way has to say, in the order in which they began. */
+const shown = new Set();
+
+function drawLive() {
+  const text = [...shown].map((describe) => describe()).join(' ');
+  process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns ?? 80) - 1)}`);
+}
+
 /** Shows that `title` is under way until the returned function is called. */
 function progress(title, lastLine) {
   const started = performance.now();
   const seconds = () => (performance.now() - started) / 1000;
-  const show = () => {
+  const describe = () => {
     const hint = lastLine();
-    const text = `  ${title} ... ${Math.floor(seconds())} s${hint === '' ? '' : ` | ${hint}`}`;
-    if (LIVE) process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns ?? 80) - 1)}`);
-    else say(text);
+    return `  ${title} ... ${Math.floor(seconds())} s${hint === '' ? '' : ` | ${hint}`}`;
   };
-  if (LIVE) show();
+  shown.add(describe);
+  if (LIVE) drawLive();
   else say(`  ${title}`);
+  const show = LIVE ? drawLive : () => say(describe());
   const timer = setInterval(show, LIVE ? 1000 : QUIET_SECONDS * 1000);
   return (mark) => {
     clearInterval(timer);
+    shown.delete(describe);
     if (LIVE) process.stderr.write('\r\x1b[2K');
     say(`${mark} ${title} (${seconds().toFixed(1)} s)`);
   };

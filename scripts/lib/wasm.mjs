@@ -72,19 +72,23 @@ export async function buildWasm() {
   const out = join(ROOT, WASM_FOLDER);
   rmSync(out, { recursive: true, force: true });
   mkdirSync(out, { recursive: true });
-  for (const variant of WASM_VARIANTS) {
-    await buildModule(cargo, variant);
-    const built = join(targetFolder(cargo), TARGET, 'release', 'frugal_wasm.wasm');
+  // Of one module the compiler works on one core most of the time.
+  await Promise.all([false, true].map((threads) => buildModules(cargo, bindgen, threads, out)));
+}
+
+async function buildModules(cargo, bindgen, threads, out) {
+  const target = join(ROOT, 'target', `wasm-${cargo.route}${threads ? '-threads' : ''}`);
+  for (const variant of WASM_VARIANTS.filter((variant) => variant.threads === threads)) {
+    await buildModule(cargo, variant, target);
+    const built = join(target, TARGET, 'release', 'frugal_wasm.wasm');
     const made = join(ROOT, 'target', 'wasm-glue', variant.name);
     await need(`glue of ${variant.name}`, [bindgen, built, made, 'frugal']);
     copyFileSync(join(made, 'frugal_bg.wasm'), join(out, `${variant.name}.wasm`));
-    writeGlue(join(made, 'frugal.js'), join(out, variant.threads ? 'glue-threads.js' : 'glue.js'), variant);
+    writeGlue(join(made, 'frugal.js'), join(out, threads ? 'glue-threads.js' : 'glue.js'), variant);
   }
 }
 
-const targetFolder = ({ route }) => join(ROOT, 'target', `wasm-${route}`);
-
-async function buildModule({ route, cargo, args, sourceArgs, env }, variant) {
+async function buildModule({ route, cargo, args, sourceArgs, env }, variant, target) {
   const std = variant.threads ? sourceArgs : args;
   await need(
     `${variant.name}.wasm (cargo, ${route})`,
@@ -95,7 +99,7 @@ async function buildModule({ route, cargo, args, sourceArgs, env }, variant) {
         // Building the standard library is not a stable option; this lets a stable compiler take it.
         ...(std.length > 0 ? { RUSTC_BOOTSTRAP: '1' } : {}),
         RUSTFLAGS: rustFlags(variant),
-        CARGO_TARGET_DIR: targetFolder({ route }),
+        CARGO_TARGET_DIR: target,
       },
     },
   );
