@@ -422,7 +422,7 @@ fn add_group<V: Values, const R: usize, const C: usize>(
                 acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], rows[r], v);
             }
         }
-        if R > 1 {
+        if R > 1 || C > 2 {
             for r in 0..R {
                 for c in 0..C {
                     asm!("/* {0} */", inout(zmm_reg) acc[r][c], options(nomem, nostack, preserves_flags));
