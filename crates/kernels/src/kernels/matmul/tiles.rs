@@ -14,7 +14,7 @@
 
 use super::{ForKernel, Gated, Glu, GluJob, LinearJob, Target, bias_of, biased, sum_of, with_kernel};
 use crate::acts::Acts;
-use crate::kernels::products::{Item, Kernel, SLAB, Slab, block_columns};
+use crate::kernels::products::{Item, Kernel, SLAB, Slab};
 use crate::packed::RUN;
 use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
 use crate::simd::avx512::Avx512;
@@ -240,8 +240,8 @@ trait Part {
     type Room: AsRef<[Self::Columns]> + AsMut<[Self::Columns]>;
     type Weights;
 
-    /// Blocks of one column to its place, with the sums that minimums are multiplied by: of blocks, or of halves.
-    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut Self::Columns);
+    /// What some columns' blocks become, with the sums that minimums are multiplied by: of blocks, or of halves.
+    fn put_columns(blocks: Columns, minimums: Minimums, to: &mut Self::Columns);
     /// Unpacked blocks of a tile, from block `at` of the part on.
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut Self::Weights);
     /// Adds the products of columns with the rows of some tiles, `count` blocks of each. `first`: of the columns that the
@@ -272,11 +272,30 @@ impl Minimums {
     }
 }
 
+/// Blocks of some columns.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    /// The first column's, from a part's first block on.
+    blocks: &'a [ActBlock],
+    /// How far from one column to the next.
+    stride: usize,
+    columns: usize,
+    /// Of each column.
+    count: usize,
+}
+
+impl<'a> Columns<'a> {
+    #[inline(always)]
+    fn of(self, column: usize) -> &'a [ActBlock] {
+        &self.blocks[column * self.stride..][..self.count]
+    }
+}
+
 struct Products<'a, P: Part + ?Sized> {
     tiles: &'a P::Tiles,
     weights: &'a [P::Weights],
+    blocks: Columns<'a>,
     columns: &'a P::Columns,
-    count: usize,
     /// Room for two or four tiles.
     dots: &'a mut [[Dots; 2]; 2],
 }
@@ -303,12 +322,19 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
         }
         let minimums = Minimums::of(of_rows.iter().flatten().map(|&(_, form)| form));
         let blocks = acts.k / QK;
+        let stride = acts.stride * blocks;
+        let groups = self.columns.len().div_ceil(P::COLUMNS);
         for first in (0..blocks).step_by(P::BLOCKS) {
             let part = first..(first + P::BLOCKS).min(blocks);
+            let of_group = |group: usize| Columns {
+                blocks: &acts.blocks[(self.columns.start + group * P::COLUMNS) * stride + part.start..],
+                stride,
+                columns: P::COLUMNS.min(self.columns.len() - group * P::COLUMNS),
+                count: part.len(),
+            };
             // All of them before the first is used: tiles wait long for what was stored just before.
-            for (at, column) in self.columns.clone().enumerate() {
-                let [blocks] = block_columns::<1>(acts, column, part.clone());
-                P::put_column(blocks, at % P::COLUMNS, minimums, &mut placed.as_mut()[at / P::COLUMNS]);
+            for (group, to) in placed.as_mut()[..groups].iter_mut().enumerate() {
+                P::put_columns(of_group(group), minimums, to);
             }
             for (of_rows, sums) in of_rows.chunks(AT_ONCE).zip(sums.chunks_mut(AT_ONCE)) {
                 let count = of_rows.iter().flatten().count();
@@ -322,10 +348,9 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
                         P::put_weights(s, form.item, slab, first - part.start, count, to);
                     }
                 }
-                let groups = self.columns.len().div_ceil(P::COLUMNS);
                 for (group, columns) in placed.as_ref()[..groups].iter().enumerate() {
                     let weights = &weights[..count];
-                    let by = Products { tiles: &tiles, weights, columns, count: part.len(), dots };
+                    let by = Products { tiles: &tiles, weights, blocks: of_group(group), columns, dots };
                     P::add(s, by, &mut sums[..count], group * P::COLUMNS);
                 }
             }
@@ -339,10 +364,11 @@ struct BlocksPart;
 /// Room for blocks that are asked for past the last: their products are not used.
 const AHEAD: usize = 4;
 
+/// Columns are multiplied where they lie.
 #[repr(C, align(64))]
 struct BlockColumns {
-    values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
-    scales: [[f32; ROWS]; BlocksPart::BLOCKS],
+    /// Where columns lack: what there is of them, and others whose products nobody takes.
+    blocks: [[ActBlock; BlocksPart::BLOCKS]; ROWS],
     minus_sums: [[f32; ROWS]; BlocksPart::BLOCKS],
 }
 
@@ -363,21 +389,15 @@ impl Part for BlocksPart {
     type Weights = BlockWeights;
 
     #[inline(always)]
-    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut BlockColumns) {
-        let (whole, rest) = blocks.as_chunks::<SLAB>();
-        for (i, blocks) in whole.iter().enumerate() {
-            each_group!(b in [0 1 2 3 4 5 6 7] {
-                to.values[i * SLAB + b][at] = blocks[b].values;
-                to.scales[i * SLAB + b][at] = blocks[b].scale;
-            });
-        }
-        for (b, block) in (whole.len() * SLAB..).zip(rest) {
-            to.values[b][at] = block.values;
-            to.scales[b][at] = block.scale;
-        }
-        if minimums.blocks {
-            for (block, to) in blocks.iter().zip(&mut to.minus_sums) {
-                to[at] = block.minus_halves.iter().map(|&half| half as i32).sum::<i32>() as f32;
+    fn put_columns(blocks: Columns, minimums: Minimums, to: &mut BlockColumns) {
+        for c in 0..blocks.columns {
+            if blocks.columns < ROWS {
+                to.blocks[c][..blocks.count].copy_from_slice(blocks.of(c));
+            }
+            if minimums.blocks {
+                for (block, to) in blocks.of(c).iter().zip(&mut to.minus_sums) {
+                    to[c] = block.minus_sum() as f32;
+                }
             }
         }
     }
@@ -402,12 +422,16 @@ impl Part for BlocksPart {
 
     #[inline(always)]
     fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize) {
-        for (weights, sums) in by.weights.iter().zip(sums) {
+        let Products { tiles, weights, mut blocks, columns, dots } = by;
+        if blocks.columns < ROWS {
+            (blocks.blocks, blocks.stride) = (columns.blocks.as_flattened(), Self::BLOCKS);
+        }
+        for (weights, sums) in weights.iter().zip(sums) {
             let sums: &mut [_; ROWS] = (&mut sums[first..first + ROWS]).try_into().expect("16 columns");
             if weights.minimum {
-                add_blocks::<true>(s, by.tiles, weights, by.columns, by.count, &mut by.dots[0], sums);
+                add_blocks::<true>(s, tiles, weights, blocks, &columns.minus_sums, &mut dots[0], sums);
             } else {
-                add_blocks::<false>(s, by.tiles, weights, by.columns, by.count, &mut by.dots[0], sums);
+                add_blocks::<false>(s, tiles, weights, blocks, &columns.minus_sums, &mut dots[0], sums);
             }
         }
     }
@@ -419,45 +443,49 @@ fn add_blocks<const MINIMUM: bool>(
     s: Avx512,
     tiles: &Tiles<QK>,
     weights: &BlockWeights,
-    columns: &BlockColumns,
-    count: usize,
+    blocks: Columns,
+    minus_sums: &[[f32; ROWS]; BlocksPart::BLOCKS],
     dots: &mut [Dots; 2],
     sums: &mut [[f32; LANES]; ROWS],
 ) {
     let mut kept = [s.splat(0.0); ROWS];
+    let mut columns = [blocks.of(0); ROWS];
     for c in 0..ROWS {
         kept[c] = s.load(&sums[c]);
+        columns[c] = blocks.of(c);
     }
-    let BlockColumns { values: x, scales, minus_sums } = columns;
+    let Columns { blocks: x, stride, count, .. } = blocks;
     let w = &weights.values;
-    let of_x = [scales, minus_sums];
-    tiles.load_columns::<4>(&x[0]);
+    // Past the last, for products that are not used.
+    let last = &x[count - 1..];
+    let x = |block: usize| if block < count { &x[block..] } else { last };
+    tiles.load_blocks::<4>(x(0), stride);
     tiles.load_weights::<6>(&w[0]);
     tiles.clear::<0>();
     tiles.add_dots::<0, 4, 6>();
-    tiles.load_columns::<5>(&x[1]);
+    tiles.load_blocks::<5>(x(1), stride);
     tiles.load_weights::<7>(&w[1]);
     tiles.store::<0>(&mut dots[0]);
     tiles.clear::<1>();
     tiles.add_dots::<1, 5, 7>();
-    tiles.load_columns::<4>(&x[2]);
+    tiles.load_blocks::<4>(x(2), stride);
     tiles.load_weights::<6>(&w[2]);
     for block in (0..count).step_by(2) {
         tiles.store::<1>(&mut dots[1]);
         tiles.clear::<0>();
         tiles.add_dots::<0, 4, 6>();
-        tiles.load_columns::<5>(&x[block + 3]);
+        tiles.load_blocks::<5>(x(block + 3), stride);
         tiles.load_weights::<7>(&w[block + 3]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, of_x, block, &dots[0]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, &columns, minus_sums, block, &dots[0]);
         if block + 1 == count {
             break;
         }
         tiles.store::<0>(&mut dots[0]);
         tiles.clear::<1>();
         tiles.add_dots::<1, 5, 7>();
-        tiles.load_columns::<4>(&x[block + 4]);
+        tiles.load_blocks::<4>(x(block + 4), stride);
         tiles.load_weights::<6>(&w[block + 4]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, of_x, block + 1, &dots[1]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, &columns, minus_sums, block + 1, &dots[1]);
     }
     for c in 0..ROWS {
         s.store(kept[c], &mut sums[c]);
@@ -470,17 +498,18 @@ fn add_scaled<const MINIMUM: bool>(
     s: Avx512,
     sums: &mut [__m512; ROWS],
     weights: &BlockWeights,
-    [scales, minus]: [&[[f32; ROWS]; BlocksPart::BLOCKS]; 2],
+    columns: &[&[ActBlock]; ROWS],
+    minus_sums: &[[f32; ROWS]; BlocksPart::BLOCKS],
     block: usize,
     dots: &Dots,
 ) {
     let (d, m) = (s.load(&weights.scales[block]), s.load(&weights.minimums[block]));
-    let (scales, minus) = (&scales[block], &minus[block]);
     each_group!(c in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
+        let scale = &columns[c][block].scale;
         let dot = s.int_to_float(ints(&dots[c]));
-        sums[c] = s.add(sums[c], s.mul(s.mul_each(d, &scales[c]), dot));
+        sums[c] = s.add(sums[c], s.mul(s.mul_each(d, scale), dot));
         if MINIMUM {
-            sums[c] = s.add(sums[c], s.mul_each(s.mul_each(m, &scales[c]), &minus[c]));
+            sums[c] = s.add(sums[c], s.mul_each(s.mul_each(m, scale), &minus_sums[block][c]));
         }
     });
 }
@@ -529,22 +558,10 @@ impl Part for RunPart {
     type Weights = RunWeights;
 
     #[inline(always)]
-    fn put_column(blocks: &[ActBlock], at: usize, minimums: Minimums, to: &mut RunColumns) {
-        let blocks: &[ActBlock; RUN] = blocks.try_into().expect("a run");
-        let values = &mut to.values[at / ROWS];
-        each_group!(b in [0 1 2 3 4 5 6 7] {
-            values[b / 2][at % ROWS].as_chunks_mut().0[b % 2] = blocks[b].values;
-        });
-        to.scales[at] = blocks[0].scale;
-        if minimums.blocks {
-            each_group!(i in [0 1 2 3] {
-                to.minus_sums[0][at][i] = blocks[i * 2 + 1].minus_both;
-            });
-        }
-        if minimums.halves {
-            each_group!(b in [0 1 2 3 4 5 6 7] {
-                to.minus_sums[1][at][b] = blocks[b].minus_halves;
-            });
+    fn put_columns(blocks: Columns, minimums: Minimums, to: &mut RunColumns) {
+        for c in 0..blocks.columns {
+            let of_column = blocks.of(c).try_into().expect("a run");
+            put_column(of_column, c, minimums, to);
         }
     }
 
@@ -598,6 +615,26 @@ impl Part for RunPart {
                 store_run(tiles, dots);
             }
         }
+    }
+}
+
+/// One column's run to its place.
+#[inline(always)]
+fn put_column(blocks: &[ActBlock; RUN], at: usize, minimums: Minimums, to: &mut RunColumns) {
+    let values = &mut to.values[at / ROWS];
+    each_group!(b in [0 1 2 3 4 5 6 7] {
+        values[b / 2][at % ROWS].as_chunks_mut().0[b % 2] = blocks[b].values;
+    });
+    to.scales[at] = blocks[0].scale;
+    if minimums.blocks {
+        each_group!(i in [0 1 2 3] {
+            to.minus_sums[0][at][i] = blocks[i * 2 + 1].minus_both;
+        });
+    }
+    if minimums.halves {
+        each_group!(b in [0 1 2 3 4 5 6 7] {
+            to.minus_sums[1][at][b] = blocks[b].minus_halves;
+        });
     }
 }
 
