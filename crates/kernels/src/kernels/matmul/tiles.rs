@@ -30,7 +30,7 @@ const LEAST: usize = 32;
 /// Tiles of rows whose weights are unpacked at once: most of a first-level cache.
 const AT_ONCE: usize = 4;
 /// Tiles of rows that the same columns in place are multiplied with.
-const TILES: usize = 2 * AT_ONCE;
+const TILES: usize = 4 * AT_ONCE;
 /// Columns whose sums are kept.
 const COLUMNS: usize = 256;
 /// Results are written so many columns after their places were asked for.
