@@ -11,6 +11,8 @@ use crate::table::KernelTable;
 
 /// How many queries of each head are looked at.
 pub const LAST_QUERIES: usize = 2;
+/// Heads whose queries are multiplied with a block of keys at once: as many rows as share what becomes of a key.
+const HEADS: usize = 2;
 
 /// Scores of the first `blocks`, all of which lie before the queries.
 pub fn vertical_slash(
@@ -23,17 +25,23 @@ pub fn vertical_slash(
     let last = queries.tokens.min(LAST_QUERIES);
     let first = queries.tokens - last;
     let mut score = vec![0.0f32; blocks];
-    let mut shares = vec![[0.0f32; LANES]; last * blocks * SUB];
+    let mut shares = vec![[0.0f32; LANES]; HEADS * last * blocks * SUB];
     let mut slashes = vec![0.0f32; blocks * BLOCK];
-    for head in 0..queries.heads {
-        let rows: Vec<f32> =
-            (first..queries.tokens).flat_map(|token| queries.row(head, token)).copied().collect();
+    for heads in (0..queries.heads).step_by(HEADS) {
+        let heads = heads..(heads + HEADS).min(queries.heads);
+        let rows: Vec<f32> = heads
+            .clone()
+            .flat_map(|head| (first..queries.tokens).flat_map(move |token| queries.row(head, token)))
+            .copied()
+            .collect();
         fill_shares(table, keys, &rows, scale, blocks, &mut shares);
         let rows: Vec<&[[f32; LANES]]> = shares.chunks_exact((blocks * SUB).max(1)).collect();
-        fill_slashes(&rows, &mut slashes);
-        for (block, score) in score.iter_mut().enumerate() {
-            let (vertical, slash) = (column(&rows, block), line(&slashes, block, first));
-            *score += if slash > vertical { slash } else { vertical };
+        for rows in rows.chunks_exact(last).take(heads.len()) {
+            fill_slashes(rows, &mut slashes);
+            for (block, score) in score.iter_mut().enumerate() {
+                let (vertical, slash) = (column(rows, block), line(&slashes, block, first));
+                *score += if slash > vertical { slash } else { vertical };
+            }
         }
     }
     score
@@ -58,7 +66,7 @@ fn fill_shares(
             shares[(row * blocks + block) * SUB..][..SUB].copy_from_slice(scores);
         }
     }
-    shares.chunks_exact_mut((blocks * SUB).max(1)).for_each(|row| (table.softmax)(row));
+    shares.chunks_exact_mut((blocks * SUB).max(1)).take(count).for_each(|row| (table.softmax)(row));
 }
 
 /// The mass of a block's keys, over 16 lanes.
