@@ -4,7 +4,7 @@
 //! for each few tiles of 16 rows, and as many columns as a second-level cache holds:
 //!   for each part along K, ascending:
 //!     the weights become signed bytes, those of runs times their blocks' numbers and in two digits of 7 bits
-//!     for each 16 columns (of runs 32), their values side by side:
+//!     for each 16 columns, where they lie, or 32 of runs, whose values are put side by side before:
 //!       for each tile of rows:                     its weights and the columns stay in a first-level cache
 //!         exact integer dot products               of a block of 32, or of a whole run
 //!         acc += (d_w * d_x) * dot ...             as without tiles, in the same order
