@@ -16,7 +16,7 @@ import { ensureChromium } from './setup-chromium.mjs';
 import { neonTest } from './setup-neon.mjs';
 import { wasmTest } from './setup-wasm-tests.mjs';
 
-/** Seconds, for all three together. */
+/** Seconds that each may take, with the others beside it. */
 const FOREIGN_LIMIT = 1200;
 const VITEST_REPORT = join(ROOT, '.cache', 'vitest.json');
 

@@ -73,7 +73,10 @@ export async function buildWasm() {
   rmSync(out, { recursive: true, force: true });
   mkdirSync(out, { recursive: true });
   // Of one module the compiler works on one core most of the time.
-  await Promise.all([false, true].map((threads) => buildModules(cargo, bindgen, threads, out)));
+  const builds = [false, true].map((threads) => buildModules(cargo, bindgen, threads, out));
+  // Where one fails, the other must not go on beside what comes next.
+  const failed = (await Promise.allSettled(builds)).find(({ status }) => status === 'rejected');
+  if (failed !== undefined) throw failed.reason;
 }
 
 async function buildModules(cargo, bindgen, threads, out) {

@@ -161,6 +161,27 @@ fn run_glu(
     out
 }
 
+/// Every ISA multiplies random weights and activations as the scalar reference does.
+fn linear_agrees(
+    random: &mut Random,
+    format: Format,
+    [rows, cols, count]: [usize; 3],
+    biased: bool,
+    precise: bool,
+) -> Result<(), TestCaseError> {
+    let w = random.matrix(format, rows, cols);
+    let x = random.floats(cols * count);
+    let bias = random.floats(rows);
+    let start = random.floats(rows * count);
+    let bias = biased.then_some(bias.as_slice());
+    let want = run_linear(scalar(), &w, &x, precise, bias, &start);
+    for table in fast() {
+        let got = run_linear(table, &w, &x, precise, bias, &start);
+        prop_assert_eq!(bits(&got), bits(&want), "{}", table.isa);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -177,15 +198,7 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let cols = if format.block() == 1 { blocks * 32 + ragged } else { (blocks * 32).next_multiple_of(format.block()) };
-        let w = random.matrix(format, rows, cols);
-        let x = random.floats(cols * count);
-        let bias = random.floats(rows);
-        let start = random.floats(rows * count);
-        let bias = biased.then_some(bias.as_slice());
-        let want = run_linear(scalar(), &w, &x, precise, bias, &start);
-        for table in fast() {
-            prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, bias, &start)), bits(&want), "{}", table.isa);
-        }
+        linear_agrees(&mut random, format, [rows, cols, count], biased, precise)?;
     }
 
     /// The values of precise activations are plain activations.
@@ -273,13 +286,7 @@ proptest! {
     ) {
         let mut random = Random(seed);
         let cols = (blocks * 32).next_multiple_of(format.block());
-        let w = random.matrix(format, rows, cols);
-        let x = random.floats(cols * count);
-        let start = random.floats(rows * count);
-        let want = run_linear(scalar(), &w, &x, precise, None, &start);
-        for table in fast() {
-            prop_assert_eq!(bits(&run_linear(table, &w, &x, precise, None, &start)), bits(&want), "{}", table.isa);
-        }
+        linear_agrees(&mut random, format, [rows, cols, count], false, precise)?;
     }
 
     #[test]

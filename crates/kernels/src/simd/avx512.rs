@@ -398,8 +398,9 @@ fn add_products<const R: usize, const C: usize>(
     }
 }
 
-/// The empty asm makes the sums a fence: else compilers put off one tile's products until the other's
-/// are done, and keep every broadcast activation meanwhile, which no CPU has registers for.
+/// The empty asm makes the sums a fence. Else compilers put off one tile's products until the other's are done, and keep every
+/// broadcast activation meanwhile, which no CPU has registers for; of one tile they put all products of a column after one
+/// another, a chain of which a scheduler holds but a few.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 #[inline]
 #[allow(clippy::needless_range_loop)]

@@ -245,7 +245,7 @@ pub trait Simd: Words {
     }
 
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
-    /// go on to the next item; what is there is not read.
+    /// go on to the next item, for the cache that suits it; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);
     /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
     #[inline(always)]
