@@ -3,6 +3,7 @@
 use crate::packed::ActKind;
 use crate::simd::{ActBlock, QK};
 use crate::view::{Aligned, Shared};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// An activation was infinite or not a number, or too large for the format it was to be rounded to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +13,7 @@ pub struct NonFinite;
 pub struct ActStore {
     floats: Aligned<f32>,
     blocks: Aligned<ActBlock>,
+    version: AtomicU64,
 }
 
 impl ActStore {
@@ -19,11 +21,15 @@ impl ActStore {
     pub fn new(rows: usize, width: usize) -> Option<Self> {
         let size = rows.checked_mul(width.next_multiple_of(QK))?;
         let blocks = (size / QK).checked_mul(2)?;
-        Some(Self { floats: Aligned::zeroed(size.checked_mul(2)?)?, blocks: Aligned::zeroed(blocks)? })
+        Some(Self {
+            floats: Aligned::zeroed(size.checked_mul(2)?)?,
+            blocks: Aligned::zeroed(blocks)?,
+            version: AtomicU64::new(0),
+        })
     }
 
     pub fn shared(&mut self) -> SharedActs<'_> {
-        SharedActs { floats: self.floats.shared(), blocks: self.blocks.shared() }
+        SharedActs { floats: self.floats.shared(), blocks: self.blocks.shared(), version: &self.version }
     }
 }
 
@@ -32,6 +38,7 @@ impl ActStore {
 pub struct SharedActs<'a> {
     floats: Shared<'a, f32>,
     blocks: Shared<'a, ActBlock>,
+    version: &'a AtomicU64,
 }
 
 /// One token's part of the store, to be filled.
@@ -52,6 +59,8 @@ pub struct Acts<'a> {
     pub count: usize,
     /// How far from one column to the next, in columns.
     pub stride: usize,
+    /// Another one wherever any store's contents differ.
+    pub version: u64,
     /// [columns * stride][k].
     pub floats: &'a [f32],
     /// [columns * stride][k / 32].
@@ -89,6 +98,8 @@ impl<'a> SharedActs<'a> {
             _ => k * kind.columns(),
         };
         let blocks = if kind.quantised() { k / QK * kind.columns() } else { 0 };
+        static VERSIONS: AtomicU64 = AtomicU64::new(1);
+        self.version.store(VERSIONS.fetch_add(1, Relaxed), Relaxed);
         // SAFETY: the caller's promise; rows of one step do not overlap.
         unsafe {
             ActRow {
@@ -121,7 +132,7 @@ impl<'a> SharedActs<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             let (floats, blocks) = (self.floats.read(0..floats), self.blocks.read(0..blocks));
-            Acts { kind, k, count, stride: 1, floats, blocks }
+            Acts { kind, k, count, stride: 1, version: self.version.load(Relaxed), floats, blocks }
         }
     }
 }

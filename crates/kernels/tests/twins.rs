@@ -133,6 +133,22 @@ fn run_prepared(
     out
 }
 
+/// The product with what a store has.
+fn run_stored(table: &KernelTable, w: &Matrix, store: &mut ActStore, count: usize) -> Vec<f32> {
+    let mut out = vec![0.0; count * w.rows()];
+    (table.linear)(&LinearJob {
+        weight: w,
+        tiles: 0..w.tiles(),
+        // SAFETY: one thread.
+        acts: unsafe { store.shared().all(w.format().activations(), count, w.cols()) },
+        bias: None,
+        add: false,
+        out: Shared::new(&mut out),
+        width: w.rows(),
+    });
+    out
+}
+
 fn run_glu(
     table: &KernelTable,
     gate: &Matrix,
@@ -501,6 +517,31 @@ fn floats_read_back_as_they_were() {
                 let mut got = vec![0.0; cols];
                 w.read_row(row, &mut got);
                 assert_eq!(bits(&got), bits(want), "{format:?}, row {row} of {rows}x{cols}");
+            }
+        }
+    }
+}
+
+/// A store is filled anew for each of a model's matrices; of rows as long as these, not all columns are kept in place.
+#[test]
+fn columns_that_were_multiplied_before_do_not_matter() {
+    let mut random = Random(34);
+    for (format, cols) in
+        [(Format::Q4_0, 512), (Format::Q4_K, 512), (Format::Q2_K, 512), (Format::Q4_1, 104 << 10)]
+    {
+        let (rows, count) = (LANES, if cols > 512 { 64 } else { 289 });
+        let w = random.matrix(format, rows, cols);
+        let mut store = ActStore::new(count, cols).unwrap();
+        for x in [random.floats(cols * count), random.floats(cols * count)] {
+            for table in fast() {
+                prepare_all(table, format.activations(), &x, cols, &mut store).unwrap();
+                let [got, again] = [(), ()].map(|()| run_stored(table, &w, &mut store, count));
+                for token in [0, count - 1] {
+                    let x = &x[token * cols..][..cols];
+                    let want = run_linear(scalar(), &w, x, false, None, &vec![0.0; rows]);
+                    assert_eq!(bits(&got[token * rows..][..rows]), bits(&want), "{}, {format:?}", table.isa);
+                }
+                assert_eq!(bits(&again), bits(&got), "{}, {format:?}", table.isa);
             }
         }
     }

@@ -622,7 +622,7 @@ fn run_minimums<S: Simd, K: RunScales, const R: usize, const C: usize>(
             for c in 0..C {
                 let of_x =
                     if const { K::HALVES } { &x[c][i].minus_halves } else { &x[c][i * 2 + 1].minus_both };
-                sums[r][c] = s.add_ints(sums[r][c], s.pair_dot(of_x, numbers));
+                sums[r][c] = s.add_pair_dot(sums[r][c], of_x, numbers);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! AMX: whole tiles of dot products at once, beside the vectors of AVX-512.
 
 use super::avx512::Avx512;
-use super::{ActBlock, QK};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
@@ -82,15 +81,6 @@ impl<const K: usize> Tiles<K> {
         const { assert!(T == 4 || T == 5) };
         // SAFETY: reads 16 rows of K bytes.
         unsafe { load::<T>(from.as_ptr().cast(), K) }
-    }
-
-    /// The values of 16 columns' blocks, the first and each one `stride` blocks on, to tile `T`.
-    #[inline(always)]
-    pub fn load_blocks<const T: usize>(&self, from: &[ActBlock], stride: usize) {
-        const { assert!(K == QK && (T == 4 || T == 5)) };
-        assert!((ROWS - 1) * stride < from.len());
-        // SAFETY: reads K bytes at each of 16 places, all of them in blocks.
-        unsafe { load::<T>((&raw const (*from.as_ptr()).values).cast(), stride * size_of::<ActBlock>()) }
     }
 
     /// Weights to tile `T`.

@@ -381,9 +381,9 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
+    fn add_pair_dot(self, sum: I32x16, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
         let numbers = splat_pair(numbers);
-        multiplied(I32x16(numbers, numbers), pairs)
+        self.add_ints(sum, multiplied(I32x16(numbers, numbers), pairs))
     }
 
     #[inline(always)]

@@ -241,8 +241,8 @@ impl Simd for Avx512 {
         unsafe { _mm512_add_epi16(v, _mm512_set1_epi16(n)) }
     }
     #[inline(always)]
-    fn pair_dot(self, numbers: &[i16; 2], pairs: __m512i) -> __m512i {
-        unsafe { _mm512_madd_epi16(splat_pair(numbers), pairs) }
+    fn add_pair_dot(self, sum: __m512i, numbers: &[i16; 2], pairs: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sum, pairs, splat_pair(numbers)) }
     }
     #[inline(always)]
     fn choose_bytes(self, bytes: u64, yes: __m512i, no: __m512i) -> __m512i {

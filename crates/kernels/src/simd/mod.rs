@@ -232,8 +232,8 @@ pub trait Simd: Words {
     fn pairs(self, n: i16) -> Self::I;
     /// Adds `n` to both 16-bit numbers of each word.
     fn add_to_pairs(self, v: Self::I, n: i16) -> Self::I;
-    /// Two numbers times each lane's pair of 16-bit numbers, the products added.
-    fn pair_dot(self, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
+    /// Adds two numbers times each lane's pair of 16-bit numbers.
+    fn add_pair_dot(self, sum: Self::I, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
 
     /// The bytes of `yes` where `bytes` has ones, of `no` where it has none: the same four bits for every row.
     fn choose_bytes(self, _bytes: u64, _yes: Self::I, _no: Self::I) -> Self::I {

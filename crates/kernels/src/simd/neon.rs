@@ -311,11 +311,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         quads!(vreinterpretq_s32_s16(sums))
     }
     #[inline(always)]
-    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
+    fn add_pair_dot(self, sum: I32x16, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
         let [first, second] = numbers.map(i32::from);
         let (low, high) = (quads!(low_half(pairs)), quads!(high_half(pairs)));
         let [first, second] = unsafe { [[vdupq_n_s32(first); 4], [vdupq_n_s32(second); 4]] };
-        let sums = quads!(vmulq_s32(low, first));
+        let sums = quads!(vmlaq_s32(sum, low, first));
         quads!(vmlaq_s32(sums, high, second))
     }
 

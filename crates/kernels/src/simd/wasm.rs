@@ -342,9 +342,9 @@ impl<D: Dots> Simd for Wasm<D> {
         quads!(i16x8_add(v, n))
     }
     #[inline(always)]
-    fn pair_dot(self, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
+    fn add_pair_dot(self, sum: I32x16, numbers: &[i16; 2], pairs: I32x16) -> I32x16 {
         let numbers = [splat_pair(numbers); 4];
-        quads!(i32x4_dot_i16x8(numbers, pairs))
+        self.add_ints(sum, quads!(i32x4_dot_i16x8(numbers, pairs)))
     }
 
     #[inline(always)]

@@ -3,11 +3,12 @@
 //! ```text
 //! for each few tiles of 16 rows, and as many columns as a second-level cache holds:
 //!   for each part along K, ascending:
-//!     the weights become signed bytes, those of runs times their blocks' numbers and in two digits of 7 bits
-//!     for each 16 columns, where they lie, or 32 of runs, whose values are put side by side before:
-//!       for each tile of rows:                     its weights and the columns stay in a first-level cache
+//!     the columns' values are put side by side, unless a job before had the same columns
+//!     for one tile of rows, or two of runs:        their weights and some columns stay in a first-level cache
+//!       the weights become signed bytes, those of runs times their blocks' numbers and in two digits of 7 bits
+//!       for each 16 columns, or 32 of runs:
 //!         exact integer dot products               of a block of 32, or of a whole run
-//!         acc += (d_w * d_x) * dot ...             as without tiles, in the same order
+//!         acc += (d_w * d_x) * dot ...             as without tiles, in the same order, while the next are multiplied
 //! ```
 //!
 //! A run's blocks need not be multiplied by their numbers one by one, as 8 + 7 bits hold each value times its number.
@@ -19,6 +20,7 @@ use crate::packed::RUN;
 use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
 use crate::simd::avx512::Avx512;
 use crate::simd::{ActBlock, LANES, QK, Simd, Work, each_group};
+use crate::view::{Aligned, Plain};
 use std::alloc::{Layout, alloc_zeroed};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -27,12 +29,11 @@ use std::ops::Range;
 
 /// From how many columns on tiles are faster than vectors.
 const LEAST: usize = 32;
-/// Tiles of rows whose weights are unpacked at once: most of a first-level cache.
-const AT_ONCE: usize = 4;
-/// Tiles of rows that the same columns in place are multiplied with.
-const TILES: usize = 4 * AT_ONCE;
-/// Columns whose sums are kept.
+/// Tiles of rows and columns whose sums are kept: part of a second-level cache.
+const TILES: usize = 16;
 const COLUMNS: usize = 256;
+/// Bytes of columns in place that a thread keeps for its next job, at most.
+const KEPT: usize = 8 << 20;
 /// Results are written so many columns after their places were asked for.
 const CLAIMED: usize = 8;
 
@@ -48,12 +49,12 @@ pub fn linear(amx: Amx, job: &LinearJob) -> bool {
         return false;
     }
     let Some(form) = with_kernel(amx.0, weight.format(), FormOf) else { return false };
-    for_columns(acts, |columns, room| {
+    for_columns(acts, form, |columns, room| {
         for first in job.tiles.clone().step_by(TILES) {
             let tiles = first..(first + TILES).min(job.tiles.end);
             let of_rows = tiles.clone().map(|tile| (weight.tile(tile), form));
             multiply(amx, of_rows, acts, columns.clone(), room);
-            amx.0.call(Finishing { job, columns: columns.clone(), tiles, sums: &room.sums });
+            amx.0.call(Finishing { job, columns: columns.clone(), tiles, sums: &room.fixed.sums });
         }
     })
 }
@@ -67,12 +68,12 @@ pub fn glu(amx: Amx, job: &GluJob) -> bool {
     let [gate, up] = [job.gate, job.up];
     let forms = [gate, up].map(|of| with_kernel(amx.0, of.format(), FormOf));
     let [Some(of_gate), Some(of_up)] = forms else { return false };
-    for_columns(acts, |columns, room| {
+    for_columns(acts, of_gate, |columns, room| {
         for first in job.tiles.clone().step_by(TILES / 2) {
             let tiles = first..(first + TILES / 2).min(job.tiles.end);
             let of_rows = tiles.clone().flat_map(|tile| [(gate.tile(tile), of_gate), (up.tile(tile), of_up)]);
             multiply(amx, of_rows, acts, columns.clone(), room);
-            for (tile, [gates, ups]) in tiles.zip(room.sums.as_chunks().0) {
+            for (tile, [gates, ups]) in tiles.zip(room.fixed.sums.as_chunks().0) {
                 let glu = Glu {
                     to: Target { out: job.out, width: job.width, row: tile * LANES, rows: gate.rows() },
                     activation: job.activation,
@@ -86,48 +87,143 @@ pub fn glu(amx: Amx, job: &GluJob) -> bool {
 }
 
 /// Calls `work` with columns that are multiplied at once and room for it. Gives false where there is no memory for it.
-fn for_columns(acts: &Acts, mut work: impl FnMut(Range<usize>, &mut Room)) -> bool {
+fn for_columns(acts: &Acts, form: Form, mut work: impl FnMut(Range<usize>, &mut Room)) -> bool {
     thread_local! {
-        /// A thread's, as clearing it takes as long as multiplying some columns.
-        static ROOM: RefCell<Option<Box<Room>>> = const { RefCell::new(None) };
+        /// A thread's, as clearing it takes as long as multiplying some columns, and its next job often has the same columns.
+        static ROOM: RefCell<Option<Room>> = const { RefCell::new(None) };
     }
     ROOM.with_borrow_mut(|room| {
         if room.is_none() {
             *room = Room::zeroed();
         }
         let Some(room) = room else { return false };
-        for start in (0..acts.count).step_by(COLUMNS) {
-            work(start..(start + COLUMNS).min(acts.count), room);
+        let fits = if form.is_run() { room.runs.fit(acts) } else { room.blocks.fit(acts) };
+        if fits {
+            for start in (0..acts.count).step_by(COLUMNS) {
+                work(start..(start + COLUMNS).min(acts.count), room);
+            }
         }
-        true
+        fits
     })
 }
 
 struct Room {
+    fixed: Box<FixedRoom>,
+    blocks: Placed<BlocksPart>,
+    runs: Placed<RunPart>,
+}
+
+impl Room {
+    /// None where memory is short.
+    fn zeroed() -> Option<Self> {
+        // SAFETY: the layout is the type's, which has a size; zeros are valid numbers and flags, of which alone it is made.
+        let fixed = unsafe {
+            let room = alloc_zeroed(Layout::new::<FixedRoom>()).cast::<FixedRoom>();
+            (!room.is_null()).then(|| Box::from_raw(room))?
+        };
+        Some(Self { fixed, blocks: Placed::new()?, runs: Placed::new()? })
+    }
+}
+
+struct FixedRoom {
     /// Of so many tiles.
     sums: [Sums; TILES],
     blocks: PartRoom<BlocksPart>,
     runs: PartRoom<RunPart>,
 }
 
-/// What columns and weights of a part become.
+/// What weights of a part become.
 #[repr(C, align(64))]
 struct PartRoom<P: Part> {
-    /// Where a column lacks, an earlier one is, whose products nobody takes.
-    columns: P::Room,
-    weights: [P::Weights; AT_ONCE],
+    weights: [P::Weights; MOST_AT_ONCE],
     slab: Slab,
-    dots: [[Dots; 2]; 2],
+    dots: P::Dots,
 }
 
-impl Room {
-    /// None where memory is short.
-    fn zeroed() -> Option<Box<Self>> {
-        // SAFETY: the layout is the type's, which has a size; zeros are valid numbers and flags, of which alone it is made.
-        unsafe {
-            let room = alloc_zeroed(Layout::new::<Self>()).cast::<Self>();
-            (!room.is_null()).then(|| Box::from_raw(room))
+/// Columns put in place, for all jobs of a thread that have the same.
+struct Placed<P: Part> {
+    of: Option<Source>,
+    minimums: Minimums,
+    /// Of all columns.
+    groups: usize,
+    /// [part][group]; where there are more parts than room for them, the last place is for all others. Where a group
+    /// lacks columns, earlier ones are, whose products nobody takes.
+    columns: Aligned<P::Columns>,
+    /// [part][each `COLUMNS`]: which part is there.
+    there: Vec<Option<usize>>,
+}
+
+/// What tells columns from others.
+#[derive(PartialEq)]
+struct Source {
+    version: u64,
+    first: *const ActBlock,
+    count: usize,
+    stride: usize,
+    k: usize,
+}
+
+impl<P: Part> Placed<P> {
+    fn new() -> Option<Self> {
+        let minimums = Minimums { blocks: false, halves: false };
+        Some(Self { of: None, minimums, groups: 0, columns: Aligned::zeroed(0)?, there: Vec::new() })
+    }
+
+    /// Makes room for these columns, unless it has them. Gives false where memory is short.
+    fn fit(&mut self, acts: &Acts) -> bool {
+        let &Acts { version, count, stride, k, blocks, .. } = acts;
+        let of = Some(Source { version, first: blocks.as_ptr(), count, stride, k });
+        if self.of == of {
+            return true;
         }
+        self.of = None;
+        self.groups = count.div_ceil(P::COLUMNS);
+        let most = KEPT / (self.groups * size_of::<P::Columns>());
+        let parts = (k / QK).div_ceil(P::BLOCKS).min(most.max(1));
+        if self.columns.as_slice().len() < parts * self.groups {
+            let Some(columns) = Aligned::zeroed(parts * self.groups) else { return false };
+            self.columns = columns;
+        }
+        self.there.clear();
+        self.there.resize(parts * count.div_ceil(COLUMNS), None);
+        self.of = of;
+        true
+    }
+
+    /// Whether sums of these kinds are there, too: else all columns are to be put in place again.
+    fn want(&mut self, minimums: Minimums) {
+        let wanted = self.minimums.or(minimums);
+        if self.minimums != wanted {
+            self.minimums = wanted;
+            self.there.fill(None);
+        }
+    }
+
+    /// The groups of some columns' part, from block `part.start` on.
+    #[inline(always)]
+    fn part(&mut self, acts: &Acts, columns: &Range<usize>, part: &Range<usize>) -> &[P::Columns] {
+        let index = part.start / P::BLOCKS;
+        let places = acts.count.div_ceil(COLUMNS);
+        let place = index.min(self.there.len() / places - 1);
+        let first = place * self.groups + columns.start / P::COLUMNS;
+        let groups = &mut self.columns.as_mut_slice()[first..][..columns.len().div_ceil(P::COLUMNS)];
+        let there = &mut self.there[place * places + columns.start / COLUMNS];
+        if *there != Some(index) {
+            let blocks = acts.k / QK;
+            let stride = acts.stride * blocks;
+            for (group, to) in groups.iter_mut().enumerate() {
+                let first = columns.start + group * P::COLUMNS;
+                let of_group = Columns {
+                    blocks: &acts.blocks[first * stride + part.start..],
+                    stride,
+                    columns: P::COLUMNS.min(columns.end - first),
+                    count: part.len(),
+                };
+                P::put_columns(of_group, self.minimums, to);
+            }
+            *there = Some(index);
+        }
+        groups
     }
 }
 
@@ -176,6 +272,12 @@ struct Form {
     unpack: fn(Avx512, &[u8], usize, usize, &mut Slab),
 }
 
+impl Form {
+    fn is_run(self) -> bool {
+        matches!(self.item, Item::Run { .. })
+    }
+}
+
 /// None of floating-point weights.
 struct FormOf;
 
@@ -216,41 +318,46 @@ fn multiply<'a>(
     columns: Range<usize>,
     room: &mut Room,
 ) {
-    let Room { sums, blocks, runs } = room;
+    let Room { fixed, blocks: placed_blocks, runs: placed_runs } = room;
+    let FixedRoom { sums, blocks, runs } = &mut **fixed;
     let mut of_rows = [const { None }; TILES];
     for (to, tile) in of_rows.iter_mut().zip(tiles) {
         *to = Some(tile);
     }
-    if of_rows[0].is_some_and(|(_, form)| matches!(form.item, Item::Run { .. })) {
-        amx.0.call(Pass { amx, of_rows, acts, columns, sums, room: runs });
+    if of_rows[0].is_some_and(|(_, form)| form.is_run()) {
+        amx.0.call(Pass { amx, of_rows, acts, columns, sums, placed: placed_runs, room: runs });
     } else {
-        amx.0.call(Pass { amx, of_rows, acts, columns, sums, room: blocks });
+        amx.0.call(Pass { amx, of_rows, acts, columns, sums, placed: placed_blocks, room: blocks });
     }
 }
 
+/// As many tiles of rows as any part has weights unpacked of at once.
+const MOST_AT_ONCE: usize = 2;
+
 /// A part of K that is unpacked and multiplied at once.
 trait Part {
+    /// Tiles of rows whose weights are unpacked at once: less than half of a first-level cache, which columns and sums share.
+    const AT_ONCE: usize;
     /// Blocks of 32 of it.
     const BLOCKS: usize;
     /// Columns that are multiplied at once.
     const COLUMNS: usize;
     type Tiles: From<Amx>;
-    type Columns;
-    /// Room for all columns.
-    type Room: AsRef<[Self::Columns]> + AsMut<[Self::Columns]>;
+    type Columns: Plain;
     type Weights;
+    /// Room for what tiles are stored to.
+    type Dots;
 
     /// What some columns' blocks become, with the sums that minimums are multiplied by: of blocks, or of halves.
     fn put_columns(blocks: Columns, minimums: Minimums, to: &mut Self::Columns);
     /// Unpacked blocks of a tile, from block `at` of the part on.
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut Self::Weights);
-    /// Adds the products of columns with the rows of some tiles, `count` blocks of each. `first`: of the columns that the
-    /// sums are of.
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize);
+    /// Adds the products of all columns with the rows of some tiles.
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums]);
 }
 
 /// Which kinds of minimums some tiles have.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Minimums {
     blocks: bool,
     halves: bool,
@@ -269,6 +376,10 @@ impl Minimums {
             }
         }
         of
+    }
+
+    fn or(self, other: Self) -> Self {
+        Self { blocks: self.blocks | other.blocks, halves: self.halves | other.halves }
     }
 }
 
@@ -294,10 +405,10 @@ impl<'a> Columns<'a> {
 struct Products<'a, P: Part + ?Sized> {
     tiles: &'a P::Tiles,
     weights: &'a [P::Weights],
-    blocks: Columns<'a>,
-    columns: &'a P::Columns,
-    /// Room for two or four tiles.
-    dots: &'a mut [[Dots; 2]; 2],
+    columns: &'a [P::Columns],
+    dots: &'a mut P::Dots,
+    /// Whether sums begin, from zero.
+    first: bool,
 }
 
 struct Pass<'a, P: Part> {
@@ -306,6 +417,7 @@ struct Pass<'a, P: Part> {
     acts: &'a Acts<'a>,
     columns: Range<usize>,
     sums: &'a mut [Sums; TILES],
+    placed: &'a mut Placed<P>,
     room: &'a mut PartRoom<P>,
 }
 
@@ -314,29 +426,17 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
 
     #[inline(always)]
     fn run(self, s: Avx512) {
-        let Self { of_rows, acts, sums, room, .. } = self;
-        let PartRoom { columns: placed, weights, slab, dots } = room;
+        let Self { of_rows, acts, columns: of, sums, placed, room, .. } = self;
+        let PartRoom { weights, slab, dots } = room;
         let tiles = P::Tiles::from(self.amx);
-        for (sums, _) in sums.iter_mut().zip(of_rows.iter().flatten()) {
-            sums[..self.columns.len()].fill([0.0; LANES]);
-        }
-        let minimums = Minimums::of(of_rows.iter().flatten().map(|&(_, form)| form));
+        placed.want(Minimums::of(of_rows.iter().flatten().map(|&(_, form)| form)));
         let blocks = acts.k / QK;
-        let stride = acts.stride * blocks;
-        let groups = self.columns.len().div_ceil(P::COLUMNS);
         for first in (0..blocks).step_by(P::BLOCKS) {
             let part = first..(first + P::BLOCKS).min(blocks);
-            let of_group = |group: usize| Columns {
-                blocks: &acts.blocks[(self.columns.start + group * P::COLUMNS) * stride + part.start..],
-                stride,
-                columns: P::COLUMNS.min(self.columns.len() - group * P::COLUMNS),
-                count: part.len(),
-            };
             // All of them before the first is used: tiles wait long for what was stored just before.
-            for (group, to) in placed.as_mut()[..groups].iter_mut().enumerate() {
-                P::put_columns(of_group(group), minimums, to);
-            }
-            for (of_rows, sums) in of_rows.chunks(AT_ONCE).zip(sums.chunks_mut(AT_ONCE)) {
+            let columns = placed.part(acts, &of, &part);
+            let (of_rows, sums) = (of_rows.chunks(P::AT_ONCE), sums.chunks_mut(P::AT_ONCE));
+            for (of_rows, sums) in of_rows.zip(sums) {
                 let count = of_rows.iter().flatten().count();
                 if count == 0 {
                     break;
@@ -348,27 +448,40 @@ impl<P: Part> Work<Avx512> for Pass<'_, P> {
                         P::put_weights(s, form.item, slab, first - part.start, count, to);
                     }
                 }
-                for (group, columns) in placed.as_ref()[..groups].iter().enumerate() {
-                    let weights = &weights[..count];
-                    let by = Products { tiles: &tiles, weights, blocks: of_group(group), columns, dots };
-                    P::add(s, by, &mut sums[..count], group * P::COLUMNS);
-                }
+                let by = Products {
+                    tiles: &tiles,
+                    weights: &weights[..count],
+                    columns,
+                    dots: &mut *dots,
+                    first: first == 0,
+                };
+                P::add(s, by, &mut sums[..count]);
             }
         }
     }
 }
 
+/// Sums so far, which are zero at first.
+#[inline(always)]
+fn load_sums(first: bool, sums: &[f32; LANES]) -> __m512 {
+    let kept = if first { 0 } else { u16::MAX };
+    // SAFETY: 64 bytes may be read, by a CPU that has AVX-512.
+    unsafe { _mm512_maskz_loadu_ps(kept, sums.as_ptr()) }
+}
+
 /// Blocks of 32 with scales of their own.
 struct BlocksPart;
 
-/// Room for blocks that are asked for past the last: their products are not used.
-const AHEAD: usize = 4;
+/// Room for blocks that are loaded past the last: their products are not used.
+const AHEAD: usize = 2;
 
-/// Columns are multiplied where they lie.
+impl Plain for BlockColumns {}
+
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct BlockColumns {
-    /// Where columns lack: what there is of them, and others whose products nobody takes.
-    blocks: [[ActBlock; BlocksPart::BLOCKS]; ROWS],
+    values: [[[i8; QK]; ROWS]; BlocksPart::BLOCKS + AHEAD],
+    scales: [[f32; ROWS]; BlocksPart::BLOCKS],
     minus_sums: [[f32; ROWS]; BlocksPart::BLOCKS],
 }
 
@@ -378,25 +491,27 @@ struct BlockWeights {
     scales: [[f32; LANES]; BlocksPart::BLOCKS],
     minimums: [[f32; LANES]; BlocksPart::BLOCKS],
     minimum: bool,
+    count: usize,
 }
 
 impl Part for BlocksPart {
-    const BLOCKS: usize = 2 * SLAB;
+    const AT_ONCE: usize = 1;
+    const BLOCKS: usize = 4 * SLAB;
     const COLUMNS: usize = ROWS;
     type Tiles = Tiles<QK>;
     type Columns = BlockColumns;
-    type Room = [BlockColumns; COLUMNS / ROWS];
     type Weights = BlockWeights;
+    type Dots = [Dots; 2];
 
     #[inline(always)]
     fn put_columns(blocks: Columns, minimums: Minimums, to: &mut BlockColumns) {
-        for c in 0..blocks.columns {
-            if blocks.columns < ROWS {
-                to.blocks[c][..blocks.count].copy_from_slice(blocks.of(c));
-            }
-            if minimums.blocks {
-                for (block, to) in blocks.of(c).iter().zip(&mut to.minus_sums) {
-                    to[c] = block.minus_sum() as f32;
+        for b in 0..blocks.count {
+            for c in 0..blocks.columns {
+                let block = &blocks.blocks[c * blocks.stride + b];
+                to.values[b][c] = block.values;
+                to.scales[b][c] = block.scale;
+                if minimums.blocks {
+                    to.minus_sums[b][c] = block.minus_sum() as f32;
                 }
             }
         }
@@ -405,7 +520,7 @@ impl Part for BlocksPart {
     #[inline(always)]
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut BlockWeights) {
         let Item::Block { offset, minimum } = item else { unreachable!("runs take other activations") };
-        to.minimum = minimum;
+        (to.minimum, to.count) = (minimum, at + count);
         for block in 0..count {
             let values = to.values[at + block].as_flattened_mut().as_chunks_mut::<ROW_BYTES>().0;
             for (group, to) in values.iter_mut().enumerate() {
@@ -421,71 +536,60 @@ impl Part for BlocksPart {
     }
 
     #[inline(always)]
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize) {
-        let Products { tiles, weights, mut blocks, columns, dots } = by;
-        if blocks.columns < ROWS {
-            (blocks.blocks, blocks.stride) = (columns.blocks.as_flattened(), Self::BLOCKS);
-        }
-        for (weights, sums) in weights.iter().zip(sums) {
-            let sums: &mut [_; ROWS] = (&mut sums[first..first + ROWS]).try_into().expect("16 columns");
-            if weights.minimum {
-                add_blocks::<true>(s, tiles, weights, blocks, &columns.minus_sums, &mut dots[0], sums);
-            } else {
-                add_blocks::<false>(s, tiles, weights, blocks, &columns.minus_sums, &mut dots[0], sums);
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums]) {
+        let Products { tiles, weights, columns, dots, first } = by;
+        for (group, columns) in columns.iter().enumerate() {
+            for (weights, sums) in weights.iter().zip(&mut *sums) {
+                let sums = &mut sums.as_chunks_mut().0[group];
+                if weights.minimum {
+                    add_blocks::<true>(s, tiles, weights, columns, dots, first, sums);
+                } else {
+                    add_blocks::<false>(s, tiles, weights, columns, dots, first, sums);
+                }
             }
         }
     }
 }
 
-/// What is loaded for a block is multiplied in the next round and stored in the one after, so that none waits for the other.
+/// A block is multiplied, stored in the next round and added in the one after, so that none waits for the other.
 #[inline(always)]
 fn add_blocks<const MINIMUM: bool>(
     s: Avx512,
     tiles: &Tiles<QK>,
     weights: &BlockWeights,
-    blocks: Columns,
-    minus_sums: &[[f32; ROWS]; BlocksPart::BLOCKS],
+    columns: &BlockColumns,
     dots: &mut [Dots; 2],
+    first: bool,
     sums: &mut [[f32; LANES]; ROWS],
 ) {
     let mut kept = [s.splat(0.0); ROWS];
-    let mut columns = [blocks.of(0); ROWS];
     for c in 0..ROWS {
-        kept[c] = s.load(&sums[c]);
-        columns[c] = blocks.of(c);
+        kept[c] = load_sums(first, &sums[c]);
     }
-    let Columns { blocks: x, stride, count, .. } = blocks;
-    let w = &weights.values;
-    // Past the last, for products that are not used.
-    let last = &x[count - 1..];
-    let x = |block: usize| if block < count { &x[block..] } else { last };
-    tiles.load_blocks::<4>(x(0), stride);
+    let (x, w) = (&columns.values, &weights.values);
+    tiles.load_columns::<4>(&x[0]);
     tiles.load_weights::<6>(&w[0]);
     tiles.clear::<0>();
     tiles.add_dots::<0, 4, 6>();
-    tiles.load_blocks::<5>(x(1), stride);
-    tiles.load_weights::<7>(&w[1]);
-    tiles.store::<0>(&mut dots[0]);
-    tiles.clear::<1>();
-    tiles.add_dots::<1, 5, 7>();
-    tiles.load_blocks::<4>(x(2), stride);
-    tiles.load_weights::<6>(&w[2]);
+    let count = weights.count;
     for block in (0..count).step_by(2) {
-        tiles.store::<1>(&mut dots[1]);
-        tiles.clear::<0>();
-        tiles.add_dots::<0, 4, 6>();
-        tiles.load_blocks::<5>(x(block + 3), stride);
-        tiles.load_weights::<7>(&w[block + 3]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, &columns, minus_sums, block, &dots[0]);
-        if block + 1 == count {
-            break;
-        }
-        tiles.store::<0>(&mut dots[0]);
+        tiles.load_columns::<5>(&x[block + 1]);
+        tiles.load_weights::<7>(&w[block + 1]);
         tiles.clear::<1>();
         tiles.add_dots::<1, 5, 7>();
-        tiles.load_blocks::<4>(x(block + 4), stride);
-        tiles.load_weights::<6>(&w[block + 4]);
-        add_scaled::<MINIMUM>(s, &mut kept, weights, &columns, minus_sums, block + 1, &dots[1]);
+        tiles.store::<0>(&mut dots[0]);
+        if block > 0 {
+            add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block - 1, &dots[1]);
+        }
+        tiles.load_columns::<4>(&x[block + 2]);
+        tiles.load_weights::<6>(&w[block + 2]);
+        tiles.clear::<0>();
+        tiles.add_dots::<0, 4, 6>();
+        tiles.store::<1>(&mut dots[1]);
+        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, block, &dots[0]);
+    }
+    if count.is_multiple_of(2) {
+        add_scaled::<MINIMUM>(s, &mut kept, weights, columns, count - 1, &dots[1]);
     }
     for c in 0..ROWS {
         s.store(kept[c], &mut sums[c]);
@@ -498,18 +602,19 @@ fn add_scaled<const MINIMUM: bool>(
     s: Avx512,
     sums: &mut [__m512; ROWS],
     weights: &BlockWeights,
-    columns: &[&[ActBlock]; ROWS],
-    minus_sums: &[[f32; ROWS]; BlocksPart::BLOCKS],
+    columns: &BlockColumns,
     block: usize,
     dots: &Dots,
 ) {
     let (d, m) = (s.load(&weights.scales[block]), s.load(&weights.minimums[block]));
+    let scales = &columns.scales[block];
+    let minus_sums = &columns.minus_sums[block];
     each_group!(c in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15] {
-        let scale = &columns[c][block].scale;
         let dot = s.int_to_float(ints(&dots[c]));
-        sums[c] = s.add(sums[c], s.mul(s.mul_each(d, scale), dot));
+        let scale = s.splat(scales[c]);
+        sums[c] = s.add(sums[c], s.mul(s.mul(d, scale), dot));
         if MINIMUM {
-            sums[c] = s.add(sums[c], s.mul_each(s.mul_each(m, scale), &minus_sums[block][c]));
+            sums[c] = s.add(sums[c], s.mul(s.mul(m, scale), s.splat(minus_sums[c])));
         }
     });
 }
@@ -525,9 +630,16 @@ struct RunPart;
 
 /// Bits of the lower digit of a weight times its number.
 const DIGIT: u32 = 7;
+/// Columns whose sums are added between two tiles' products.
+const PER_STEP: usize = ROWS / STEPS;
+/// Of two times 16 columns, the products with both digits.
+type RunDots = [[Dots; 2]; 2];
 /// A run's values in rows of 64.
 const STEPS: usize = RUN * QK / ROW_BYTES;
 
+impl Plain for RunColumns {}
+
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct RunColumns {
     /// [16 columns each]
@@ -550,12 +662,14 @@ struct RunWeights {
 }
 
 impl Part for RunPart {
+    const AT_ONCE: usize = MOST_AT_ONCE;
     const BLOCKS: usize = RUN;
     const COLUMNS: usize = 2 * ROWS;
     type Tiles = Tiles<ROW_BYTES>;
     type Columns = RunColumns;
-    type Room = [RunColumns; COLUMNS / ROWS / 2];
     type Weights = RunWeights;
+    /// Of two tiles of rows, one of which is added while the other is multiplied.
+    type Dots = [RunDots; 2];
 
     #[inline(always)]
     fn put_columns(blocks: Columns, minimums: Minimums, to: &mut RunColumns) {
@@ -594,27 +708,76 @@ impl Part for RunPart {
         to.numbers = *slab.scales[SLAB..].first_chunk().expect("a run's numbers");
     }
 
+    /// Between the products of one tile are the sums of the tile before, as units of both are busy then.
     #[inline(always)]
-    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums], first: usize) {
-        let Products { tiles, weights, columns, dots, .. } = by;
-        multiply_run(tiles, &weights[0], columns);
-        store_run(tiles, dots);
-        for (i, sums) in sums.iter_mut().enumerate() {
-            // The next tile's products, while this one's are added.
-            if let Some(next) = weights.get(i + 1) {
-                multiply_run(tiles, next, columns);
-            }
-            let sums: &mut [_; 2 * ROWS] =
-                (&mut sums[first..first + 2 * ROWS]).try_into().expect("32 columns");
-            match (weights[i].minimums, weights[i].halves) {
-                (false, _) => add_run::<0>(s, &weights[i], columns, dots, sums),
-                (true, false) => add_run::<{ RUN / 2 }>(s, &weights[i], columns, dots, sums),
-                (true, true) => add_run::<RUN>(s, &weights[i], columns, dots, sums),
-            }
-            if i + 1 < weights.len() {
-                store_run(tiles, dots);
+    fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums]) {
+        let Products { tiles, weights, columns: groups, dots: [now, before], first, .. } = by;
+        let (mut now, mut before) = (now, before);
+        let mut last = None::<Multiplied>;
+        for (group, columns) in groups.iter().enumerate() {
+            for (tile, of_tile) in weights.iter().enumerate() {
+                tiles.clear::<0>();
+                tiles.clear::<1>();
+                for step in 0..STEPS {
+                    let [low, high] = &of_tile.values[step];
+                    tiles.load_columns::<4>(&columns.values[0][step]);
+                    tiles.load_weights::<6>(low);
+                    tiles.add_dots::<0, 4, 6>();
+                    tiles.load_weights::<7>(high);
+                    tiles.add_dots::<1, 4, 7>();
+                    if step == 0 {
+                        store_second(tiles, before);
+                        tiles.clear::<2>();
+                        tiles.clear::<3>();
+                    }
+                    add_last(s, last, before, first, sums, step * 2);
+                    tiles.load_columns::<5>(&columns.values[1][step]);
+                    tiles.add_dots::<2, 5, 6>();
+                    tiles.add_dots::<3, 5, 7>();
+                    add_last(s, last, before, first, sums, step * 2 + 1);
+                }
+                tiles.store::<0>(&mut now[0][0]);
+                tiles.store::<1>(&mut now[0][1]);
+                (now, before) = (before, now);
+                last = Some(Multiplied { weights: of_tile, columns, tile, group });
             }
         }
+        store_second(tiles, before);
+        for step in 0..2 * STEPS {
+            add_last(s, last, before, first, sums, step);
+        }
+    }
+}
+
+/// The products with the second 16 columns.
+#[inline(always)]
+fn store_second(tiles: &Tiles<ROW_BYTES>, dots: &mut RunDots) {
+    tiles.store::<2>(&mut dots[1][0]);
+    tiles.store::<3>(&mut dots[1][1]);
+}
+
+/// A tile of rows and a group of columns whose products are to be added.
+#[derive(Clone, Copy)]
+struct Multiplied<'a> {
+    weights: &'a RunWeights,
+    columns: &'a RunColumns,
+    tile: usize,
+    group: usize,
+}
+
+/// Adds products, if there are any, with the columns of one step.
+#[inline(always)]
+fn add_last(
+    s: Avx512,
+    last: Option<Multiplied>,
+    dots: &RunDots,
+    begins: bool,
+    sums: &mut [Sums],
+    step: usize,
+) {
+    if let Some(Multiplied { weights, columns, tile, group }) = last {
+        let sums = &mut sums[tile].as_chunks_mut().0[group];
+        add_run(s, weights, columns, dots, begins, sums, step * PER_STEP);
     }
 }
 
@@ -663,60 +826,58 @@ unsafe fn digits(bytes: __m512i, numbers: __m512i, offset: i32) -> [__m512i; 2] 
     }
 }
 
-/// Sums 0 and 1: both digits with the first 16 columns; 2 and 3: with the others.
+/// Adds a run's products with some columns.
 #[inline(always)]
-fn multiply_run(tiles: &Tiles<ROW_BYTES>, weights: &RunWeights, columns: &RunColumns) {
-    tiles.clear::<0>();
-    tiles.clear::<1>();
-    tiles.clear::<2>();
-    tiles.clear::<3>();
-    for step in 0..STEPS {
-        tiles.load_columns::<4>(&columns.values[0][step]);
-        tiles.load_weights::<6>(&weights.values[step][0]);
-        tiles.add_dots::<0, 4, 6>();
-        tiles.load_weights::<7>(&weights.values[step][1]);
-        tiles.add_dots::<1, 4, 7>();
-        tiles.load_columns::<5>(&columns.values[1][step]);
-        tiles.add_dots::<2, 5, 6>();
-        tiles.add_dots::<3, 5, 7>();
-    }
-}
-
-#[inline(always)]
-fn store_run(tiles: &Tiles<ROW_BYTES>, [first, second]: &mut [[Dots; 2]; 2]) {
-    tiles.store::<0>(&mut first[0]);
-    tiles.store::<1>(&mut first[1]);
-    tiles.store::<2>(&mut second[0]);
-    tiles.store::<3>(&mut second[1]);
-}
-
-/// Adds a run's products, with so many vectors of numbers of minimums.
-#[inline(always)]
-fn add_run<const MINIMUMS: usize>(
+fn add_run(
     s: Avx512,
     weights: &RunWeights,
     columns: &RunColumns,
-    dots: &[[Dots; 2]; 2],
+    dots: &RunDots,
+    begins: bool,
     sums: &mut [[f32; LANES]; 2 * ROWS],
+    first: usize,
+) {
+    match (weights.minimums, weights.halves) {
+        (false, _) => add_columns::<0>(s, weights, columns, dots, begins, sums, first),
+        (true, false) => add_columns::<{ RUN / 2 }>(s, weights, columns, dots, begins, sums, first),
+        (true, true) => add_columns::<RUN>(s, weights, columns, dots, begins, sums, first),
+    }
+}
+
+/// The same with so many vectors of numbers of minimums.
+#[inline(always)]
+fn add_columns<const MINIMUMS: usize>(
+    s: Avx512,
+    weights: &RunWeights,
+    columns: &RunColumns,
+    dots: &RunDots,
+    begins: bool,
+    sums: &mut [[f32; LANES]; 2 * ROWS],
+    first: usize,
 ) {
     let (d, m) = (s.load(&weights.scale), s.load(&weights.minimum));
-    for (c, sums) in sums.iter_mut().enumerate() {
-        let [low, high] = &dots[c / ROWS];
+    let mut numbers = [s.splat_int(0); MINIMUMS];
+    for i in 0..MINIMUMS {
+        numbers[i] = s.int_bits(s.load(&weights.numbers[i]));
+    }
+    let [low, high] = &dots[first / ROWS];
+    let [low, high] = [low, high].map(|of| of[first % ROWS..].first_chunk::<PER_STEP>().expect("columns"));
+    let scales = columns.scales[first..].first_chunk::<PER_STEP>().expect("columns");
+    let of_halves = (MINIMUMS == RUN) as usize;
+    let minus_sums = columns.minus_sums[of_halves][first..].first_chunk::<PER_STEP>().expect("columns");
+    let sums = sums[first..].first_chunk_mut::<PER_STEP>().expect("columns");
+    each_group!(c in [0 1 2 3] {
         // SAFETY: the token proves the CPU features.
-        let dot = unsafe {
-            _mm512_add_epi32(ints(&low[c % ROWS]), _mm512_slli_epi32::<DIGIT>(ints(&high[c % ROWS])))
-        };
-        let scale = &columns.scales[c];
-        let mut sum = s.add(s.load(sums), s.mul(s.mul_each(d, scale), s.int_to_float(dot)));
+        let dot = unsafe { _mm512_add_epi32(ints(&low[c]), _mm512_slli_epi32::<DIGIT>(ints(&high[c]))) };
+        let scale = s.splat(scales[c]);
+        let mut sum = s.add(load_sums(begins, &sums[c]), s.mul(s.mul(d, scale), s.int_to_float(dot)));
         if MINIMUMS > 0 {
-            let of_x = &columns.minus_sums[(MINIMUMS == RUN) as usize][c];
             let mut minus = s.splat_int(0);
             for i in 0..MINIMUMS {
-                let numbers = s.int_bits(s.load(&weights.numbers[i]));
-                minus = s.add_ints(minus, s.pair_dot(&of_x[i], numbers));
+                minus = s.add_pair_dot(minus, &minus_sums[c][i], numbers[i]);
             }
-            sum = s.add(sum, s.mul(s.mul_each(m, scale), s.int_to_float(minus)));
+            sum = s.add(sum, s.mul(s.mul(m, scale), s.int_to_float(minus)));
         }
-        s.store(sum, sums);
-    }
+        s.store(sum, &mut sums[c]);
+    });
 }
