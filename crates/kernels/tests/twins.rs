@@ -530,10 +530,16 @@ fn columns_that_were_multiplied_before_do_not_matter() {
         [(Format::Q4_0, 512), (Format::Q4_K, 512), (Format::Q2_K, 512), (Format::Q4_1, 104 << 10)]
     {
         let (rows, count) = (LANES, if cols > 512 { 64 } else { 289 });
+        // Only tiles keep columns, and others take long for so many.
+        let mut tables = fast();
+        tables.retain(|table| cols <= 512 || table.isa == "amx");
+        if tables.is_empty() {
+            continue;
+        }
         let w = random.matrix(format, rows, cols);
         let mut store = ActStore::new(count, cols).unwrap();
         for x in [random.floats(cols * count), random.floats(cols * count)] {
-            for table in fast() {
+            for table in &tables {
                 prepare_all(table, format.activations(), &x, cols, &mut store).unwrap();
                 let [got, again] = [(), ()].map(|()| run_stored(table, &w, &mut store, count));
                 for token in [0, count - 1] {
