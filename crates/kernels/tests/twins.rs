@@ -119,30 +119,19 @@ fn run_prepared(
     let count = x.len() / k;
     let mut store = ActStore::new(count, k).unwrap();
     prepare_all(table, kind, x, k, &mut store).unwrap();
+    // SAFETY: one thread.
+    run_stored(table, w, of(unsafe { store.shared().all(kind, count, k) }), bias, start)
+}
+
+/// The product with what a store has.
+fn run_stored(table: &KernelTable, w: &Matrix, acts: Acts, bias: Option<&[f32]>, start: &[f32]) -> Vec<f32> {
     let mut out = start.to_vec();
     (table.linear)(&LinearJob {
         weight: w,
         tiles: 0..w.tiles(),
-        // SAFETY: one thread.
-        acts: of(unsafe { store.shared().all(kind, count, k) }),
+        acts,
         bias,
         add: true,
-        out: Shared::new(&mut out),
-        width: w.rows(),
-    });
-    out
-}
-
-/// The product with what a store has.
-fn run_stored(table: &KernelTable, w: &Matrix, store: &mut ActStore, count: usize) -> Vec<f32> {
-    let mut out = vec![0.0; count * w.rows()];
-    (table.linear)(&LinearJob {
-        weight: w,
-        tiles: 0..w.tiles(),
-        // SAFETY: one thread.
-        acts: unsafe { store.shared().all(w.format().activations(), count, w.cols()) },
-        bias: None,
-        add: false,
         out: Shared::new(&mut out),
         width: w.rows(),
     });
@@ -541,7 +530,10 @@ fn columns_that_were_multiplied_before_do_not_matter() {
         for x in [random.floats(cols * count), random.floats(cols * count)] {
             for table in &tables {
                 prepare_all(table, format.activations(), &x, cols, &mut store).unwrap();
-                let [got, again] = [(), ()].map(|()| run_stored(table, &w, &mut store, count));
+                // SAFETY: one thread.
+                let acts = unsafe { store.shared().all(format.activations(), count, cols) };
+                let [got, again] =
+                    [(), ()].map(|()| run_stored(table, &w, acts, None, &vec![0.0; rows * count]));
                 for token in [0, count - 1] {
                     let x = &x[token * cols..][..cols];
                     let want = run_linear(scalar(), &w, x, false, None, &vec![0.0; rows]);

@@ -190,7 +190,7 @@ impl<P: Part> Placed<P> {
         true
     }
 
-    /// Whether sums of these kinds are there, too: else all columns are to be put in place again.
+    /// From now on sums of these kinds are put in place, too: all columns again, if some are there without.
     fn want(&mut self, minimums: Minimums) {
         let wanted = self.minimums.or(minimums);
         if self.minimums != wanted {
@@ -475,8 +475,6 @@ struct BlocksPart;
 /// Room for blocks that are loaded past the last: their products are not used.
 const AHEAD: usize = 2;
 
-impl Plain for BlockColumns {}
-
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct BlockColumns {
@@ -484,6 +482,8 @@ struct BlockColumns {
     scales: [[f32; ROWS]; BlocksPart::BLOCKS],
     minus_sums: [[f32; ROWS]; BlocksPart::BLOCKS],
 }
+
+impl Plain for BlockColumns {}
 
 #[repr(C, align(64))]
 struct BlockWeights {
@@ -637,8 +637,6 @@ type RunDots = [[Dots; 2]; 2];
 /// A run's values in rows of 64.
 const STEPS: usize = RUN * QK / ROW_BYTES;
 
-impl Plain for RunColumns {}
-
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct RunColumns {
@@ -648,6 +646,8 @@ struct RunColumns {
     /// Minus the sums of two halves, or of two blocks.
     minus_sums: [[[[i16; 2]; RUN]; 2 * ROWS]; 2],
 }
+
+impl Plain for RunColumns {}
 
 #[repr(C, align(64))]
 struct RunWeights {
@@ -711,7 +711,7 @@ impl Part for RunPart {
     /// Between the products of one tile are the sums of the tile before, as units of both are busy then.
     #[inline(always)]
     fn add(s: Avx512, by: Products<Self>, sums: &mut [Sums]) {
-        let Products { tiles, weights, columns: groups, dots: [now, before], first, .. } = by;
+        let Products { tiles, weights, columns: groups, dots: [now, before], first } = by;
         let (mut now, mut before) = (now, before);
         let mut last = None::<Multiplied>;
         for (group, columns) in groups.iter().enumerate() {
@@ -775,9 +775,12 @@ fn add_last(
     sums: &mut [Sums],
     step: usize,
 ) {
-    if let Some(Multiplied { weights, columns, tile, group }) = last {
-        let sums = &mut sums[tile].as_chunks_mut().0[group];
-        add_run(s, weights, columns, dots, begins, sums, step * PER_STEP);
+    let Some(of) = last else { return };
+    let sums = &mut sums[of.tile].as_chunks_mut().0[of.group];
+    match (of.weights.minimums, of.weights.halves) {
+        (false, _) => add_columns::<0>(s, of, dots, begins, sums, step),
+        (true, false) => add_columns::<{ RUN / 2 }>(s, of, dots, begins, sums, step),
+        (true, true) => add_columns::<RUN>(s, of, dots, begins, sums, step),
     }
 }
 
@@ -826,35 +829,18 @@ unsafe fn digits(bytes: __m512i, numbers: __m512i, offset: i32) -> [__m512i; 2] 
     }
 }
 
-/// Adds a run's products with some columns.
-#[inline(always)]
-fn add_run(
-    s: Avx512,
-    weights: &RunWeights,
-    columns: &RunColumns,
-    dots: &RunDots,
-    begins: bool,
-    sums: &mut [[f32; LANES]; 2 * ROWS],
-    first: usize,
-) {
-    match (weights.minimums, weights.halves) {
-        (false, _) => add_columns::<0>(s, weights, columns, dots, begins, sums, first),
-        (true, false) => add_columns::<{ RUN / 2 }>(s, weights, columns, dots, begins, sums, first),
-        (true, true) => add_columns::<RUN>(s, weights, columns, dots, begins, sums, first),
-    }
-}
-
 /// The same with so many vectors of numbers of minimums.
 #[inline(always)]
 fn add_columns<const MINIMUMS: usize>(
     s: Avx512,
-    weights: &RunWeights,
-    columns: &RunColumns,
+    Multiplied { weights, columns, .. }: Multiplied,
     dots: &RunDots,
     begins: bool,
     sums: &mut [[f32; LANES]; 2 * ROWS],
-    first: usize,
+    step: usize,
 ) {
+    const { assert!(PER_STEP == 4) };
+    let first = step * PER_STEP;
     let (d, m) = (s.load(&weights.scale), s.load(&weights.minimum));
     let mut numbers = [s.splat_int(0); MINIMUMS];
     for i in 0..MINIMUMS {
