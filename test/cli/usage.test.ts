@@ -67,7 +67,7 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['inspect', 'm', '--attention', 'a.png', '-p', 'x'], '--attention draws SVG, not .png'],
     [['run', 'm', '--threads', '0'], "option '-t, --threads <count>'"],
     [['run', 'm', '--threads', 'two'], 'It must be an integer from 1 to 1024'],
-    [['run', 'm', '--isa', 'sse'], 'Allowed choices are scalar, avx2, avx512, amx, neon'],
+    [['run', 'm', '--isa', 'sse'], 'Allowed choices are scalar, avx2, avx-vnni, avx512, amx, neon'],
     [['run', 'm', '--backend', 'gpu'], 'Allowed choices are native, wasm'],
     [['run', 'm', '--chunk', '0'], "option '--chunk <tokens>'"],
     [['run', 'm', '--ctx', '1e99'], "option '--ctx <tokens>'"],

@@ -207,7 +207,7 @@ describe('load refuses', () => {
     [
       'x',
       { isa: 'sse' },
-      'isa must be one of scalar, avx2, avx512, amx, neon, simd128, relaxed-simd, got "sse"',
+      'isa must be one of scalar, avx2, avx-vnni, avx512, amx, neon, simd128, relaxed-simd, got "sse"',
     ],
     ['x', { backend: 'cuda' }, 'backend must be one of auto, native, wasm, got "cuda"'],
     ['x', { onProgress: 1 }, 'onProgress must be a function, got 1'],

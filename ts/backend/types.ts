@@ -1,7 +1,7 @@
 import type { ByteSource } from '../gguf/source.js';
 import type { Plan } from '../plan/types.js';
 
-export type Isa = 'scalar' | 'avx2' | 'avx512' | 'amx' | 'neon' | 'simd128' | 'relaxed-simd';
+export type Isa = 'scalar' | 'avx2' | 'avx-vnni' | 'avx512' | 'amx' | 'neon' | 'simd128' | 'relaxed-simd';
 
 export interface BackendOptions {
   /** Worker threads, the caller's included. @default the machine's cores */

@@ -19,6 +19,9 @@ static SCALAR: Peaks = Peaks { isa: "scalar", read: scalar::read, int8: scalar::
 #[cfg(target_arch = "x86_64")]
 static AVX2: Peaks = Peaks { isa: "avx2", read: avx2::read, int8: avx2::int8, float: avx2::float };
 #[cfg(target_arch = "x86_64")]
+static AVX_VNNI: Peaks =
+    Peaks { isa: "avx-vnni", read: avx_vnni::read, int8: avx_vnni::int8, float: avx_vnni::float };
+#[cfg(target_arch = "x86_64")]
 static AVX512: Peaks = Peaks { isa: "avx512", read: avx512::read, int8: avx512::int8, float: avx512::float };
 #[cfg(target_arch = "aarch64")]
 static NEON: Peaks = Peaks { isa: "neon", read: scalar::read, int8: neon::int8, float: neon::float };
@@ -30,6 +33,8 @@ pub fn peaks(isa: &str) -> &'static Peaks {
     let known: &[&'static Peaks] = &[
         #[cfg(target_arch = "x86_64")]
         &AVX512,
+        #[cfg(target_arch = "x86_64")]
+        &AVX_VNNI,
         #[cfg(target_arch = "x86_64")]
         &AVX2,
         #[cfg(target_arch = "aarch64")]
@@ -178,25 +183,41 @@ mod avx512 {
     );
 }
 
+/// The same over ymm registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! ymm_loops {
+    ($features:literal, $dot:expr) => {
+        use std::arch::x86_64::*;
+        register_loops!(
+            $features,
+            |sum, at: *const u8| {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
+                let first = _mm256_loadu_si256(at.cast());
+                _mm256_or_si256(sum, _mm256_or_si256(first, _mm256_loadu_si256(at.add(32).cast())))
+            },
+            _mm256_setzero_si256(),
+            _mm256_set1_epi8(3),
+            $dot,
+            64,
+            _mm256_setzero_ps(),
+            _mm256_set1_ps(0.5),
+            _mm256_fmadd_ps,
+            16
+        );
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use std::arch::x86_64::*;
-    register_loops!(
-        "avx2,fma,f16c",
-        |sum, at: *const u8| {
-            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048).cast());
-            let first = _mm256_loadu_si256(at.cast());
-            _mm256_or_si256(sum, _mm256_or_si256(first, _mm256_loadu_si256(at.add(32).cast())))
-        },
-        _mm256_setzero_si256(),
-        _mm256_set1_epi8(3),
-        |sum, a, other| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, other), a)),
-        64,
-        _mm256_setzero_ps(),
-        _mm256_set1_ps(0.5),
-        _mm256_fmadd_ps,
-        16
-    );
+    ymm_loops!("avx2,fma,f16c", |sum, a, other| _mm256_add_epi32(
+        sum,
+        _mm256_madd_epi16(_mm256_maddubs_epi16(a, other), a)
+    ));
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni {
+    ymm_loops!("avx2,fma,f16c,avxvnni", |sum, a, _| _mm256_dpbusd_avx_epi32(sum, a, a));
 }
 
 #[cfg(target_arch = "aarch64")]

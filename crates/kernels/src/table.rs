@@ -19,7 +19,7 @@ use crate::view::Shared;
 use std::ops::Range;
 
 pub struct KernelTable {
-    /// `scalar`, `avx2`, `avx512`, `amx`, `neon`, `simd128` or `relaxed-simd`.
+    /// `scalar`, `avx2`, `avx-vnni`, `avx512`, `amx`, `neon`, `simd128` or `relaxed-simd`.
     pub isa: &'static str,
     pub linear: fn(&LinearJob),
     pub glu: fn(&GluJob),
@@ -194,7 +194,7 @@ macro_rules! isa_table {
 }
 
 #[cfg(target_arch = "x86_64")]
-isa_table!(AVX2, avx2, crate::simd::avx2::Avx2, "avx2", "avx2,fma,f16c");
+isa_table!(AVX2, avx2, crate::simd::avx2::Avx2<false>, "avx2", "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 isa_table!(
     AVX512,
@@ -230,6 +230,26 @@ mod amx {
         }
     }
 }
+
+/// Dot products of bytes are one instruction; everything else is AVX2's.
+#[cfg(target_arch = "x86_64")]
+static AVX_VNNI: KernelTable =
+    KernelTable { isa: "avx-vnni", linear: avx_vnni::linear, glu: avx_vnni::glu, ..AVX2 };
+
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni {
+    use super::*;
+    use crate::kernels::matmul;
+    use crate::simd::avx2::Avx2;
+
+    /// As above.
+    fn token() -> Avx2<true> {
+        Avx2::detect().expect("the ISA was detected before")
+    }
+
+    isa_table!(@entry "avx2,fma,f16c,avxvnni", linear(job: &LinearJob) -> (), matmul::linear);
+    isa_table!(@entry "avx2,fma,f16c,avxvnni", glu(job: &GluJob) -> (), matmul::glu);
+}
 #[cfg(target_arch = "aarch64")]
 isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");
 #[cfg(target_arch = "aarch64")]
@@ -252,7 +272,10 @@ pub fn available() -> Vec<&'static KernelTable> {
         if crate::simd::avx512::Avx512::detect().is_some() {
             tables.push(&AVX512);
         }
-        if crate::simd::avx2::Avx2::detect().is_some() {
+        if crate::simd::avx2::Avx2::<true>::detect().is_some() {
+            tables.push(&AVX_VNNI);
+        }
+        if crate::simd::avx2::Avx2::<false>::detect().is_some() {
             tables.push(&AVX2);
         }
     }

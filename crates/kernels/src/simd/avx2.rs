@@ -1,22 +1,25 @@
 //! AVX2 with FMA and F16C: two ymm registers are the 16 lanes.
 
+mod vnni;
+
 use super::values::{SIGNED_VECTORS, Values};
 use super::{ActBlock, LANES, QK, Simd, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::LazyLock;
 
-/// Proof that this CPU has AVX2, FMA and F16C.
+/// Proof that this CPU has AVX2, FMA and F16C, and where VNNI is set also AVX-VNNI.
 #[derive(Clone, Copy)]
-pub struct Avx2 {
+pub struct Avx2<const VNNI: bool> {
     ahead: Ahead,
 }
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         has.then(|| Self { ahead: Ahead::of_cpu() })
     }
 }
@@ -123,7 +126,7 @@ impl Words for Eight {
 
 const EIGHTS: [Eight; 2] = [Eight { second: false }, Eight { second: true }];
 
-impl Words for Avx2 {
+impl<const VNNI: bool> Words for Avx2<VNNI> {
     type I = I32x16;
 
     #[inline(always)]
@@ -154,7 +157,7 @@ impl Words for Avx2 {
 
 // SAFETY (every block below): as above.
 #[allow(clippy::undocumented_unsafe_blocks, clippy::needless_range_loop)]
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = F32x16;
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
@@ -163,7 +166,7 @@ impl Simd for Avx2 {
         true
     }
     const LEAST_COLUMNS: usize = 72;
-    const SPLITS: bool = true;
+    const SPLITS: bool = !VNNI;
     #[inline(always)]
     fn split<V: Values>(self, packed: &[u8], to: &mut [[f32; LANES]; SIGNED_VECTORS]) {
         let (low, high) = (split::<V>(EIGHTS[0], packed), split::<V>(EIGHTS[1], packed));
@@ -175,12 +178,17 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn call<W: Work<Self>>(self, work: W) -> W::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
         #[inline(never)]
-        fn entry<W: Work<Avx2>>(s: Avx2, work: W) -> W::Output {
+        fn entry_vnni<S, W: Work<S>>(s: S, work: W) -> W::Output {
             work.run(s)
         }
-        unsafe { entry(self, work) }
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[inline(never)]
+        fn entry<S, W: Work<S>>(s: S, work: W) -> W::Output {
+            work.run(s)
+        }
+        if const { VNNI } { unsafe { entry_vnni(self, work) } } else { unsafe { entry(self, work) } }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> F32x16 {
@@ -394,9 +402,11 @@ impl Simd for Avx2 {
     ) -> [[I32x16; C]; R] {
         let mut sums = [[self.splat_int(0); C]; R];
         for r in 0..R {
-            if V::SIGNED {
+            if const { VNNI } {
+                sums[r] = unsafe { vnni::dot::<V, C>(w[r], x) };
+            } else if V::SIGNED {
                 sums[r] = [self.load_words(w[r], SIGNED_VECTORS - 1); C];
-                add_signed(self, &mut sums[r], w[r], self.pairs(1), x);
+                add_signed(&mut sums[r], w[r], self.pairs(1), x);
             } else {
                 add_dots::<V, 8, C>(&mut sums[r], w[r], self.pairs(1), x);
             }
@@ -413,13 +423,17 @@ impl Simd for Avx2 {
         x: [&ActBlock; C],
     ) {
         for r in 0..R {
+            if const { VNNI } {
+                unsafe { vnni::add_dots::<V, C>(&mut sums[r], w[r], scales[r], x) };
+                continue;
+            }
             let pairs = I32x16(halve::<0>(scales[r].0), halve::<0>(scales[r].1));
             if V::SIGNED {
                 let short = self.load_words(w[r], SIGNED_VECTORS - 1);
                 for c in 0..C {
                     sums[r][c] = self.add_ints(sums[r][c], multiplied(short, pairs));
                 }
-                add_signed(self, &mut sums[r], w[r], pairs, x);
+                add_signed(&mut sums[r], w[r], pairs, x);
             } else {
                 add_dots::<V, 8, C>(&mut sums[r], w[r], pairs, x);
             }
@@ -434,7 +448,12 @@ impl Simd for Avx2 {
         x: [&ActBlock; C],
     ) {
         for r in 0..R {
-            add_dots::<V, 4, C>(&mut sums[r], w[r], scales[r], x);
+            if const { VNNI && V::MAX > 3 } {
+                unsafe { vnni::add_dot_halves::<V, C>(&mut sums[r], w[r], scales[r], x) };
+            } else {
+                // A half's two-bit values have room in 16 bits: one multiplication by the scale is for two products.
+                add_dots::<V, 4, C>(&mut sums[r], w[r], scales[r], x);
+            }
         }
     }
 }
@@ -541,16 +560,16 @@ fn split<V: Values>(eight: Eight, packed: &[u8]) -> [__m256i; SIGNED_VECTORS] {
 /// Adds the dot products of magnitudes and signs times the pairs of `scales`. Bits flipped where signs are set make
 /// -1 - x of x, and two products of at most 128 * 128 fit into 16 bits.
 #[inline(always)]
-fn add_signed<const C: usize>(s: Avx2, sums: &mut [I32x16; C], w: &[u8], scales: I32x16, x: [&ActBlock; C]) {
+fn add_signed<const C: usize>(sums: &mut [I32x16; C], w: &[u8], scales: I32x16, x: [&ActBlock; C]) {
     // SAFETY: called only from methods of the token.
     unsafe {
         each_group!(group in [0 1 2 3 4 5 6 7] {
-            let (magnitudes, signs) = (s.load_words(w, group * 2), s.load_words(w, group * 2 + 1));
+            let [magnitudes, signs] = [group * 2, group * 2 + 1].map(|at| EIGHTS.map(|eight| eight.load_words(w, at)));
             for c in 0..C {
                 let v = broadcast(x[c], group);
-                let low = _mm256_maddubs_epi16(magnitudes.0, _mm256_xor_si256(v, signs.0));
+                let low = _mm256_maddubs_epi16(magnitudes[0], _mm256_xor_si256(v, signs[0]));
                 sums[c].0 = held(_mm256_add_epi32(sums[c].0, _mm256_madd_epi16(low, scales.0)));
-                let high = _mm256_maddubs_epi16(magnitudes.1, _mm256_xor_si256(v, signs.1));
+                let high = _mm256_maddubs_epi16(magnitudes[1], _mm256_xor_si256(v, signs[1]));
                 sums[c].1 = held(_mm256_add_epi32(sums[c].1, _mm256_madd_epi16(high, scales.1)));
             }
         });
