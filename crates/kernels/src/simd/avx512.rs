@@ -2,7 +2,7 @@
 
 use super::avx2::{Ahead, ask, sum_i8};
 use super::values::Values;
-use super::{ActBlock, HALVES_OFFSET, LANES, OFFSET, Simd, Words, Work, each_group};
+use super::{ActBlock, HALVES_OFFSET, LANES, Simd, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -341,18 +341,15 @@ fn mul_each_add(a: __m512, x: &f32, mut sum: __m512) -> __m512 {
     sum
 }
 
-/// -offset times the sum of a column's values, of which memory has [`OFFSET`] times the sum: most of what could compute it uses
-/// the units of dot products.
+/// -offset times the sum of a column's values, from memory: most of what could compute it uses the units of dot products.
 #[inline(always)]
 fn start_of<V: Values>(x: &ActBlock) -> __m512i {
     // SAFETY: called only from methods of the token.
     unsafe {
-        let start = _mm512_set1_epi32(x.start);
-        if const { V::OFFSET == OFFSET } {
-            start
-        } else if const { (V::OFFSET as u32).is_power_of_two() } {
-            let by = const { OFFSET.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32 };
-            _mm512_sra_epi32(start, _mm_cvtsi32_si128(by))
+        if const { (V::OFFSET as u32).is_power_of_two() } {
+            let (start, times) = x.start_of::<V>();
+            let by = times.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32;
+            _mm512_sra_epi32(_mm512_set1_epi32(start), _mm_cvtsi32_si128(by))
         } else {
             _mm512_mullo_epi32(_mm512_set1_epi32(x.minus_sum()), _mm512_set1_epi32(V::OFFSET))
         }

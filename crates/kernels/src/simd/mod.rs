@@ -40,6 +40,8 @@ pub(crate) use each_group;
 /// The largest offset of values whose blocks have one scale, and of those with one for each half: see [`Values::OFFSET`].
 pub const OFFSET: i32 = 128;
 pub const HALVES_OFFSET: i32 = 32;
+/// Other offsets of values whose blocks have scales of their own.
+const BLOCK_OFFSETS: [i32; 2] = [8, 16];
 
 /// One column's quantised activations for one block, all that a dot product needs in one place.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -51,9 +53,9 @@ pub struct ActBlock {
     pub minus_halves: [i16; 2],
     /// In every second block of a run that shares its scale: minus the sums of the block before and of this one.
     pub minus_both: [i16; 2],
-    /// [`OFFSET`] times minus the sum of all values, and [`HALVES_OFFSET`] times those of the two halves: where sums can
-    /// start without being computed.
+    /// [`OFFSET`] times minus the sum of all values: where sums can start without being computed.
     pub start: i32,
+    /// The same with [`BLOCK_OFFSETS`]; in a run that shares its scale [`HALVES_OFFSET`] times minus the sums of the two halves.
     pub starts: [i32; 2],
     /// Within -127..=127.
     pub values: [i8; QK],
@@ -78,7 +80,16 @@ impl ActBlock {
         self.minus_halves = [-first as i16, -second as i16];
         self.minus_both = [0; 2];
         self.start = (-first - second) * OFFSET;
-        self.starts = [-first * HALVES_OFFSET, -second * HALVES_OFFSET];
+        self.starts = BLOCK_OFFSETS.map(|offset| (-first - second) * offset);
+    }
+
+    /// Minus the sum of all values times the offset of `V` or a power of two times as much, and times what it is.
+    #[inline(always)]
+    pub fn start_of<V: Values>(&self) -> (i32, i32) {
+        match BLOCK_OFFSETS.iter().position(|&offset| offset == V::OFFSET) {
+            Some(i) => (self.starts[i], V::OFFSET),
+            None => (self.start, OFFSET),
+        }
     }
 
     /// Minus the sum of all values.
@@ -87,11 +98,14 @@ impl ActBlock {
         self.start / OFFSET
     }
 
-    /// Fills in `minus_both` of every second block of a run.
+    /// Fills in what blocks of a run have instead.
     #[inline(always)]
     pub fn pair_up(run: &mut [Self]) {
         for pair in run.chunks_exact_mut(2) {
             pair[1].minus_both = [0, 1].map(|i| pair[i].minus_halves[0] + pair[i].minus_halves[1]);
+            for block in pair {
+                block.starts = block.minus_halves.map(|sum| sum as i32 * HALVES_OFFSET);
+            }
         }
     }
 }

@@ -4,14 +4,14 @@
 
 use super::{EIGHTS, I32x16, broadcast, held};
 use crate::simd::values::Values;
-use crate::simd::{ActBlock, HALVES_OFFSET, OFFSET, each_group};
+use crate::simd::{ActBlock, HALVES_OFFSET, each_group};
 use std::arch::x86_64::*;
 
 /// See [`crate::simd::Simd::dot`].
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
 pub(super) fn dot<V: Values, const C: usize>(w: &[u8], x: [&ActBlock; C]) -> [I32x16; C] {
-    let mut sums = starts::<V, OFFSET, C>(x.map(|x| x.start));
+    let mut sums = starts::<V, C>(x.map(|x| x.start_of::<V>()));
     add_half::<V, 0, C>(&mut sums, w, x);
     add_half::<V, 4, C>(&mut sums, w, x);
     sums
@@ -38,25 +38,25 @@ pub(super) fn add_dot_halves<V: Values, const C: usize>(
     scales: I32x16,
     x: [&ActBlock; C],
 ) {
-    let mut dots = starts::<V, HALVES_OFFSET, C>(x.map(|x| x.starts[0]));
+    let mut dots = starts::<V, C>(x.map(|x| (x.starts[0], HALVES_OFFSET)));
     add_half::<V, 0, C>(&mut dots, w, x);
     let first = |v| _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(v));
     add_products(sums, dots, I32x16(first(scales.0), first(scales.1)));
-    let mut dots = starts::<V, HALVES_OFFSET, C>(x.map(|x| x.starts[1]));
+    let mut dots = starts::<V, C>(x.map(|x| (x.starts[1], HALVES_OFFSET)));
     add_half::<V, 4, C>(&mut dots, w, x);
     add_products(sums, dots, I32x16(_mm256_srai_epi32::<16>(scales.0), _mm256_srai_epi32::<16>(scales.1)));
 }
 
-/// -offset times a sum of each column's values, of which `kept` is KEPT times minus the sum.
+/// -offset times a sum of each column's values, of which `kept` is minus the sum, times what is beside it.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn starts<V: Values, const KEPT: i32, const C: usize>(kept: [i32; C]) -> [I32x16; C] {
-    kept.map(|kept| {
+fn starts<V: Values, const C: usize>(kept: [(i32, i32); C]) -> [I32x16; C] {
+    kept.map(|(kept, times)| {
         let start = if const { (V::OFFSET as u32).is_power_of_two() } {
-            let by = const { KEPT.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32 };
+            let by = times.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32;
             _mm256_sra_epi32(_mm256_set1_epi32(kept), _mm_cvtsi32_si128(by))
         } else {
-            _mm256_set1_epi32(kept / KEPT * V::OFFSET)
+            _mm256_set1_epi32(kept / times * V::OFFSET)
         };
         I32x16(start, start)
     })
