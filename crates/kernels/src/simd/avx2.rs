@@ -166,6 +166,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         true
     }
     const LEAST_COLUMNS: usize = 72;
+    const ASKS_NEXT: bool = true;
     const SPLITS: bool = !VNNI;
     #[inline(always)]
     fn split<V: Values>(self, packed: &[u8], to: &mut [[f32; LANES]; SIGNED_VECTORS]) {
