@@ -86,6 +86,14 @@ pub struct F32x16(__m256, __m256);
 #[derive(Clone, Copy)]
 pub struct I32x16(__m256i, __m256i);
 
+impl I32x16 {
+    /// See [`Words::load_words`].
+    #[inline(always)]
+    fn load(from: &[u8], index: usize) -> Self {
+        Self(EIGHTS[0].load_words(from, index), EIGHTS[1].load_words(from, index))
+    }
+}
+
 /// One of the two registers: eight rows.
 #[derive(Clone, Copy)]
 struct Eight {
@@ -131,7 +139,7 @@ impl<const VNNI: bool> Words for Avx2<VNNI> {
 
     #[inline(always)]
     fn load_words(self, from: &[u8], index: usize) -> I32x16 {
-        I32x16(EIGHTS[0].load_words(from, index), EIGHTS[1].load_words(from, index))
+        I32x16::load(from, index)
     }
     #[inline(always)]
     fn and_bits(self, v: I32x16, bits: u32) -> I32x16 {
@@ -565,12 +573,12 @@ fn add_signed<const C: usize>(sums: &mut [I32x16; C], w: &[u8], scales: I32x16, 
     // SAFETY: called only from methods of the token.
     unsafe {
         each_group!(group in [0 1 2 3 4 5 6 7] {
-            let [magnitudes, signs] = [group * 2, group * 2 + 1].map(|at| EIGHTS.map(|eight| eight.load_words(w, at)));
+            let (magnitudes, signs) = (I32x16::load(w, group * 2), I32x16::load(w, group * 2 + 1));
             for c in 0..C {
                 let v = broadcast(x[c], group);
-                let low = _mm256_maddubs_epi16(magnitudes[0], _mm256_xor_si256(v, signs[0]));
+                let low = _mm256_maddubs_epi16(magnitudes.0, _mm256_xor_si256(v, signs.0));
                 sums[c].0 = held(_mm256_add_epi32(sums[c].0, _mm256_madd_epi16(low, scales.0)));
-                let high = _mm256_maddubs_epi16(magnitudes[1], _mm256_xor_si256(v, signs[1]));
+                let high = _mm256_maddubs_epi16(magnitudes.1, _mm256_xor_si256(v, signs.1));
                 sums[c].1 = held(_mm256_add_epi32(sums[c].1, _mm256_madd_epi16(high, scales.1)));
             }
         });

@@ -11,7 +11,10 @@ use std::arch::x86_64::*;
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
 pub(super) fn dot<V: Values, const C: usize>(w: &[u8], x: [&ActBlock; C]) -> [I32x16; C] {
-    let mut sums = starts::<V, C>(x.map(|x| x.start_of::<V>()));
+    let mut sums = [zero(); C];
+    for c in 0..C {
+        sums[c] = start::<V>(x[c].start_of::<V>());
+    }
     add_half::<V, 0, C>(&mut sums, w, x);
     add_half::<V, 4, C>(&mut sums, w, x);
     sums
@@ -38,28 +41,50 @@ pub(super) fn add_dot_halves<V: Values, const C: usize>(
     scales: I32x16,
     x: [&ActBlock; C],
 ) {
-    let mut dots = starts::<V, C>(x.map(|x| (x.starts[0], HALVES_OFFSET)));
-    add_half::<V, 0, C>(&mut dots, w, x);
-    let first = |v| _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(v));
-    add_products(sums, dots, I32x16(first(scales.0), first(scales.1)));
-    let mut dots = starts::<V, C>(x.map(|x| (x.starts[1], HALVES_OFFSET)));
-    add_half::<V, 4, C>(&mut dots, w, x);
-    add_products(sums, dots, I32x16(_mm256_srai_epi32::<16>(scales.0), _mm256_srai_epi32::<16>(scales.1)));
+    add_dot_half::<V, 0, 0, C>(sums, w, scales, x);
+    add_dot_half::<V, 1, 4, C>(sums, w, scales, x);
 }
 
-/// -offset times a sum of each column's values, of which `kept` is minus the sum, times what is beside it.
+/// The same of half `HALF`, whose groups begin with `FIRST`.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
-fn starts<V: Values, const C: usize>(kept: [(i32, i32); C]) -> [I32x16; C] {
-    kept.map(|(kept, times)| {
-        let start = if const { (V::OFFSET as u32).is_power_of_two() } {
-            let by = times.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32;
-            _mm256_sra_epi32(_mm256_set1_epi32(kept), _mm_cvtsi32_si128(by))
-        } else {
-            _mm256_set1_epi32(kept / times * V::OFFSET)
-        };
-        I32x16(start, start)
-    })
+fn add_dot_half<V: Values, const HALF: usize, const FIRST: usize, const C: usize>(
+    sums: &mut [I32x16; C],
+    w: &[u8],
+    scales: I32x16,
+    x: [&ActBlock; C],
+) {
+    let mut dots = [zero(); C];
+    for c in 0..C {
+        dots[c] = start::<V>((x[c].starts[HALF], HALVES_OFFSET));
+    }
+    add_half::<V, FIRST, C>(&mut dots, w, x);
+    // Only now: registers hold the sums until here.
+    let mut numbers = scales;
+    if HALF == 0 {
+        numbers = I32x16(_mm256_slli_epi32::<16>(numbers.0), _mm256_slli_epi32::<16>(numbers.1));
+    }
+    numbers = I32x16(_mm256_srai_epi32::<16>(numbers.0), _mm256_srai_epi32::<16>(numbers.1));
+    add_products(sums, dots, numbers);
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn zero() -> I32x16 {
+    I32x16(_mm256_setzero_si256(), _mm256_setzero_si256())
+}
+
+/// -offset times a sum of activations, of which `kept` is minus the sum, times what is beside it.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+fn start<V: Values>((kept, times): (i32, i32)) -> I32x16 {
+    let start = if const { (V::OFFSET as u32).is_power_of_two() } {
+        let by = times.trailing_zeros() as i32 - V::OFFSET.trailing_zeros() as i32;
+        _mm256_sra_epi32(_mm256_set1_epi32(kept), _mm_cvtsi32_si128(by))
+    } else {
+        _mm256_set1_epi32(kept / times * V::OFFSET)
+    };
+    I32x16(start, start)
 }
 
 /// Adds the products of four groups of values from group `FIRST` on.
