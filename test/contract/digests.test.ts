@@ -17,7 +17,9 @@ import {
 
 const golden = readGolden();
 const { isas } = await loadNative();
-const absentIsas = (['avx2', 'avx-vnni', 'avx512', 'amx', 'neon'] as const).filter((isa) => !isas.includes(isa));
+const absentIsas = (['avx2', 'avx-vnni', 'avx512', 'amx', 'neon'] as const).filter(
+  (isa) => !isas.includes(isa),
+);
 if (absentIsas.length > 0) console.log(`not run, for want of the CPU: digests on ${absentIsas.join(', ')}`);
 
 const THREADS = [1, 2, 3] as const;

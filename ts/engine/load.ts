@@ -89,7 +89,16 @@ export interface LoadOptions {
   readonly signal?: AbortSignal;
 }
 
-export const ISAS: readonly Isa[] = ['scalar', 'avx2', 'avx-vnni', 'avx512', 'amx', 'neon', 'simd128', 'relaxed-simd'];
+export const ISAS: readonly Isa[] = [
+  'scalar',
+  'avx2',
+  'avx-vnni',
+  'avx512',
+  'amx',
+  'neon',
+  'simd128',
+  'relaxed-simd',
+];
 export const KV_CACHES: readonly KvCacheType[] = ['f16', 'q8_0'];
 export const BACKENDS = ['auto', 'native', 'wasm'] as const;
 export const CONTEXT_RANGE = { min: 1, max: MAX_CONTEXT, integer: true };
