@@ -108,13 +108,15 @@ function close() {
 
 try {
   const rustc = checkTools();
-  const packages = await prepared('npm packages', ensureNodeModules);
-  await rustTests();
+  const [packages] = await Promise.all([prepared('npm packages', ensureNodeModules), rustTests()]);
   // Portable kernels are a promise, so not being able to build them is a failure.
   const wasm = await prepared('WebAssembly modules', () => ensureWasm(rustc));
-  await foreignTests();
+  // Emulators and the addon's compiler leave each other cores.
+  const [native] = await Promise.all([
+    packages && prepared('native addon', () => ensureNative(rustc)),
+    foreignTests(),
+  ]);
   if (packages) {
-    const native = await prepared('native addon', () => ensureNative(rustc));
     const dist = await prepared('tsc', ensureDist);
     if (wasm && dist) await prepared('package for browsers', ensureBrowser);
     if (!native || !dist) say('vitest runs all the same; what needs the missing part will fail');
