@@ -457,10 +457,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         x: [&ActBlock; C],
     ) {
         for r in 0..R {
+            // Two bits: a half's sums fit into 16 bits, and are multiplied by the scale once.
             if const { VNNI && V::MAX > 3 } {
                 unsafe { vnni::add_dot_halves::<V, C>(&mut sums[r], w[r], scales[r], x) };
             } else {
-                // A half's two-bit values have room in 16 bits: one multiplication by the scale is for two products.
                 add_dots::<V, 4, C>(&mut sums[r], w[r], scales[r], x);
             }
         }

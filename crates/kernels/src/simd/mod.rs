@@ -83,7 +83,8 @@ impl ActBlock {
         self.starts = BLOCK_OFFSETS.map(|offset| (-first - second) * offset);
     }
 
-    /// Minus the sum of all values times the offset of `V` or a power of two times as much, and times what it is.
+    /// Minus the sum of all values times the offset of `V` or a larger number, and that number. Where `V` has one of
+    /// [`BLOCK_OFFSETS`] the block must have a scale of its own.
     #[inline(always)]
     pub fn start_of<V: Values>(&self) -> (i32, i32) {
         match BLOCK_OFFSETS.iter().position(|&offset| offset == V::OFFSET) {
@@ -142,7 +143,7 @@ pub trait Simd: Words {
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
-    /// Whether products of many columns are so fast that asking for the next tiles meanwhile gains more than it costs.
+    /// Whether asking for the next tiles, while three columns or more are multiplied with packed ones, gains more than it costs.
     const ASKS_NEXT: bool = false;
     /// Whether attention widens a block's keys and values once for many queries: otherwise that takes no time beside the products, and a
     /// first-level cache holds twice as many as they are.
