@@ -17,18 +17,7 @@ export async function neonTest() {
   await debianPackages(['qemu-user', 'gcc-aarch64-linux-gnu', 'libc6-dev-arm64-cross']);
   const { route, cargo, args, env } = await crossCargo(TARGET, 'std,panic_unwind,test');
   return {
-    command: [
-      cargo,
-      'test',
-      '-p',
-      'kernels',
-      '--lib',
-      '--tests',
-      '--no-fail-fast',
-      '--target',
-      TARGET,
-      ...args,
-    ],
+    command: [cargo, 'test', '-p', 'kernels', '--tests', '--no-fail-fast', '--target', TARGET, ...args],
     env: {
       ...env,
       CARGO_TARGET_DIR: `target/neon-${route}`,

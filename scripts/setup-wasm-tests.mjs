@@ -32,7 +32,7 @@ export async function wasmTest(relaxed) {
   const runner = relaxed ? relaxedRunner() : `node --no-warnings ${RUN}`;
   const { route, cargo } = await crossCargo(TARGET, 'std,panic_abort');
   if (route !== 'rustup') throw new SetupError(`only rustup has a ready build of ${TARGET}`);
-  const tests = relaxed ? ['--test', 'twins'] : ['--lib', '--tests'];
+  const tests = relaxed ? ['--test', 'twins'] : ['--tests'];
   return {
     command: [cargo, 'test', '-p', 'kernels', ...tests, '--no-fail-fast', '--target', TARGET],
     env: {

@@ -75,7 +75,7 @@ impl Target {
     }
 
     /// The largest magnitude that the format can hold: its scales are F16, up to 65,504.
-    fn reach(self) -> f32 {
+    pub fn reach(self) -> f32 {
         match self {
             Self::F32 => f32::MAX,
             Self::F16 => MAX_F16,
@@ -250,6 +250,3 @@ fn encode_q4_0(values: &[f32; 32], to: &mut [u8]) {
         to[2 + i] = level(best.levels[i]) | level(best.levels[i + 16]) << 4;
     }
 }
-
-#[cfg(test)]
-mod tests;

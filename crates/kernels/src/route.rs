@@ -48,7 +48,7 @@ pub struct Router {
 }
 
 /// The least sum that weights are divided by: sigmoids may all be zero.
-const LEAST_SUM: f32 = 1.0 / 16384.0;
+pub const LEAST_SUM: f32 = 1.0 / 16384.0;
 
 impl Router {
     /// Whether it can choose from so many experts.
@@ -183,6 +183,3 @@ fn softmax<T>(items: &mut [T], value: impl Fn(&mut T) -> &mut f32) {
     let sum = tree_sum(lanes);
     items.iter_mut().for_each(|item| *value(item) /= sum);
 }
-
-#[cfg(test)]
-mod tests;

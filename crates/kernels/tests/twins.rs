@@ -414,10 +414,16 @@ fn every_mxfp4_scale() {
     let mut random = Random(21);
     let mut source = Vec::new();
     for e in 0..=255 {
-        source.push(e);
-        source.extend((0..16).map(|_| random.next() as u8));
+        // The first value is 1.0 times the scale.
+        source.extend([e, 0x02]);
+        source.extend((1..16).map(|_| random.next() as u8));
     }
     let w = packed(Format::MXFP4, 256, 32, &source);
+    for e in 0..=255 {
+        let mut values = [0.0; 32];
+        w.read_row(e, &mut values);
+        assert_eq!(values[0], libm::exp2(e as f64 - 127.0) as f32, "{e}");
+    }
     for size in [1e-5, 1.0, 1e5] {
         let x: Vec<f32> = random.floats(32 * 7).iter().map(|x| x * size).collect();
         let want = run_linear(scalar(), &w, &x, false, None, &[0.0; 256 * 7]);

@@ -1,4 +1,5 @@
-use super::*;
+use kernels::acts::NonFinite;
+use kernels::route::*;
 use proptest::prelude::*;
 
 const ROUTER: Router =

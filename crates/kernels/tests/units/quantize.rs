@@ -1,5 +1,5 @@
-use super::*;
-use crate::float16::round_f16;
+use kernels::float16::round_f16;
+use kernels::quantize::*;
 use proptest::prelude::*;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
