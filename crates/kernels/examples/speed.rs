@@ -1,12 +1,13 @@
 //! How fast the matrix kernels are, as fractions of what this machine can do.
 //!
 //! ```text
-//! cargo run --release -p kernels --example speed -- [ISA] [decode|cached|prefill] [FORMAT,...] [ROWSxCOLS]
+//! cargo run --release -p kernels --example speed -- [ISA] [decode|cached|prefill] [FORMAT,...] [ROWSxCOLS] [far]
 //! ```
 //!
 //! Decode multiplies one column with matrices larger than any cache and is measured against reading
 //! memory (cached: a matrix that the second-level cache holds, which shows the work per byte); prefill multiplies 512 columns and is measured against dot products of registers (of floats
-//! for F32, F16 and BF16). Each line has one thread, then two; medians of interleaved rounds.
+//! for F32, F16 and BF16). Each line has one thread, then two; medians of interleaved rounds. far: weights are read in the
+//! second of this CPU's ways (see [`kernels::ways`]).
 
 use kernels::acts::ActStore;
 use kernels::kernels::matmul::LinearJob;
@@ -29,6 +30,9 @@ const STREAM: usize = 192 << 20;
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| args.iter().any(|arg| arg == word);
+    if has("far") {
+        kernels::ways::choose(kernels::ways::WAYS - 1);
+    }
     let tables = available();
     let table = tables.iter().find(|table| has(table.isa)).unwrap_or(&tables[0]);
     let formats: Vec<Format> =

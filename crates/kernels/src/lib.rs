@@ -18,3 +18,4 @@ pub mod select;
 pub mod simd;
 pub mod table;
 pub mod view;
+pub mod ways;

@@ -11,6 +11,7 @@ use kernels::packed::{ActKind, Format, Matrix, Shape, pack_tile};
 use kernels::simd::LANES;
 use kernels::table::{KernelTable, available};
 use kernels::view::Shared;
+use kernels::ways::{WAYS, choose};
 use proptest::prelude::*;
 
 const KINDS: [ActKind; 9] = [
@@ -407,6 +408,25 @@ fn rows_read_back_as_the_format_defines() {
             }
         }
     }
+}
+
+#[test]
+fn every_way_of_reading_weights_gives_the_same() {
+    let mut random = Random(51);
+    for format in Format::ALL {
+        // Whole pairs of tiles and one left over, blocks in whole groups and some left over.
+        for (rows, blocks) in [(16, 1), (32, 2), (70, 3), (91, 5), (200, 9)] {
+            for way in 0..WAYS {
+                // Other tests may go that way, too: it must not matter.
+                choose(way);
+                for count in 1..=2 {
+                    linear_agrees(&mut random, format, [rows, blocks * format.block(), count], true, false)
+                        .unwrap();
+                }
+            }
+        }
+    }
+    choose(0);
 }
 
 #[test]

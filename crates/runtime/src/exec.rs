@@ -18,6 +18,7 @@ use crate::routing::Routing;
 use crate::sparse::Sources;
 use crate::stream::Streams;
 use crate::threads::Pool;
+use crate::trial;
 use crate::weights::Weights;
 use kernels::acts::{ActStore, NonFinite, SharedActs};
 use kernels::exp::exp;
@@ -313,6 +314,10 @@ impl Executor {
         };
         if weights.bytes().saturating_mul(work.tokens.len()) < SHARED_WORK {
             run.walk(0);
+        } else if let [_] = work.tokens
+            && weights.demand.is_none()
+        {
+            trial::streamed(weights.bytes(), || self.pool.run_on(threads, &|thread| run.walk(thread)));
         } else {
             self.pool.run_on(threads, &|thread| run.walk(thread));
         }
@@ -478,8 +483,8 @@ impl Run<'_> {
             let parts = if of == thread { PART } else { 2 };
             let part = counter.taken[of].take(share, of == thread, |left| {
                 let size = (left / parts).min(most).max(least);
-                // Where there are many tokens, tiles are multiplied two at a time.
-                if streamed || size < 2 { size } else { size.next_multiple_of(2) }
+                // Tiles may be multiplied two at a time.
+                if size < 2 { size } else { size.next_multiple_of(2) }
             })?;
             Some(first + part.start..first + part.end)
         })

@@ -17,4 +17,5 @@ pub mod routing;
 pub mod sparse;
 mod stream;
 pub mod threads;
+mod trial;
 pub mod weights;

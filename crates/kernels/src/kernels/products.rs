@@ -373,13 +373,28 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             sums[0] = own;
             return sums;
         }
-        let blocks = acts.k / QK;
-        for block in 0..blocks {
-            let [scales, values] = Self::ITEMS.places(block, blocks);
-            let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, bytes));
-            ask::<S, _, R, C>(s, values, place);
-            ask::<S, _, R, C>(s, scales, place);
-            add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
+        let (blocks, of_group) = (acts.k / QK, const { group_of(K::BYTES) });
+        for first in (0..blocks).step_by(of_group) {
+            let start = first * (bytes + K::BYTES);
+            if first + of_group > blocks {
+                for block in first..blocks {
+                    let [scales, values] = Self::ITEMS.places(block, blocks);
+                    let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, bytes));
+                    add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
+                }
+                break;
+            }
+            let group = range(tiles, start, of_group * (bytes + K::BYTES));
+            ask::<S, _, R, C>(s, group, place);
+            let mut of_x = x;
+            for c in 0..C {
+                of_x[c] = &x[c][first..][..of_group];
+            }
+            for block in 0..of_group {
+                let scales = range(group, block * K::BYTES, K::BYTES);
+                let values = range(group, of_group * K::BYTES + block * bytes, bytes);
+                add_block::<S, V, K, R, C>(s, values, scales, at(of_x, block), &mut sums);
+            }
         }
         sums
     }

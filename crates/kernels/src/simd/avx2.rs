@@ -2,11 +2,11 @@
 
 mod vnni;
 
+use super::ahead::{Ahead, ask};
 use super::values::{SIGNED_VECTORS, Values};
 use super::{ActBlock, LANES, QK, Simd, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::sync::LazyLock;
 
 /// Proof that this CPU has AVX2, FMA and F16C, and where VNNI is set also AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
             && (!VNNI || is_x86_feature_detected!("avxvnni"));
-        has.then(|| Self { ahead: Ahead::of_cpu() })
+        has.then(|| Self { ahead: Ahead::chosen() })
     }
 }
 
@@ -32,51 +32,6 @@ pub(super) fn sum_i8(from: &[i8; LANES]) -> i32 {
     let bytes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
     let sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
     _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 128 * LANES as i32
-}
-
-/// How memory is asked for before its use, which only shows in time.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    bytes: usize,
-    /// Whether into the first-level cache, not the second.
-    first: bool,
-}
-
-impl Ahead {
-    /// What is best on this CPU. AMD's families 19h (Zen 3 and 4) read on by themselves along what is asked for in order;
-    /// 1Ah (Zen 5) wants to be asked long before. Xeons (Emerald Rapids) too, and into the second-level cache: they have
-    /// three times as many requests under way for it as for the first.
-    pub(super) fn of_cpu() -> Self {
-        static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
-            let (vendor, signature) = (__cpuid(0), __cpuid(1).eax);
-            let amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == *b"AuthenticAMD";
-            match (signature >> 8 & 0xf) + (signature >> 20 & 0xff) {
-                0x19 if amd => Ahead { bytes: 0, first: true },
-                0x1a if amd => Ahead { bytes: 8 << 10, first: true },
-                _ => Ahead { bytes: 8 << 10, first: false },
-            }
-        });
-        *AHEAD
-    }
-
-    #[inline(always)]
-    pub(super) fn ask<T: ?Sized>(self, item: &T) {
-        if self.first {
-            ask::<_MM_HINT_T0, T>(item, self.bytes);
-        } else {
-            ask::<_MM_HINT_T1, T>(item, self.bytes);
-        }
-    }
-}
-
-/// Asks for as many lines as an item has, `ahead` bytes after it.
-#[inline(always)]
-pub(super) fn ask<const HINT: i32, T: ?Sized>(item: &T, ahead: usize) {
-    let start = std::ptr::from_ref(item).cast::<i8>().wrapping_add(ahead);
-    for line in 0..size_of_val(item).div_ceil(64) {
-        // SAFETY: asking for memory reads none, so that any address will do.
-        unsafe { _mm_prefetch::<HINT>(start.wrapping_add(line * 64)) }
-    }
 }
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;

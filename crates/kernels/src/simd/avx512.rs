@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: one zmm register is the 16 lanes.
 
-use super::avx2::{Ahead, ask, sum_i8};
+use super::ahead::{Ahead, ask};
+use super::avx2::sum_i8;
 use super::values::Values;
 use super::{ActBlock, HALVES_OFFSET, LANES, Simd, Words, Work, each_group};
 use std::arch::asm;
@@ -22,7 +23,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then(|| Self { ahead: Ahead::of_cpu() })
+        has.then(|| Self { ahead: Ahead::chosen() })
     }
 }
 
@@ -182,6 +183,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sum_i8(self, from: &[i8; LANES]) -> i32 {
         unsafe { sum_i8(from) }
+    }
+    #[inline(always)]
+    fn streams_pairs(self) -> bool {
+        self.ahead.pairs
     }
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {

@@ -5,6 +5,8 @@
 //! float methods are single IEEE operations, so that every ISA gives the same bits.
 
 #[cfg(target_arch = "x86_64")]
+mod ahead;
+#[cfg(target_arch = "x86_64")]
 pub mod amx;
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
@@ -259,6 +261,11 @@ pub trait Simd: Words {
         unreachable!("bounds are not chosen")
     }
 
+    /// Whether tiles are multiplied two at a time with few columns, too.
+    #[inline(always)]
+    fn streams_pairs(self) -> bool {
+        false
+    }
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item, for the cache that suits it; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);

@@ -75,7 +75,13 @@ pub fn glu(amx: Amx, job: &GluJob) -> bool {
             multiply(amx, of_rows, acts, columns.clone(), room);
             for (tile, [gates, ups]) in tiles.zip(room.fixed.sums.as_chunks().0) {
                 let glu = Glu {
-                    to: Target { out: job.out, width: job.width, row: tile * LANES, rows: gate.rows() },
+                    to: Target {
+                        out: job.out,
+                        width: job.width,
+                        row: tile * LANES,
+                        apart: LANES,
+                        rows: gate.rows(),
+                    },
                     activation: job.activation,
                     biases: job.biases.map(|bias| bias_of(bias, tile)),
                 };
@@ -242,7 +248,7 @@ impl Work<Avx512> for Finishing<'_> {
     fn run(self, s: Avx512) {
         let Self { job, columns, tiles, sums } = self;
         let (first, rows) = (tiles.start * LANES, job.weight.rows());
-        let to = Target { out: job.out, width: job.width, row: first, rows };
+        let to = Target { out: job.out, width: job.width, row: first, apart: LANES, rows };
         let per_token = job.acts.kind.columns();
         let tokens = columns.start / per_token..columns.end / per_token;
         let mut biases = [None; TILES];
