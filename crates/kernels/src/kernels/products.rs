@@ -296,16 +296,15 @@ fn at<T, const N: usize>(slices: [&[T]; N], b: usize) -> [&T; N] {
 /// Up to so many columns, memory is what limits the speed.
 pub(crate) const STREAMED: usize = 2;
 
-/// Asks for memory that is not in a cache yet. With few columns: for all of each tile's item at once and in order,
-/// whatever the order and the time of its use. With more: for the same item of the next tiles, which has all the time
-/// that these take.
+/// Asks for memory that is not in a cache yet, for all of each tile's item at once and in order, whatever the order and the time
+/// of its use. With more than a few columns: where tiles are read for the first time.
 #[inline(always)]
 fn ask<S: Simd, T: ?Sized, const R: usize, const C: usize>(s: S, items: [&T; R], place: Place) {
     for item in items {
         if C <= STREAMED {
             s.prefetch(item);
         } else if const { S::ASKS_NEXT } && place.next > 0 {
-            s.prefetch_next(item, place.next);
+            s.prefetch_few(item, place.next);
         }
     }
 }

@@ -280,6 +280,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         self.ahead.ask(item);
     }
     #[inline(always)]
+    fn prefetch_few<T: ?Sized>(self, item: &T, next: usize) {
+        self.ahead.ask_few(item, next);
+    }
+    #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, item: &T, next: usize) {
         ask::<_MM_HINT_T1, T>(item, next);
     }

@@ -193,6 +193,10 @@ impl Simd for Avx512 {
         self.ahead.ask(item);
     }
     #[inline(always)]
+    fn prefetch_few<T: ?Sized>(self, item: &T, next: usize) {
+        self.ahead.ask_few(item, next);
+    }
+    #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, item: &T, next: usize) {
         ask::<_MM_HINT_T1, T>(item, next);
     }

@@ -269,6 +269,9 @@ pub trait Simd: Words {
     /// Asks for the cache lines of `item`, or for those as far behind it as suits this CPU, where such walks
     /// go on to the next item, for the cache that suits it; what is there is not read.
     fn prefetch<T: ?Sized>(self, item: &T);
+    /// The same where a few columns are multiplied, or for the cache lines `next` bytes on, where their turn comes next.
+    #[inline(always)]
+    fn prefetch_few<T: ?Sized>(self, _: &T, _: usize) {}
     /// Asks for the cache lines `next` bytes after those of `item`, for the second-level cache.
     #[inline(always)]
     fn prefetch_next<T: ?Sized>(self, _: &T, _: usize) {}
