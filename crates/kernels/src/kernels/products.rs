@@ -373,17 +373,9 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             return sums;
         }
         let (blocks, of_group) = (acts.k / QK, const { group_of(K::BYTES) });
-        for first in (0..blocks).step_by(of_group) {
-            let start = first * (bytes + K::BYTES);
-            if first + of_group > blocks {
-                for block in first..blocks {
-                    let [scales, values] = Self::ITEMS.places(block, blocks);
-                    let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, bytes));
-                    add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
-                }
-                break;
-            }
-            let group = range(tiles, start, of_group * (bytes + K::BYTES));
+        let grouped = if const { S::SHORT } { 0 } else { blocks / of_group * of_group };
+        for first in (0..grouped).step_by(of_group) {
+            let group = range(tiles, first * (bytes + K::BYTES), of_group * (bytes + K::BYTES));
             ask::<S, _, R, C>(s, group, place);
             let mut of_x = x;
             for c in 0..C {
@@ -394,6 +386,11 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
                 let values = range(group, of_group * K::BYTES + block * bytes, bytes);
                 add_block::<S, V, K, R, C>(s, values, scales, at(of_x, block), &mut sums);
             }
+        }
+        for block in grouped..blocks {
+            let [scales, values] = Self::ITEMS.places(block, blocks);
+            let (scales, values) = (range(tiles, scales, K::BYTES), range(tiles, values, bytes));
+            add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
         }
         sums
     }

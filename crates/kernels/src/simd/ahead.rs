@@ -10,11 +10,12 @@ pub(super) struct Ahead {
     bytes: usize,
     /// Whether into the first-level cache, not the second.
     first: bool,
-    /// Whether of two tiles at a time, where few columns are multiplied and registers allow it.
-    pub pairs: bool,
+    /// Whether within what a CPU reads ahead by itself. One or two columns then have two tiles at a time where registers
+    /// allow it, each a stream.
+    pub near: bool,
 }
 
-const NEAR: Ahead = Ahead { bytes: 2 << 10, first: false, pairs: true };
+const NEAR: Ahead = Ahead { bytes: 2 << 10, first: false, near: true };
 
 impl Ahead {
     /// The process's choice: see [`ways::choose`].
@@ -34,7 +35,7 @@ impl Ahead {
                 0x1a if amd => (8 << 10, true),
                 _ => (8 << 10, false),
             };
-            Ahead { bytes, first, pairs: false }
+            Ahead { bytes, first, near: false }
         });
         *AHEAD
     }
@@ -52,7 +53,7 @@ impl Ahead {
     /// tiles, `next` bytes on.
     #[inline(always)]
     pub fn ask_few<T: ?Sized>(self, item: &T, next: usize) {
-        if self.pairs {
+        if self.near {
             ask::<_MM_HINT_T0, T>(item, self.bytes);
         } else {
             ask::<_MM_HINT_T1, T>(item, next);

@@ -186,7 +186,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn streams_pairs(self) -> bool {
-        self.ahead.pairs
+        self.ahead.near
     }
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, item: &T) {

@@ -154,8 +154,8 @@ pub trait Simd: Words {
     const SUMS: usize = Self::QUERIES;
     /// Whether page bounds are chosen by signs before they are multiplied, by [`Simd::choose_bytes`] and [`Simd::add_quads`].
     const CHOOSES: bool = false;
-    /// Whether attention over Q8_0 caches is kept short: it makes floats of a block even for few queries, and goes over
-    /// it one vector at a time. (A module of WebAssembly is downloaded.)
+    /// Whether code is kept short, as a module of WebAssembly, which is downloaded: attention over Q8_0 caches makes floats of a block even
+    /// for few queries, and goes over it one vector at a time; blocks of weights are multiplied one by one, not group by group.
     const SHORT: bool = false;
 
     /// Does the work in a function of its own, compiled for the ISA. Otherwise everything that is generic
