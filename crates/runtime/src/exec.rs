@@ -317,7 +317,9 @@ impl Executor {
         } else if let [_] = work.tokens
             && weights.demand.is_none()
         {
-            trial::streamed(weights.bytes(), || self.pool.run_on(threads, &|thread| run.walk(thread)));
+            trial::streamed(weights.bytes(), threads, || {
+                self.pool.run_on(threads, &|thread| run.walk(thread))
+            });
         } else {
             self.pool.run_on(threads, &|thread| run.walk(thread));
         }

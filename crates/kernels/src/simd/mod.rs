@@ -145,7 +145,7 @@ pub trait Simd: Words {
     const TILES: usize;
     /// How many queries attention handles at once: 8, 4, 2 or 1.
     const QUERIES: usize;
-    /// Whether asking for the next tiles, while three columns or more are multiplied with packed ones, gains more than it costs.
+    /// Whether asking for memory by [`Simd::prefetch_few`], while three columns or more are multiplied with packed tiles, gains more than it costs.
     const ASKS_NEXT: bool = false;
     /// Whether attention widens a block's keys and values once for many queries: otherwise that takes no time beside the products, and a
     /// first-level cache holds twice as many as they are.
