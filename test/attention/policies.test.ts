@@ -116,6 +116,95 @@ it('a policy that keeps all blocks is the dense attention', async () => {
   expect(await digest({ prefill: { policy: 'window', window: 2000 } })).toBe(await digest({}));
 });
 
+describe('a sliding window of the model', () => {
+  const windowed = new Blob([
+    writeGguf(
+      randomModelSpec({
+        architecture: 'gemma2',
+        blocks: 2,
+        width: 64,
+        heads: 4,
+        kvHeads: 2,
+        headDim: 32,
+        feedForward: 96,
+        contextLength: 1024,
+        types: ['Q8_0'],
+        seed: 401,
+        keys: { 'attention.sliding_window': 200 },
+      }),
+    ).bytes,
+  ]);
+  const openWindowed = (policy: AttentionPolicy, more: object = {}) => {
+    const attention = { prefill: [policy, { policy: 'dense' }], decode: [policy, { policy: 'dense' }] };
+    return load(windowed, { backend: 'native', contextLength: 1024, attention, ...more });
+  };
+  const CONTENT = ['antidiagonal', 'vertical-slash', 'lsh', 'quest'] as const;
+
+  it.each(CONTENT)('%s: a budget that the window fits in changes nothing', async (policy) => {
+    await using dense = await openWindowed({ policy: 'dense' });
+    await using model = await openWindowed({ policy, keep: 0, minTokens: 256 });
+    expect(await digestOf(model, PROMPT)).toBe(await digestOf(dense, PROMPT));
+    const { usage } = await continued(model);
+    expect(usage.attention?.layers[0]).toEqual({ kept: 1, mass: 1 });
+  });
+
+  it.each(CONTENT)('%s: chooses among the blocks in it, in any chunks', async (policy) => {
+    const few: AttentionPolicy = { policy, keep: 0, minTokens: 128 };
+    await using model = await openWindowed(few);
+    await using other = await openWindowed(few, { chunk: 7, threads: 1 });
+    expect(await digestOf(model, PROMPT)).toBe(await digestOf(other, PROMPT));
+    const [{ usage, tokens: text }, again] = [await continued(model), await continued(other)];
+    expect(again.tokens).toEqual(text);
+    // Two blocks and the queries' own, of four or five that a window of 200 reaches into.
+    const [layer] = usage.attention?.layers ?? [];
+    expect(layer?.kept).toBeGreaterThan(0.6);
+    expect(layer?.kept).toBeLessThan(0.85);
+  });
+});
+
+it('all logits of a vocabulary of which few rows fit a step', async () => {
+  const spec = randomModelSpec({
+    architecture: 'llama',
+    blocks: 1,
+    width: 32,
+    heads: 2,
+    kvHeads: 1,
+    headDim: 16,
+    feedForward: 32,
+    contextLength: 256,
+    types: ['Q8_0'],
+    seed: 402,
+    tied: true,
+  });
+  // Gemma 3's: 63 rows of logits are 64 MiB, but prompts are cut after 64.
+  const words = 262_208;
+  const padded: Record<string, (i: number) => string | number> = {
+    'tokenizer.ggml.tokens': (i) => `word ${i}`,
+    'tokenizer.ggml.scores': () => 0,
+    'tokenizer.ggml.token_type': () => 1,
+  };
+  const metadata = spec.metadata.map((entry) => {
+    const more = padded[String(entry.key)];
+    if (more === undefined || !('values' in entry)) return entry;
+    return {
+      ...entry,
+      values: Array.from({ length: words }, (_, i) => entry.values[i] ?? more(i)),
+    } as typeof entry;
+  });
+  const tensors = spec.tensors.map((tensor) =>
+    tensor.name === 'token_embd.weight'
+      ? { ...tensor, shape: [32, words], data: new Uint8Array(34 * words) }
+      : tensor,
+  );
+  const file = new Blob([writeGguf({ ...spec, metadata, tensors }).bytes]);
+  await using model = await load(file, { backend: 'native', attention: { prefill: { policy: 'auto' } } });
+  const beside = model.complete(tokens(3, 5, VOCABULARY), { maxTokens: 40, ignoreEnd: true });
+  let rows = 0;
+  for await (const logits of model.score(tokens(2, 150, VOCABULARY))) rows += Number(logits.length === words);
+  expect(rows).toBe(150);
+  expect((await beside).tokens).toHaveLength(40);
+});
+
 it('layers may have policies of their own', async () => {
   const one = await digest({ prefill: [EACH.window, { policy: 'dense' }] });
   const other = await digest({ prefill: [{ policy: 'dense' }, EACH.window] });
@@ -131,6 +220,47 @@ it('a short prompt is dense for policies with a least number of tokens', async (
   await using dense = await open({});
   const short = PROMPT.slice(0, 300);
   expect(await digestOf(model, short)).toBe(await digestOf(dense, short));
+});
+
+it('usage and provenance report what was computed, whatever becomes of the object that was passed', async () => {
+  const passed = { prefill: [{ policy: 'window', window: 64 }, { ...EACH.auto }], decode: { ...EACH.quest } };
+  const before = structuredClone(passed);
+  await using model = await open(passed as AttentionOptions, { provenance: true });
+  passed.prefill.reverse();
+  for (const policy of [...passed.prefill, passed.decode]) Object.assign(policy, { policy: 'dense' });
+  const { usage, provenance } = await model.complete(PROMPT, { maxTokens: 1 });
+  const reported = usage.attention?.options;
+  expect(reported).toEqual(before);
+  expect(provenance?.model.attention).toEqual(before);
+  expect(reported?.prefill).toHaveLength(2);
+  for (const part of [reported, reported?.prefill, reported?.decode, ...[reported?.prefill].flat()])
+    expect(Object.isFrozen(part)).toBe(true);
+});
+
+describe('auto that begins beyond the context', () => {
+  const AUTO: AttentionPolicy = { policy: 'auto' };
+  const notes = async (attention: AttentionOptions, contextLength: number) => {
+    await using model = await open(attention, { contextLength });
+    return model.info.notes.filter((note) => note.startsWith('attention'));
+  };
+
+  it.each<[AttentionOptions, number, number]>([
+    [{ prefill: AUTO }, 1024, 4096],
+    [{ decode: AUTO }, 1024, 4096],
+    [{ prefill: [EACH.window, { ...AUTO, from: 300 }], decode: { ...AUTO, from: 256 } }, 256, 256],
+  ])('%j in a context of %i is noted', async (attention, contextLength, from) => {
+    expect(await notes(attention, contextLength)).toEqual([
+      `attention: auto begins at position ${from}, but the context holds ${contextLength} positions: pass a larger contextLength, or a smaller from`,
+    ]);
+  });
+
+  it.each<[AttentionOptions, number]>([
+    [{ prefill: { ...AUTO, from: 300 }, decode: { ...AUTO, from: 255 } }, 256],
+    [{ prefill: [AUTO, { ...AUTO, from: 0 }] }, 256],
+    [{ prefill: EACH.window, decode: EACH.quest }, 256],
+  ])('%j in a context of %i is not', async (attention, contextLength) => {
+    expect(await notes(attention, contextLength)).toEqual([]);
+  });
 });
 
 describe('wrong options', () => {
@@ -152,6 +282,7 @@ describe('wrong options', () => {
     [new Map(), /attention must be an object, got a Map object/],
     [{ prefill: 'auto' }, /such as \{ policy: 'auto' \}, got "auto"/],
     [{ decode: null }, /such as \{ policy: 'auto' \}/],
+    [{ prefill: new Array(1).concat(EACH.dense) }, /attention\.prefill\[0\] must be .*, got undefined/],
   ])('%j is refused by name', (options, message) => {
     expect(() => checkAttention(options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     expect(() => checkAttention(options)).toThrow(message);

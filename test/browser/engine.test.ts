@@ -161,7 +161,7 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
     async (kind) => {
       const site = sites[kind];
       await using here = await load(STORIES);
-      const options = { contextLength: 512, expertMemory: here.info.expertBytes / 3 };
+      const options = { contextLength: 512, expertMemory: Math.floor(here.info.expertBytes / 3) };
       const prompt = GOLDEN_MODELS.find(({ name }) => name === 'stories-moe')?.prompts.short ?? [];
       await withPage(kind, async (run) => {
         const digest = async (cache: boolean) => {

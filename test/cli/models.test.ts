@@ -306,6 +306,24 @@ describe.runIf(hasShared('models/stories260K.gguf'))('frugal score, digest and p
     expect(result.tokens).toHaveLength(3);
   });
 
+  it('digest is another with --kv-cache or --attention, and says so beside it', async () => {
+    const digest = async (...options: string[]) => {
+      const { stdout, stderr } = await frugal(['digest', STORIES, '-p', PROMPT, '--json', ...options]);
+      return { ...JSON.parse(stdout), stderr };
+    };
+    const plain = await digest();
+    expect(plain).toMatchObject({ kvCache: 'f16', attention: null });
+    expect(plain.stderr).toContain(', cache f16, attention dense\n');
+    const bytes = await digest('--kv-cache', 'q8_0');
+    expect(bytes).toMatchObject({ kvCache: 'q8_0', attention: null });
+    expect(bytes.stderr).toContain(', cache q8_0, attention dense\n');
+    const attention = { prefill: { policy: 'window', window: 2, sinks: 0 } };
+    const sparse = await digest('--attention', JSON.stringify(attention));
+    expect(sparse).toMatchObject({ kvCache: 'f16', attention });
+    expect(sparse.stderr).toContain(`, cache f16, attention ${JSON.stringify(attention)}\n`);
+    expect(new Set([plain.digest, bytes.digest, sparse.digest]).size).toBe(3);
+  });
+
   it('perplexity is low for a story and high for noise, and counts every byte', async () => {
     const story = join(folder, 'story.txt');
     const text = `${PROMPT}, there was a little girl named Lily. She loved to play outside in the park. `;

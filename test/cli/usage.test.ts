@@ -30,6 +30,13 @@ describe('help', () => {
     expect(stdout).toContain('--debug');
   });
 
+  it('names the options that change a digest', async () => {
+    const { stdout } = await frugal(['digest', '--help']);
+    expect(stdout.replace(/\s+/g, ' ')).toMatch(
+      /the same on every machine and with every option below but .*--kv-cache, --attention, and --ctx beyond/,
+    );
+  });
+
   it('gives the version', async () => {
     expect(await frugal(['--version'])).toMatchObject({
       code: 0,
@@ -64,6 +71,8 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['bench', 'm', '-t', '1,zero'], '-t takes numbers of threads from 1 to 1024'],
     [['bench', 'm', '-p', '0', '-n', '0'], 'nothing to measure'],
     [['run', 'm', '--watts', ',5'], 'It must be two numbers of watts'],
+    [['run', 'm', '--expert-memory', '0.5'], 'It must be a number of bytes from 1 to 9007199254740991'],
+    [['run', 'm', '--expert-memory', '9007199254740992'], 'of bytes from 1 to 9007199254740991'],
     [['inspect', 'm', '--attention', 'a.png', '-p', 'x'], '--attention draws SVG, not .png'],
     [['run', 'm', '--threads', '0'], "option '-t, --threads <count>'"],
     [['run', 'm', '--threads', 'two'], 'It must be an integer from 1 to 1024'],

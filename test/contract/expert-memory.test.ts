@@ -98,7 +98,7 @@ describe.each(isas)('on %s experts that are read on demand', (isa) => {
     await using whole = await load(mixture(), { isa });
     const wanted = await digestOf(whole, PROMPT);
     for (const share of [0.2, 0.7]) {
-      const expertMemory = whole.info.expertBytes * share;
+      const expertMemory = Math.floor(whole.info.expertBytes * share);
       await using model = await load(mixture(), { isa, chunk: 13, expertMemory });
       expect(await Promise.all([digestOf(model, PROMPT), digestOf(model, PROMPT)])).toEqual([wanted, wanted]);
     }
@@ -158,6 +158,27 @@ describe.each(ENGINES)('by %s, the memory for experts', (_, load) => {
       code: 'INVALID_ARGUMENT',
       data: { field: 'expertMemory' },
     });
+  });
+
+  it.each([0.5, 1.5, 2 ** 53])('refuses %d and says what it may be', async (expertMemory) => {
+    await expect(load(mixture(), { expertMemory })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      message: `expertMemory must be a whole number of bytes from 1 to ${Number.MAX_SAFE_INTEGER}, got ${expertMemory}`,
+    });
+  });
+
+  it('of info.expertBytes holds all experts, also where packed ones take more than in the file', async () => {
+    const odd = new Blob([writeGguf(mixtureSpec({ ...MIXTURE, width: 96, feedForward: 96 })).bytes]);
+    await using whole = await load(odd);
+    const { expertBytes, packedBytes } = whole.info;
+    for (const [expertMemory, all] of [
+      [expertBytes, true],
+      [expertBytes - 1, false],
+    ] as const) {
+      await using model = await load(odd, { expertMemory });
+      const { reads, hits } = await usageOf(model);
+      expect([model.info.packedBytes === packedBytes, hits === reads]).toEqual([all, all]);
+    }
   });
 
   it('is noted to have no effect on a dense model', async () => {

@@ -289,6 +289,12 @@ describe('wrong options', () => {
     expect(backend.steps).toEqual([]);
   });
 
+  it('and the cure of options that are none reads as a sentence', async () => {
+    const { model } = createFakeModel();
+    const cure = 'Pass an object as the options of generate, or leave them out.';
+    await expect(model.complete('x', [] as object)).rejects.toMatchObject({ cure });
+  });
+
   it.each([
     [undefined, 'prompt must be a string or an array of token ids, got undefined'],
     [[], 'prompt holds no tokens'],

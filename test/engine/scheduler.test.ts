@@ -59,6 +59,29 @@ describe('several generations at once', () => {
     expect(backend.sequences.size).toBe(0);
   });
 
+  it('gives a prompt whose blocks need a whole step its turn beside a text that goes on', async () => {
+    const limits = { maxStepTokens: 8, chunk: 8, block: 8 };
+    const { model, backend } = createFakeModel({ contextLength: 1000, maxLogitRows: 8, limits });
+    const text = model.generate('a', { maxTokens: 400, ignoreEnd: true });
+    await text.next();
+    const rest = collect(text);
+    const scored = await collect(model.score(Array.from({ length: 60 }, (_, i) => i)));
+    expect(scored).toHaveLength(60);
+    const steps = backend.steps.length;
+    await rest;
+    // Not only once the text had ended.
+    expect(backend.steps.length - steps).toBeGreaterThan(100);
+  });
+
+  it('refuses what no step has room for, and goes on', async () => {
+    const { model, backend } = createFakeModel({ limits: { maxStepTokens: 4, chunk: 4, block: 8 } });
+    await expect(model.complete('a long prompt', { maxTokens: 2 })).rejects.toMatchObject({
+      code: 'INTERNAL',
+    });
+    expect(await model.complete('abc', { maxTokens: 2 })).toMatchObject({ finishReason: 'length' });
+    expect(backend.sequences.size).toBe(0);
+  });
+
   it('lets long prompts take turns', async () => {
     const { model, backend } = createFakeModel({ limits: { maxStepTokens: 8, chunk: 8 } });
     const done: number[] = [];

@@ -163,6 +163,8 @@ describe('a window on an endless text', () => {
 
   it.each([
     { context: 5, message: /context must be an object/ },
+    { context: [], message: /context must be an object with window and sinks, got an array of 0/ },
+    { context: new Map(), message: /context must be an object with window and sinks, got a Map object/ },
     { context: {}, message: /context.window must be a number of tokens/ },
     { context: { window: 15 }, message: /context.window must be .* 16/ },
     { context: { window: Number.NaN }, message: /context.window/ },
@@ -177,6 +179,7 @@ describe('a window on an endless text', () => {
     const refusal = expect.objectContaining({
       code: 'INVALID_ARGUMENT',
       message: expect.stringMatching(message),
+      cure: expect.not.stringContaining('as The'),
     });
     await expect(model.complete('hi', options)).rejects.toEqual(refusal);
     expect(() => model.chat(options)).toThrow(refusal);

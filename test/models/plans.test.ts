@@ -145,8 +145,14 @@ describe('Gemma', () => {
     ).plan;
 
   it('2: scaled embeddings, norms after each branch, caps, and a window in every other layer', () => {
-    const built = build('gemma2', { attn_logit_softcapping: 50, final_logit_softcapping: 30 }, {});
+    const built = build('gemma2', {}, {});
     checkPlan(built);
+    const stated = build('gemma2', { attn_logit_softcapping: 50, final_logit_softcapping: 30 }, {});
+    expect(printPlan(stated)).toBe(printPlan(built));
+    const none = printPlan(build('gemma2', { attn_logit_softcapping: 0, final_logit_softcapping: 0 }, {}));
+    expect(none).not.toContain('softcap');
+    const other = printPlan(build('gemma2', { 'rope.freq_base_swa': 500 }, {}));
+    expect(other).toContain('rope 1 neox dims 4 base 500\n');
     const text = printPlan(built);
     expect(text).toContain(`x = embed(token_embd.weight, scale ${Math.sqrt(8)})`);
     expect(text).toContain('attended = attention(q, k, v, layer 0, heads 2, window 16, softcap 50)');
@@ -296,6 +302,35 @@ describe('features a file may have', () => {
       betaSlow: 1,
       originalContext: 16,
     });
+  });
+
+  it('takes the usual length of YaRN for what it is, and another for a factor', () => {
+    const attnFactor = (stated: number) =>
+      plan(
+        tinyValues('qwen2', {
+          'rope.scaling.type': 'yarn',
+          'rope.scaling.factor': 4,
+          'rope.scaling.original_context_length': 16,
+          'rope.scaling.yarn_attn_factor': stated,
+        }),
+        tinyShapes({}, BIASES),
+      ).plan.ropes[0]?.attnFactor;
+    expect(attnFactor(Math.fround(1 + 0.1 * Math.log(4)))).toBe(1);
+    expect(attnFactor(1)).toBe(1);
+    expect(attnFactor(1.5)).toBe(1.5);
+  });
+
+  it('leaves out blocks that predict further tokens', () => {
+    const values = tinyValues('llama', { block_count: 2, nextn_predict_layers: 1 });
+    const { plan: built, facts } = plan(
+      values,
+      tinyShapes({ 'blk.1.nextn.eh_proj.weight': ['F32', 8, 8] }, {}, 1),
+    );
+    checkPlan(built);
+    expect(facts.blockCount).toBe(1);
+    expect(() =>
+      plan(tinyValues('llama', { block_count: 1, nextn_predict_layers: 1 }), tinyShapes()),
+    ).toThrow('llama.nextn_predict_layers must be a whole number below the 1 blocks');
   });
 
   it('chooses long factors beyond the original context and short ones within', () => {

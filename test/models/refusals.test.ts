@@ -120,6 +120,10 @@ describe('arithmetic that no plan describes', () => {
     ['residual_scale', 0.22],
     ['embedding_scale', 12],
     ['final_logit_softcapping', 30],
+    ['attn_logit_softcapping', 1],
+    ['attention.temperature_scale', 1],
+    ['rope.dimension_count_swa', 2],
+    ['attention.key_length_swa', 8],
     ['rope.scaling.type', 'dynamic'],
   ];
   it.each(features)('refuses %s = %s', (key, value) => {
@@ -145,6 +149,8 @@ describe('arithmetic that no plan describes', () => {
     const values = tinyValues('llama', {
       expert_count: 0,
       logit_scale: 1,
+      'attention.temperature_scale': 0,
+      'attention.key_length_swa': 4,
       'attention.causal': true,
       'attention.scale': 0.5,
       'attention.value_length': 4,

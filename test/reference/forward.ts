@@ -70,8 +70,11 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     rotation,
     localRotation: architecture === 'gemma3' ? readLocalRotation(metadata, headDim) : rotation,
     gemma,
-    scoreCap: metadata.optionalNumber(key('attn_logit_softcapping')) ?? infinite,
-    logitCap: metadata.optionalNumber(key('final_logit_softcapping')) ?? infinite,
+    // Gemma 2's configuration has these where a file states none.
+    scoreCap:
+      metadata.optionalNumber(key('attn_logit_softcapping')) ?? (architecture === 'gemma2' ? 50 : infinite),
+    logitCap:
+      metadata.optionalNumber(key('final_logit_softcapping')) ?? (architecture === 'gemma2' ? 30 : infinite),
     number: (name) => metadata.optionalNumber(key(name)),
     architecture,
     weights,

@@ -31,7 +31,7 @@ export function readRotation(
   return {
     frequencies:
       scaling === 'yarn'
-        ? yarn(plain, dims, base, factor, context)
+        ? yarn(plain, dims, base, factor, context, architecture === 'gpt-oss')
         : plain.map((frequency) => (scaling === 'linear' ? frequency / factor : frequency)),
     // DeepSeek's files stretch whole scores instead.
     magnitude: scaling === 'yarn' && !number('scaling.yarn_log_multiplier') ? 0.1 * Math.log(factor) + 1 : 1,
@@ -52,7 +52,8 @@ export function readLocalRotation(metadata: GgufMetadata, headDim: number): Rota
 
 /**
  * Pairs that turn 32 times or more within the original context stay as they are; those that turn at most
- * once are slowed by the factor; between the two, a ramp over the pairs' numbers, as its authors' code has it.
+ * once are slowed by the factor; between the two, a ramp over the pairs' numbers, from and to whole ones as its authors'
+ * code has it, or not, as gpt-oss has it.
  */
 function yarn(
   plain: readonly number[],
@@ -60,11 +61,13 @@ function yarn(
   base: number,
   factor: number,
   context: number,
+  exact: boolean,
 ): number[] {
   const pairOfTurns = (turns: number) =>
     (dims * Math.log(context / (turns * 2 * Math.PI))) / (2 * Math.log(base));
-  const low = Math.max(Math.floor(pairOfTurns(32)), 0);
-  const high = Math.min(Math.ceil(pairOfTurns(1)), dims - 1);
+  const [first, last] = [pairOfTurns(32), pairOfTurns(1)];
+  const low = Math.max(exact ? first : Math.floor(first), 0);
+  const high = Math.min(exact ? last : Math.ceil(last), dims - 1);
   return plain.map((frequency, i) => {
     const slowed = Math.min(Math.max((i - low) / Math.max(high - low, 0.001), 0), 1);
     return (frequency / factor) * slowed + frequency * (1 - slowed);

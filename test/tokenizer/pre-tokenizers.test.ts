@@ -71,6 +71,13 @@ const splits: Record<string, [text: string, words: string][]> = {
     ['\u3000漢', '\u3000|漢'],
     ['\u2009漢', '\u2009|漢'],
   ],
+  'deepseek-v3': [
+    ['12345 漢字abcかな', '123|45| |漢字|abc|かな'],
+    ["it's (a) (abc !!\n", "it|'s| (|a|)| (|abc| !!\n"],
+    ['$5.00 (b)c.d', '$|5|.|00| (|b|)c|.d'],
+    ['e\u0301t 한국어', 'e\u0301t| 한국어'],
+    ['a   \n  b', 'a|   \n| | b'],
+  ],
   'deepseek-coder': [
     ['int x = 42;', 'int| x| = |4|2|;'],
     ['a\r\nb', 'a|\r|\n|b'],

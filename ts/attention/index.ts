@@ -32,15 +32,30 @@ const SEED: NumberRange = { min: 0, max: Number.MAX_SAFE_INTEGER, integer: true 
 const CURE =
   "Pass { prefill, decode } as attention, each a policy such as { policy: 'auto' } or a list of one for each layer.";
 
-/** @throws FrugalError `INVALID_ARGUMENT` naming the first wrong option */
+/**
+ * A frozen copy of the options: what usage and provenance report stays what was computed.
+ * @throws FrugalError `INVALID_ARGUMENT` naming the first wrong option
+ */
 export function checkAttention(options: unknown): AttentionOptions | undefined {
   if (options === undefined) return undefined;
   if (!isRecord(options)) throw invalid('attention', 'an object', options, CURE);
   checkKnown('attention', options, ['prefill', 'decode']);
-  const { prefill, decode } = options as AttentionOptions;
-  plannedAll('attention.prefill', prefill);
-  plannedAll('attention.decode', decode);
-  return options;
+  const copy: AttentionOptions = Object.freeze(
+    Object.fromEntries(Object.entries(options).map(([name, policies]) => [name, frozenAll(policies)])),
+  );
+  plannedAll('attention.prefill', copy.prefill);
+  plannedAll('attention.decode', copy.decode);
+  return copy;
+}
+
+/** A list's holes become undefined, which is refused as any other wrong policy. */
+function frozenAll(policies: unknown): unknown {
+  return Array.isArray(policies) ? Object.freeze(Array.from(policies, frozen)) : frozen(policies);
+}
+
+/** A policy holds only numbers and texts. What is none stays as it is. */
+function frozen(policy: unknown): unknown {
+  return isRecord(policy) ? Object.freeze({ ...policy }) : policy;
 }
 
 /**
@@ -195,12 +210,20 @@ export function attentionUsage(options: AttentionOptions, numbers: Float64Array)
     ...numbers.subarray(4 * layer, 4 * layer + 4),
   ]);
   if (rows.length === 0) return undefined;
-  const share = ([kept = 0, seen = 0, mass = 0, measured = 0]: readonly number[]) => ({
-    kept: seen === 0 ? 1 : kept / seen,
-    ...(measured === 0 ? {} : { mass: mass / measured }),
-  });
-  const total = rows.reduce((sum, row) => sum.map((x, i) => x + (row[i] ?? 0)), [0, 0, 0, 0]);
-  return { options, layers: rows.map(share), ...share(total) };
+  const share = ([kept = 0, seen = 0, mass = 0, measured = 0]: readonly number[]) => {
+    if (kept === seen) return { kept: 1, mass: 1 };
+    return { kept: kept / seen, ...(measured === 0 ? {} : { mass: mass / measured }) };
+  };
+  const layers = rows.map(share);
+  const [kept, seen] = [0, 1].map((at) => rows.reduce((sum, row) => sum + (row[at] ?? 0), 0));
+  const masses = layers.flatMap(({ mass }) => mass ?? []);
+  const mass = masses.reduce((sum, mass) => sum + mass, 0) / layers.length;
+  return {
+    options,
+    layers,
+    ...share([kept ?? 0, seen ?? 0]),
+    ...(masses.length === layers.length ? { mass } : {}),
+  };
 }
 
 /** What `BackendModel.recordedKeys` gives, by head. */

@@ -130,7 +130,10 @@ export interface AttentionOptions {
 export interface LayerKeys {
   /** Share of the blocks that queries saw: 1 is dense. */
   readonly kept: number;
-  /** Share of the attention mass that this held, the mean over sampled queries; only of chosen blocks, once measured. */
+  /**
+   * Share of the attention mass that this held: 1 where all was kept, else the mean over sampled queries, once there are
+   * any. Absent where blocks were chosen without looking at them.
+   */
   readonly mass?: number;
 }
 
@@ -140,6 +143,7 @@ export interface AttentionUsage {
   readonly layers: readonly LayerKeys[];
   /** Over all layers. */
   readonly kept: number;
+  /** The mean over layers; absent where that of one is. */
   readonly mass?: number;
 }
 

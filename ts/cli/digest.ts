@@ -27,7 +27,9 @@ export function addDigest(program: Command): void {
     .command('digest')
     .description(
       'Print the SHA-256 of the raw bits (float32, little-endian) of all logits: of each token of the prompt, then of ' +
-        'greedily generated ones, fed one by one. It is the same on every machine and with every option below.',
+        'greedily generated ones, fed one by one. It is the same on every machine and with every option below but ' +
+        'those that ask for another computation: --kv-cache, --attention, and --ctx beyond the original context of ' +
+        'models that have other rotation factors there.',
     )
     .argument('<model>', 'a GGUF file or its http(s) address');
   addPromptFlags(command).option(
@@ -44,12 +46,15 @@ async function digest(path: string, flags: DigestFlags): Promise<void> {
   await interruptible((signal) =>
     withModel(path, flags, signal, async (model) => {
       const result = await digestModel(model, prompt, flags.maxTokens, signal);
-      const { backend, chunk } = model.info;
-      const settings = { backend: backend.kind, isa: backend.isa, threads: backend.threads, chunk };
+      const { backend, chunk, kvCache } = model.info;
+      const { kind, isa, threads } = backend;
+      const attention = flags.attention ?? null;
+      const settings = { backend: kind, isa, threads, chunk, kvCache, attention };
       await print(flags.json ? `${toJson({ ...result, ...settings })}\n` : `${result.digest}\n`);
       const rows = result.promptTokens + result.tokens.length;
       note(
-        `${rows} rows of ${model.info.vocabSize} logits: ${Object.values(settings).slice(0, 2).join(' ')}, ${settings.threads} threads, chunk ${chunk}`,
+        `${rows} rows of ${model.info.vocabSize} logits: ${kind} ${isa}, ${threads} threads, chunk ${chunk}, ` +
+          `cache ${kvCache}, attention ${attention ? toJson(attention) : 'dense'}`,
       );
     }),
   );

@@ -58,9 +58,12 @@ const UNITS = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
 /** `1.5GiB` or `1500000` as a number of bytes. */
 export function parseBytes(text: string): number {
   const [, number = '', unit = 'bytes'] = /^([\d.]+) ?([KMGT]iB)?$/.exec(text) ?? [];
-  const bytes = Number(number) * 1024 ** UNITS.indexOf(unit);
+  const bytes = Math.floor(Number(number) * 1024 ** UNITS.indexOf(unit));
   if (number !== '' && inRange(bytes, EXPERT_MEMORY_RANGE)) return bytes;
-  throw new InvalidArgumentError('It must be a number of bytes above 0, also with KiB, MiB, GiB or TiB.');
+  const { min, max } = EXPERT_MEMORY_RANGE;
+  throw new InvalidArgumentError(
+    `It must be a number of bytes from ${min} to ${max}, also with KiB, MiB, GiB or TiB.`,
+  );
 }
 
 /** `1536` as `1.5 KiB`. */

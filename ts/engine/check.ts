@@ -75,9 +75,16 @@ export function isRecord(value: unknown): value is object {
   return typeof value === 'object' && value !== null && !(Symbol.iterator in value);
 }
 
+/** @throws FrugalError `INVALID_ARGUMENT` unless `options` is an object of named fields */
+export function checkRecord(call: string, options: unknown): asserts options is object {
+  if (isRecord(options)) return;
+  const cure = `Pass an object as the options of ${call}, or leave them out.`;
+  throw invalid(`The options of ${call}`, 'an object', options, cure);
+}
+
 /** Misspelt options are refused: they would otherwise be ignored in silence. */
 export function checkKnown(call: string, options: unknown, known: readonly string[]): void {
-  if (!isRecord(options)) throw invalid(`The options of ${call}`, 'an object', options);
+  checkRecord(call, options);
   for (const name of Object.keys(options)) {
     if (!known.includes(name)) {
       throw new FrugalError('INVALID_ARGUMENT', `${call} has no option "${name}"`, {

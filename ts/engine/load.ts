@@ -11,7 +11,7 @@ import { settled } from '../gguf/settled.js';
 import { verifiedSource } from '../gguf/verified-source.js';
 import { MAX_CONTEXT } from '../models/hyper.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
-import type { KvCacheType, Plan } from '../plan/types.js';
+import type { KvCacheType, Plan, Sparse } from '../plan/types.js';
 import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
 import {
   checkBoolean,
@@ -103,7 +103,7 @@ export const KV_CACHES: readonly KvCacheType[] = ['f16', 'q8_0'];
 export const BACKENDS = ['auto', 'native', 'wasm'] as const;
 export const CONTEXT_RANGE = { min: 1, max: MAX_CONTEXT, integer: true };
 export const THREADS_RANGE = { min: 1, max: 1024, integer: true };
-export const EXPERT_MEMORY_RANGE = { min: 0, max: Number.MAX_SAFE_INTEGER, aboveMin: true };
+export const EXPERT_MEMORY_RANGE = { min: 1, max: Number.MAX_SAFE_INTEGER, integer: true };
 export const CHUNK_RANGE = { min: 1, max: 65536, integer: true };
 
 const DEFAULT_CHUNK = 256;
@@ -170,7 +170,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
         ? undefined
         : checkChoice('variant', options.variant, WASM_VARIANTS, 'simd128'),
     chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
-    expertMemory: checkNumber('expertMemory', options.expertMemory, EXPERT_MEMORY_RANGE, undefined),
+    expertMemory: checkExpertMemory(options.expertMemory),
     attention: checkAttention(options.attention),
     chatTemplate,
     sha256: checkSha256(options.sha256),
@@ -186,6 +186,12 @@ function checkLoad(options: LoadOptions): LoadSettings {
 function checkThreads(threads: unknown): number | undefined {
   if (threads === undefined || inRange(threads, THREADS_RANGE)) return threads;
   throw invalid('threads', `auto or ${describeRange(THREADS_RANGE)}`, threads);
+}
+
+function checkExpertMemory(bytes: unknown): number | undefined {
+  if (bytes === undefined || inRange(bytes, EXPERT_MEMORY_RANGE)) return bytes;
+  const { min, max } = EXPERT_MEMORY_RANGE;
+  throw invalid('expertMemory', `a whole number of bytes from ${min} to ${max}`, bytes);
 }
 
 function checkSha256(sha256: unknown): readonly string[] | undefined {
@@ -276,13 +282,14 @@ async function assemble(
   const plan = attention
     ? { ...built.plan, sparse: sparsePlan(attention, built.plan.kvLayers.length) }
     : built.plan;
+  const expertMemory = limitOfExperts(facts, settings);
   const maxStepTokens = Math.max(settings.chunk, MIN_STEP_TOKENS);
   const owned: Array<{ dispose(): Promise<void> }> = [];
   try {
     const compiled = await backend.compile(plan, {
       ...(settings.threads === undefined ? {} : { threads: settings.threads }),
       ...(settings.isa === undefined ? {} : { isa: settings.isa }),
-      ...(settings.expertMemory === undefined ? {} : { expertMemory: settings.expertMemory }),
+      ...(expertMemory === undefined ? {} : { expertMemory }),
       maxStepTokens,
     });
     owned.push(compiled);
@@ -296,7 +303,7 @@ async function assemble(
     const engine = {
       scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,
-      facts: withNotes(facts, notes, settings),
+      facts: withNotes(facts, notes, settings, plan.sparse),
       backend: compiled.info,
       meter,
       attention,
@@ -328,10 +335,27 @@ function closing(model: BackendModel, gguf: GgufModel): BackendModel {
   return { ...model, dispose: () => model.dispose().finally(() => gguf.close()) };
 }
 
-function withNotes(facts: ModelFacts, notes: readonly string[], { expertMemory }: LoadSettings): ModelFacts {
+/** None where all experts fit: with what packing pads them by, they may take a little more than in the file. */
+function limitOfExperts({ expertBytes }: ModelFacts, { expertMemory }: LoadSettings): number | undefined {
+  return expertMemory !== undefined && expertMemory < expertBytes ? expertMemory : undefined;
+}
+
+function withNotes(
+  facts: ModelFacts,
+  notes: readonly string[],
+  { expertMemory }: LoadSettings,
+  sparse: Sparse | undefined,
+): ModelFacts {
   const all = [...facts.notes, ...notes];
   if (expertMemory !== undefined && facts.expertBytes === 0)
     all.push('expertMemory has no effect: the model has no experts');
+  const policies = sparse ? [...sparse.prefill, ...sparse.decode] : [];
+  const from = Math.min(...policies.flatMap((each) => (each.policy === 'auto' ? [each.from] : [])));
+  if (Number.isFinite(from) && from >= facts.contextLength) {
+    all.push(
+      `attention: auto begins at position ${from}, but the context holds ${facts.contextLength} positions: pass a larger contextLength, or a smaller from`,
+    );
+  }
   return { ...facts, notes: all };
 }
 

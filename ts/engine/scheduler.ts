@@ -102,6 +102,8 @@ export function createScheduler(
   const pendings = new Map<number, Pending>();
   const queue: Pending[] = [];
   let pumping = false;
+  /** The last step's single tokens left too little room for a prompt's next block: the next step is for prompts alone. */
+  let promptsTurn = false;
   let stepping = Promise.resolve();
   let disposal: Promise<void> | undefined;
 
@@ -112,10 +114,16 @@ export function createScheduler(
       // With several sequences, every consumer gets the chance to ask for its next token before the step forms.
       if (live.size > 1) await nextTask();
       const room = { tokens: limits.maxStepTokens, logitRows: model.maxLogitRows };
-      const batch = takeBatch(queue, room, Math.max(limits.chunk, block), (pending, take) =>
+      const chunk = Math.max(limits.chunk, block);
+      const batch = takeBatch(queue, room, { chunk, promptsTurn }, (pending, take) =>
         wholeBlocks(pending, take, live.get(pending.sequence) ?? 0, block),
       );
-      if (batch.length === 0) break;
+      if (batch.length === 0) {
+        // Nobody would ever ask again for what no step has room for.
+        for (const pending of queue.splice(0)) if (!pending.settled) pending.reject(noRoom(pending));
+        break;
+      }
+      promptsTurn = batch.every(isSingle) && queue.some(isPrompt);
       stepping = runBatch(model, batch, tuner, ({ pending, take }) => {
         const held = live.get(pending.sequence);
         if (held !== undefined) live.set(pending.sequence, held + take);
@@ -220,6 +228,9 @@ function createPending(
   return { pending, outcome };
 }
 
+const isPrompt = ({ tokens }: Pending) => tokens.length > 1;
+const isSingle = ({ pending }: Share) => !isPrompt(pending);
+
 /** What is left of a step while it is put together. */
 interface Room {
   tokens: number;
@@ -230,12 +241,12 @@ interface Room {
 function takeBatch(
   queue: Pending[],
   room: Room,
-  chunk: number,
+  { chunk, promptsTurn }: { readonly chunk: number; readonly promptsTurn: boolean },
   cut: (pending: Pending, take: number) => number,
 ): Share[] {
   const waiting = queue.filter((pending) => !pending.settled);
-  const decodes = waiting.filter((pending) => pending.tokens.length === 1);
-  const prompts = waiting.filter((pending) => pending.tokens.length > 1);
+  const prompts = waiting.filter(isPrompt);
+  const decodes = promptsTurn && prompts.length > 0 ? [] : waiting.filter((pending) => !isPrompt(pending));
   const most = Math.min(room.tokens, room.logitRows);
   // Half of a step is kept for prompts, or a crowd of generating sequences would starve them.
   const decodeLimit = prompts.length > 0 ? Math.ceil(most / 2) : most;
@@ -343,6 +354,16 @@ function answer({ pending, take }: Share, result: StepResult | undefined): void 
     ...(result.token === undefined ? {} : { token: result.token }),
     ...(result.values === undefined ? {} : { values: result.values }),
   });
+}
+
+function noRoom({ tokens, output }: Pending): FrugalError {
+  return new FrugalError(
+    'INTERNAL',
+    `No step has room for ${tokens.length} tokens with the output ${output}`,
+    {
+      cure: 'Report this with the model and the call.',
+    },
+  );
 }
 
 export function disposed(what: string, again = 'Load the model again'): FrugalError {

@@ -1,4 +1,4 @@
-import { checkKnown, checkNumber, invalid, type NumberRange } from './check.js';
+import { checkKnown, checkNumber, invalid, isRecord, type NumberRange } from './check.js';
 
 /**
  * Text without end in constant memory, but for the tokens and characters that its result gives: the first tokens and the last ones stay, those between fall out.
@@ -41,8 +41,7 @@ export const CONTEXT_RANGES = {
 /** @throws FrugalError `INVALID_ARGUMENT` */
 export function checkContext(context: unknown, contextLength: number): ContextWindow | undefined {
   if (context === undefined) return undefined;
-  if (typeof context !== 'object' || context === null)
-    throw invalid('context', 'an object with window and sinks', context);
+  if (!isRecord(context)) throw invalid('context', 'an object with window and sinks', context);
   checkKnown('context', context, Object.keys(CONTEXT_RANGES));
   const given: Partial<Record<keyof ContextOptions, unknown>> = context;
   const sinks = checkNumber('context.sinks', given.sinks, CONTEXT_RANGES.sinks, DEFAULT_SINKS);

@@ -2,11 +2,13 @@ import { FrugalError } from '../errors.js';
 import { type Experts, readExperts } from './experts.js';
 import { invalid, type Keys, unsupported } from './keys.js';
 import { cacheShape, type Latent, readLatent } from './latent.js';
-import type { Differences } from './table.js';
+import type { Differences, SoftCaps } from './table.js';
 
 /** The hyper-parameters of a decoder, checked for range and for agreement with each other. */
 export interface Hyper {
   readonly blockCount: number;
+  /** Blocks after these that predict further tokens; they take no part. */
+  readonly predictingBlocks: number;
   readonly embeddingLength: number;
   readonly feedForward: number;
   readonly heads: number;
@@ -60,10 +62,7 @@ export function readHyper(
   tensorCount: number,
   contextLength: number | undefined,
 ): Hyper {
-  const blockCount = keys.count('block_count', MAX_BLOCKS);
-  if (blockCount > tensorCount) {
-    throw invalid(keys.full('block_count'), `at most the number of tensors, ${tensorCount}`, blockCount);
-  }
+  const { blockCount, predictingBlocks } = readBlocks(keys, tensorCount);
   const embeddingLength = keys.count('embedding_length', MAX_WIDTH);
   const trainedContext = keys.count('context_length', MAX_TRAINED_CONTEXT);
   const context = chooseContext(contextLength, trainedContext);
@@ -73,6 +72,7 @@ export function readHyper(
   const experts = readExperts(keys, row.experts, feedForward, MAX_WIDTH);
   return {
     blockCount,
+    predictingBlocks,
     embeddingLength,
     feedForward,
     ...attention,
@@ -82,11 +82,23 @@ export function readHyper(
     contextLength: context,
     ...(experts === undefined ? {} : { experts }),
     ...readWindows(keys, row, context),
-    ...(row.softCaps ? readCaps(keys) : {}),
+    ...(row.softCaps ? readCaps(keys, row.softCaps) : {}),
     ...(blockCount === row.blocksOfWideScale
       ? { scoreScale: 1 / Math.sqrt(Math.floor(embeddingLength / attention.heads)) }
       : {}),
   };
+}
+
+/** Files count the blocks that predict further tokens too, which are the last. */
+function readBlocks(keys: Keys, tensorCount: number): Pick<Hyper, 'blockCount' | 'predictingBlocks'> {
+  const all = keys.count('block_count', MAX_BLOCKS);
+  if (all > tensorCount) {
+    throw invalid(keys.full('block_count'), `at most the number of tensors, ${tensorCount}`, all);
+  }
+  const predictingBlocks = keys.optionalFinite(PREDICTING) ?? 0;
+  if (Number.isInteger(predictingBlocks) && predictingBlocks >= 0 && predictingBlocks < all)
+    return { blockCount: all - predictingBlocks, predictingBlocks };
+  throw invalid(keys.full(PREDICTING), `a whole number below the ${all} blocks`, predictingBlocks);
 }
 
 function chooseContext(asked: number | undefined, trained: number): number {
@@ -164,32 +176,31 @@ function readWindows(
   const window = size < context ? { window: size } : {};
   if (windows === undefined) return window;
   const windowPeriod = keys.optionalCount('attention.sliding_window_pattern', MAX_BLOCKS) ?? windows.period;
-  if (windows.ropeBase === undefined) return { ...window, windowPeriod };
   const localRopeBase = keys.optionalPositive('rope.freq_base_swa') ?? windows.ropeBase;
-  return { ...window, windowPeriod, localRopeBase };
+  return { ...window, windowPeriod, ...(localRopeBase === undefined ? {} : { localRopeBase }) };
 }
 
+const PREDICTING = 'nextn_predict_layers';
 const EXPERT_SCALE = 'expert_weights_scale';
 const LOG_MULTIPLIER = 'rope.scaling.yarn_log_multiplier';
 const SCORE_CAP = 'attn_logit_softcapping';
 const LOGIT_CAP = 'final_logit_softcapping';
 
-/** Gemma's caps; zero says none. */
-function readCaps(keys: Keys): Pick<Hyper, 'scoreCap' | 'logitCap'> {
+/** Gemma's caps, or those of files that state none; zero says none. */
+function readCaps(keys: Keys, otherwise: SoftCaps): Pick<Hyper, 'scoreCap' | 'logitCap'> {
   const read = (key: string) => (keys.optionalFinite(key) === 0 ? undefined : keys.optionalPositive(key));
-  const [scoreCap, logitCap] = [read(SCORE_CAP), read(LOGIT_CAP)];
+  const stated = (key: string) => keys.optionalFinite(key) !== undefined;
+  const scoreCap = stated(SCORE_CAP) ? read(SCORE_CAP) : otherwise.score;
+  const logitCap = stated(LOGIT_CAP) ? read(LOGIT_CAP) : otherwise.logit;
   return {
     ...(scoreCap === undefined ? {} : { scoreCap }),
     ...(logitCap === undefined ? {} : { logitCap }),
   };
 }
 
-/** Metadata keys of related architectures that would change the arithmetic, when not 0 or 1. */
-const SCALES = [
-  'embedding_scale',
-  'residual_scale',
-  'logit_scale',
-  EXPERT_SCALE,
+/** Metadata keys of related architectures that would change the arithmetic, when not 0 or, of factors, 1. */
+const FACTORS = ['embedding_scale', 'residual_scale', 'logit_scale', EXPERT_SCALE];
+const OTHERS = [
   'attention.clamp_kqv',
   'attention.max_alibi_bias',
   SCORE_CAP,
@@ -197,17 +208,24 @@ const SCALES = [
   LOG_MULTIPLIER,
   'attention.temperature_scale',
 ];
+/** What layers with a window may have otherwise in related architectures. */
+const LOCAL = ['rope.dimension_count', 'attention.key_length', 'attention.value_length'];
 
 function refuseOtherArithmetic(keys: Keys, row: Differences, headDim: number): void {
   const { metadata } = keys;
-  for (const key of SCALES) {
+  for (const key of [...FACTORS, ...OTHERS]) {
     const known =
       (row.softCaps && (key === SCORE_CAP || key === LOGIT_CAP)) ||
       (row.experts && key === EXPERT_SCALE) ||
       (row.latent && key === LOG_MULTIPLIER);
     if (known) continue;
     const value = keys.optionalFinite(key) ?? 0;
-    if (value !== 0 && value !== 1) throw unsupportedKey(keys.full(key), value);
+    if (value !== 0 && !(value === 1 && FACTORS.includes(key))) throw unsupportedKey(keys.full(key), value);
+  }
+  for (const key of LOCAL) {
+    const value = keys.optionalFinite(`${key}_swa`);
+    if (value !== undefined && value !== (keys.optionalFinite(key) ?? headDim))
+      throw unsupportedKey(keys.full(`${key}_swa`), value);
   }
   const scale = keys.optionalFinite('attention.scale') ?? 0;
   if (scale !== 0 && Math.abs(scale * Math.sqrt(headDim) - 1) > 1e-6) {

@@ -4,7 +4,7 @@ import { type Hyper, readHyper } from './hyper.js';
 import { createKeys } from './keys.js';
 import { readRopes } from './rope.js';
 import { differencesOf } from './table.js';
-import { createTensorTable, type TakenTensors } from './tensors.js';
+import { createTensorTable, type TakenTensors, type TensorTable } from './tensors.js';
 import type { ExpertLayer, ModelFacts, ModelFile, ModelPlan, PlanOptions } from './types.js';
 
 export { architectures } from './table.js';
@@ -38,6 +38,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const keys = createKeys(model.metadata, architecture);
   const hyper = readHyper(keys, row, model.tensors.size, options.contextLength);
   const table = createTensorTable(model, architecture, options.tensorTypes);
+  ignorePredictingBlocks(model, hyper, table);
   const ropes = readRopes(keys, hyper, row, table);
   const ops = decoderOps(hyper, row, table, ropes);
   const taken = table.finish();
@@ -60,6 +61,18 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   };
   const facts = modelFacts(architecture, name, hyper, taken, ops, table.has('output.weight'), kvCache);
   return { plan, placements: taken.placements, facts };
+}
+
+/** What predicts further tokens takes no part in predicting the next. */
+function ignorePredictingBlocks(
+  { tensors }: ModelFile,
+  { blockCount, predictingBlocks }: Hyper,
+  table: TensorTable,
+): void {
+  for (const name of tensors.keys()) {
+    const block = Number(/^blk\.(\d+)\./.exec(name)?.[1]);
+    if (block >= blockCount && block < blockCount + predictingBlocks) table.ignore(name);
+  }
 }
 
 function modelFacts(

@@ -19,17 +19,18 @@ function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTab
   const factors = row.ropeFactors
     ? findFactors(tensors, scaling, dims, hyper.contextLength > originalContext)
     : undefined;
-  const attnFactor = keys.optionalPositive('rope.scaling.attn_factor') ?? 1;
+  const factor = scaling === 'none' ? 1 : readFactor(keys);
   return {
     dims,
     base: readBase(keys),
     layout: row.ropeLayout,
-    factor: scaling === 'none' ? 1 : readFactor(keys),
+    factor,
     extFactor: scaling === 'yarn' ? readExtFactor(keys) : 0,
-    attnFactor: attnFactor * (keys.optionalPositive('rope.scaling.yarn_attn_factor') ?? 1),
+    attnFactor: (keys.optionalPositive('rope.scaling.attn_factor') ?? 1) * readYarnFactor(keys, factor),
     betaFast: keys.optionalPositive('rope.scaling.yarn_beta_fast') ?? 32,
     betaSlow: keys.optionalPositive('rope.scaling.yarn_beta_slow') ?? 1,
     originalContext,
+    ...(scaling === 'yarn' && row.exactRamp ? { exactRamp: true } : {}),
     ...(row.latent ? readLogMultiplier(keys, scaling) : {}),
     ...(factors === undefined ? {} : { factors }),
   };
@@ -39,8 +40,19 @@ function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTab
 export function readRopes(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTable): Rope[] {
   const rope = readRope(keys, hyper, row, tensors);
   if (hyper.localRopeBase === undefined) return [rope];
+  const local = { ...rope, base: hyper.localRopeBase };
+  if (row.windows?.ropeBase === undefined) return [rope, local];
   // A window needs no extension of the context.
-  return [rope, { ...rope, base: hyper.localRopeBase, factor: 1, extFactor: 0, attnFactor: 1 }];
+  return [rope, { ...local, factor: 1, extFactor: 0, attnFactor: 1 }];
+}
+
+/**
+ * Converters write two things there: a factor of the length that YaRN gives rotations, or that length itself, of which
+ * the usual one can be told apart.
+ */
+function readYarnFactor(keys: Keys, factor: number): number {
+  const stated = keys.optionalPositive('rope.scaling.yarn_attn_factor') ?? 1;
+  return Math.abs(stated - (1 + 0.1 * Math.log(Math.max(factor, 1)))) < 1e-4 ? 1 : stated;
 }
 
 /** DeepSeek's YaRN, where the file states it; zero says no. */

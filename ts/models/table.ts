@@ -11,6 +11,8 @@ export interface Differences {
   readonly ropeLayout: 'interleaved' | 'neox';
   /** Whether rope_freqs, rope_factors_long and rope_factors_short scale the frequencies. */
   readonly ropeFactors: boolean;
+  /** YaRN's ramp begins and ends where its formula says. @default at whole pairs */
+  readonly exactRamp?: boolean;
   /** Q, K and V projections must have biases. Elsewhere they have them where the file does. */
   readonly qkvBias: boolean;
   /** What of Q and K is normalised before the rotation: each head, or the whole row. */
@@ -29,12 +31,17 @@ export interface Differences {
   readonly scaledEmbedding?: boolean;
   /** What attention and feed-forward give is normalised too, before it is added to the residual stream. */
   readonly postNorms?: boolean;
-  /** Scores and logits are held within the caps that the file states. */
-  readonly softCaps?: boolean;
+  /** Scores and logits are held within the caps that the file states, or else within these. */
+  readonly softCaps?: SoftCaps;
   /** Only some layers have the sliding window. @default all have it where the file states one */
   readonly windows?: Windows;
   /** The model of this many blocks scales scores by what its heads would have if they made up the embedding. */
   readonly blocksOfWideScale?: number;
+}
+
+export interface SoftCaps {
+  readonly score?: number;
+  readonly logit?: number;
 }
 
 export interface Windows {
@@ -54,7 +61,7 @@ const GEMMA = {
   activation: 'gelu',
   scaledEmbedding: true,
   postNorms: true,
-  softCaps: true,
+  softCaps: {},
 } as const;
 
 const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
@@ -115,12 +122,21 @@ const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
       ropeFactors: false,
       qkvBias: true,
       sinks: true,
+      exactRamp: true,
       windows: { period: 2 },
       feedForwardNorm: 'post_attention_norm',
       experts: { required: true, normalise: false, scoring: 'chosen', activation: 'clamped_swiglu' },
     },
   ],
-  ['gemma2', { ...GEMMA, windows: { period: 2, size: 4096 }, blocksOfWideScale: 46 }],
+  [
+    'gemma2',
+    {
+      ...GEMMA,
+      softCaps: { score: 50, logit: 30 },
+      windows: { period: 2, size: 4096 },
+      blocksOfWideScale: 46,
+    },
+  ],
   ['gemma3', { ...GEMMA, qkNorm: 'heads', windows: { period: 6, ropeBase: 10_000 }, blocksOfWideScale: 62 }],
 ]);
 

@@ -40,7 +40,7 @@ function printRope(rope: Rope): string {
   if (rope.factor !== 1) parts.push(`factor ${rope.factor}`);
   if (rope.extFactor !== 0) {
     parts.push(
-      `yarn ${rope.extFactor} beta ${rope.betaFast}..${rope.betaSlow} original ${rope.originalContext}`,
+      `yarn ${rope.extFactor} beta ${rope.betaFast}..${rope.betaSlow}${rope.exactRamp ? ' exactly' : ''} original ${rope.originalContext}`,
     );
   }
   if (rope.attnFactor !== 1) parts.push(`attention ${rope.attnFactor}`);

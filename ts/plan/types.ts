@@ -121,6 +121,11 @@ export interface Rope {
   readonly betaFast: number;
   readonly betaSlow: number;
   readonly originalContext: number;
+  /**
+   * YaRN's ramp begins and ends where its formula says, as in gpt-oss, whose file formats have no key for it (llama.cpp
+   * rounds there, too). @default at whole pairs
+   */
+  readonly exactRamp?: boolean;
   /** Name of an F32 tensor of dims/2 per-frequency divisors (llama3 and long-factor scaling). */
   readonly factors?: string;
   /**

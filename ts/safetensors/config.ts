@@ -142,9 +142,11 @@ function readRope(fields: Fields, headDim: number, set: Setter): Float32Array | 
 }
 
 function setYarn(scaling: Fields, fields: Fields, set: Setter): void {
-  for (const key of ['attention_factor', 'mscale', 'mscale_all_dim']) {
+  for (const key of ['attention_factor', 'attn_factor', 'mscale', 'mscale_all_dim']) {
     if (scaling.raw(key) !== undefined) throw unsupported(`config.json: ${key} of rope scaling`, { key });
   }
+  if (scaling.raw('truncate') === false)
+    throw unsupported('config.json: truncate: false of rope scaling', { key: 'truncate' });
   const original =
     scaling.count('original_max_position_embeddings') ?? fields.count('max_position_embeddings');
   set('rope.scaling.original_context_length', uint32(fields.need('max_position_embeddings', original)));

@@ -151,6 +151,15 @@ const DEEPSEEK_CJK = characterClass([
   [0xac00, 0xd7ff],
 ]);
 
+/** Chinese characters and both kinds of Japanese syllables. */
+const DEEPSEEK3_CJK = characterClass([
+  [0x4e00, 0x9fa5],
+  [0x3040, 0x30ff],
+]);
+
+/** An ASCII sign belongs to the ASCII letters behind it, and accents to the letters before them. */
+const DEEPSEEK3_WORDS = `[!-\\/:-@\\[-\`\\{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|${SPACES}`;
+
 /** Spaces at the end of a piece. The look-behind changes no match; it keeps long runs from costing their square. */
 const TRAILING_SPACES = '(?<!\\s)\\s+(?![\\s\\S])';
 
@@ -168,6 +177,7 @@ const gpt2 = split([GPT2]);
 const starcoder = split([DIGIT, GPT2]);
 const qwen2 = split([gpt4('\\p{N}')]);
 const threeDigits = split([gpt4('\\p{N}{1,3}')]);
+const deepseek3 = split(['\\p{N}{1,3}', `${DEEPSEEK3_CJK}+`, DEEPSEEK3_WORDS]);
 const llama3 = split([gpt4('\\p{N}{1,3}')], { ignoreMerges: true, addBos: true });
 
 /** By `tokenizer.ggml.pre`. */
@@ -213,6 +223,9 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
       '\\p{N}+',
     ]),
   ],
+  ['deepseek-v3', deepseek3],
+  ['hunyuan-dense', deepseek3],
+  ['joyai-llm', deepseek3],
   ['deepseek-coder', split(['[\\r\\n]', '\\s?\\p{L}+', '\\s?\\p{P}+', `${DEEPSEEK_CJK}+`, DIGIT])],
   ['tekken', split([gpt4o('', '\\p{N}')], { ignoreMerges: true, addBos: true })],
   ['gpt-4o', split([gpt4o(`(?:${CONTRACTION})?`, '\\p{N}{1,3}')])],

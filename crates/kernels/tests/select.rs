@@ -100,7 +100,7 @@ fn by_antidiagonal(
 ) -> Vec<u32> {
     let mut small = SmallKeys::default();
     small.update(table, keys, blocks);
-    choose(&antidiagonal(table, &small, queries, scale(keys.head_dim), blocks, STRIDE), budget)
+    choose(&antidiagonal(table, &small, queries, scale(keys.head_dim), 0..blocks, STRIDE), budget)
 }
 
 fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
@@ -110,14 +110,14 @@ fn by_lines(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, b
 fn by_bounds(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let mut of = Bounds::default();
     of.update(table, keys, blocks);
-    choose(&bounds(table, &of, queries, blocks), budget)
+    choose(&bounds(table, &of, queries, 0..blocks), budget)
 }
 
 fn by_hashes(table: &KernelTable, keys: Keys, queries: &Queries, blocks: usize, budget: Budget) -> Vec<u32> {
     let rotations = Rotations::new(7, 8, keys.head_dim);
     let mut hashes = Hashes::default();
     hashes.update(table, &rotations, keys, blocks);
-    choose(&lsh(table, &rotations, &hashes, queries, blocks), budget)
+    choose(&lsh(table, &rotations, &hashes, queries, 0..blocks), budget)
 }
 
 /// A method, its queries' heads and tokens, which of the tokens looks for the needle, and how many keys it has.
@@ -337,7 +337,7 @@ fn sampled_mass_is_near_the_softmax_share() {
         let got = hay.with(|keys| {
             let mut small = SmallKeys::default();
             small.update(available()[0], keys, blocks);
-            antidiagonal(available()[0], &small, &queries, scale(dim), blocks, 1)
+            antidiagonal(available()[0], &small, &queries, scale(dim), 0..blocks, 1)
         });
         for (got, want) in got.iter().zip(&want) {
             assert!((f64::from(*got) - want).abs() < 0.02 * want, "{got} for {want}");
@@ -401,7 +401,7 @@ fn keys_of_a_q8_cache_are_seen_as_f16() {
             let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| Shared::new(page)).collect();
             let keys = Keys { cache: q8, pages: &pages, at: 0, head_dim: dim };
             assert_eq!((case.method)(table, keys, &queries, blocks, budget), want, "{}", case.name);
-            let mass = |keys: Keys| kept_mass(table, keys, queries.row(0, 0), scale(dim), blocks, &want);
+            let mass = |keys: Keys| kept_mass(table, keys, queries.row(0, 0), (scale(dim), None), blocks, &want);
             assert_eq!(mass(keys), halves.with(mass), "{}", case.name);
         }
     }
@@ -448,7 +448,7 @@ fn needles_are_found() {
                 let (kept, mass) = hay.with(|keys| {
                     let kept = (case.method)(table, keys, &queries, BLOCKS, budget);
                     let seeker = queries.row(case.heads - 1, case.seeker);
-                    let mass = kept_mass(table, keys, seeker, scale(dim), BLOCKS, &kept);
+                    let mass = kept_mass(table, keys, seeker, (scale(dim), None), BLOCKS, &kept);
                     (kept, mass)
                 });
                 assert!(kept.len() <= BLOCKS / 10, "{}: {} blocks", case.name, kept.len());
@@ -489,10 +489,10 @@ fn what_later_changes_is_forgotten() {
             fresh_limits.update(table, keys, blocks);
         }
         assert_eq!(
-            lsh(table, &rotations, &hashes, &queries, 20),
-            lsh(table, &rotations, &fresh_hashes, &queries, 20)
+            lsh(table, &rotations, &hashes, &queries, 0..20),
+            lsh(table, &rotations, &fresh_hashes, &queries, 0..20)
         );
-        assert_eq!(bounds(table, &limits, &queries, 20), bounds(table, &fresh_limits, &queries, 20));
+        assert_eq!(bounds(table, &limits, &queries, 0..20), bounds(table, &fresh_limits, &queries, 0..20));
     });
 }
 
@@ -511,7 +511,7 @@ fn bounds_of_whole_queries_have_the_bits_of_the_reference() {
             hay.with(|keys| {
                 let mut of = Bounds::default();
                 of.update(table, keys, blocks);
-                bounds(table, &of, &queries, blocks).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+                bounds(table, &of, &queries, 0..blocks).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
             })
         };
         let want = found(&mut hay, reference);
@@ -575,7 +575,7 @@ fn kept_mass_is_the_softmax_share() {
         blocks.flat_map(|block| block * BLOCK..(block + 1) * BLOCK).map(weight).sum()
     };
     let want = of(&mut kept.iter().map(|&b| b as usize)) / of(&mut (0..blocks));
-    let got = hay.with(|keys| kept_mass(available()[0], keys, &rounded, scale(dim), blocks, &kept));
+    let got = hay.with(|keys| kept_mass(available()[0], keys, &rounded, (scale(dim), None), blocks, &kept));
     assert!((f64::from(got) - want).abs() < 1e-5, "{got} for {want}");
 }
 

@@ -153,6 +153,11 @@ impl Span {
     }
 }
 
+/// The first position that a query sees.
+fn window_start(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
 /// Runs of up to `most` tokens of one entry, a power of two, within the same multiple of it.
 fn find_spans(spans: &mut Vec<Span>, tokens: &[Token], most: usize, window: Option<usize>) {
     spans.clear();
@@ -164,8 +169,7 @@ fn find_spans(spans: &mut Vec<Span>, tokens: &[Token], most: usize, window: Opti
                 span.chunks.end = end;
             }
             _ => {
-                let start = window.map_or(0, |w| (token.position + 1).saturating_sub(w));
-                let chunks = start / CHUNK..end;
+                let chunks = window_start(token.position, window) / CHUNK..end;
                 spans.push(Span { tokens: i..i + 1, chunks, pieces: 1, items: 0, merges: 0, states: 0 });
             }
         }
@@ -308,6 +312,9 @@ impl Attending<'_> {
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
             let block = last.position / BLOCK;
+            // Of all queries of a block the first sees the most; it may have been in an earlier step.
+            let query = if tokens.len() == 1 { last.position } else { block * BLOCK };
+            let first_seen = window_start(query, self.of.window) / BLOCK;
             let choice = match sources.of(self.of.layer, tokens.len()) {
                 Some(BlockSource::Chosen(method)) => {
                     // Blocks from the first token's on may hold what an earlier step, that failed, left.
@@ -319,6 +326,8 @@ impl Attending<'_> {
                         keys,
                         queries: self.asked(&tokens, kv_head),
                         scale: self.of.scale,
+                        softcap: self.of.softcap,
+                        first: first_seen,
                         own: block,
                         position: last.position,
                     };
@@ -327,7 +336,7 @@ impl Attending<'_> {
                 Some(source) => source.choose(Place { layer: self.of.layer, kv_head, block }),
                 None => None,
             };
-            state.count(choice.as_ref(), block);
+            state.count(choice.as_ref(), first_seen, block);
             choices.push((block, choice.map(Arc::new)));
         }
         *lock(&self.chosen.choices[index]) = choices;

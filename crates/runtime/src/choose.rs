@@ -11,6 +11,7 @@ use kernels::select::{
     bounds, choose, kept_mass, lsh, vertical_slash,
 };
 use kernels::table::KernelTable;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A policy that looks at keys and queries.
@@ -68,6 +69,18 @@ const AUTO_DECODE: Share = Share { keep: 0.125, tokens: 2048 };
 const AUTO_CHECK: usize = 16;
 
 impl Method {
+    /// Whether the budget holds all of so many blocks, so that there is nothing to choose.
+    fn allows_all(&self, blocks: usize) -> bool {
+        match *self {
+            Self::Antidiagonal { mass, .. } if mass < 1.0 => false,
+            Self::Antidiagonal { share, .. }
+            | Self::VerticalSlash(share)
+            | Self::Lsh { share, .. }
+            | Self::Bounds(share) => share.budget(blocks, 1.0).blocks >= blocks,
+            Self::Auto { .. } => false,
+        }
+    }
+
     pub fn new(policy: &Policy, head_dim: usize) -> Result<Self> {
         let share = |keep: f32, tokens: usize| {
             if (0.0..=1.0).contains(&keep) {
@@ -148,18 +161,33 @@ pub struct Asked<'a> {
     pub keys: Keys<'a>,
     pub queries: Queries,
     pub scale: f32,
+    pub softcap: Option<f32>,
+    /// The first block that a layer's own window leaves to them.
+    pub first: usize,
     /// The queries' positions / 64, and that of the last.
     pub own: usize,
     pub position: usize,
 }
 
 impl Asked<'_> {
-    /// Of each head's last query.
+    /// The blocks to choose among.
+    fn earlier(&self) -> Range<usize> {
+        self.first..self.own
+    }
+
+    /// A choice among these, counted from the first of them.
+    fn choice(&self, blocks: &[u32]) -> Choice {
+        let blocks: Vec<u32> = blocks.iter().map(|&block| block + self.first as u32).collect();
+        Choice::whole(self.own, &blocks)
+    }
+
+    /// Of each head's last query, what blocks, counted from the first, keep.
     fn mass(&self, table: &KernelTable, kept: &[u32]) -> f32 {
         let last = self.queries.tokens - 1;
         let rows: Vec<f32> =
             (0..self.queries.heads).flat_map(|head| self.queries.row(head, last)).copied().collect();
-        kept_mass(table, self.keys, &rows, self.scale, self.own, kept)
+        let keys = self.keys.from(self.first);
+        kept_mass(table, keys, &rows, (self.scale, self.softcap), self.earlier().len(), kept)
     }
 }
 
@@ -183,51 +211,53 @@ impl HeadState {
         asked: &Asked,
         small: &mut SmallKeys,
     ) -> Option<Choice> {
-        let Asked { keys, queries, scale, own, position } = asked;
-        let (keys, scale, own) = (*keys, *scale, *own);
+        let &Asked { keys, ref queries, scale, first, own, position, .. } = asked;
+        let (earlier, count) = (asked.earlier(), own - first);
+        if method.allows_all(count) {
+            self.measure(asked, || 1.0);
+            return None;
+        }
         let blocks = match *method {
             Method::Antidiagonal { stride, mass, share } => {
                 small.update(table, keys, own);
-                let mass_of = antidiagonal(table, small, queries, scale, own, stride);
-                self.with_lone(table, asked, &mass_of, share.with_lone(own, mass))
+                let mass_of = antidiagonal(table, small, queries, scale, earlier, stride);
+                self.with_lone(table, asked, &mass_of, share.with_lone(count, mass))
             }
             Method::VerticalSlash(share) => {
-                let scores = vertical_slash(table, keys, queries, scale, own);
-                self.with_lone(table, asked, &scores, share.with_lone(own, 1.0))
+                let scores = vertical_slash(table, keys.from(first), queries, scale, count);
+                self.with_lone(table, asked, &scores, share.with_lone(count, 1.0))
             }
             Method::Lsh { ref rotations, share } => {
-                choose(&lsh(table, rotations, &self.hashes, queries, own), share.budget(own, 1.0))
+                choose(&lsh(table, rotations, &self.hashes, queries, earlier), share.budget(count, 1.0))
             }
             Method::Bounds(share) => {
-                choose(&bounds(table, &self.bounds, queries, own), share.budget(own, 1.0))
+                choose(&bounds(table, &self.bounds, queries, earlier), share.budget(count, 1.0))
             }
-            Method::Auto { from, .. } if *position < from => return None,
+            Method::Auto { from, .. } if position < from => return None,
             Method::Auto { quality, .. } if queries.tokens == 1 => {
                 return self.auto_single(table, asked, quality);
             }
             Method::Auto { quality, .. } => {
-                let (budget, lone) = (AUTO_SHARE.budget(own, quality), own / AUTO_LONE);
+                let (budget, lone) = (AUTO_SHARE.budget(count, quality), count / AUTO_LONE);
                 small.update(table, keys, own);
-                let mass_of = antidiagonal(table, small, queries, scale, own, AUTO_STRIDE);
+                let mass_of = antidiagonal(table, small, queries, scale, earlier, AUTO_STRIDE);
                 let budget = Budget { blocks: budget.blocks + lone, lone, ..budget };
                 let blocks = self.with_lone(table, asked, &mass_of, budget);
                 let mass = asked.mass(table, &blocks);
-                self.measured(mass);
-                if mass < quality {
-                    return None;
-                }
-                return Some(Choice::whole(own, &blocks));
+                let enough = mass >= quality;
+                self.measured(if enough { mass } else { 1.0 });
+                return enough.then(|| asked.choice(&blocks));
             }
         };
-        self.measure(table, asked, &blocks);
-        Some(Choice::whole(own, &blocks))
+        self.measure(asked, || asked.mass(table, &blocks));
+        Some(asked.choice(&blocks))
     }
 
     /// The blocks of the highest scores, and beside them some of the highest bounds.
     fn with_lone(&self, table: &KernelTable, asked: &Asked, scores: &[f32], budget: Budget) -> Vec<u32> {
         let mut kept = choose(scores, budget);
         if kept.len() < scores.len() && budget.lone > 0 {
-            let standing_out = bounds(table, &self.bounds, &asked.queries, asked.own);
+            let standing_out = bounds(table, &self.bounds, &asked.queries, asked.earlier());
             add_highest(&mut kept, &standing_out, budget.lone);
         }
         kept
@@ -238,14 +268,14 @@ impl HeadState {
         if !check && !self.trusted {
             return None;
         }
-        let budget = AUTO_DECODE.budget(asked.own, 1.0);
-        let blocks = choose(&bounds(table, &self.bounds, &asked.queries, asked.own), budget);
+        let budget = AUTO_DECODE.budget(asked.earlier().len(), 1.0);
+        let blocks = choose(&bounds(table, &self.bounds, &asked.queries, asked.earlier()), budget);
         if check {
             let mass = asked.mass(table, &blocks);
-            self.measured(mass);
             self.trusted = mass >= quality;
+            self.measured(if self.trusted { mass } else { 1.0 });
         }
-        self.trusted.then(|| Choice::whole(asked.own, &blocks))
+        self.trusted.then(|| asked.choice(&blocks))
     }
 
     fn measured(&mut self, mass: f32) {
@@ -253,21 +283,26 @@ impl HeadState {
         self.kept.measured += 1;
     }
 
-    /// Counts, and records, what a choice keeps of the `own` + 1 blocks that its queries see.
-    pub fn count(&mut self, choice: Option<&Choice>, own: usize) {
-        self.kept.seen += own as u64 + 1;
-        self.kept.kept += choice.map_or(own + 1, Choice::len) as u64;
-        if let Some(lists) = &mut self.recorded {
-            lists.extend([own as u32, choice.map_or(0, Choice::len) as u32]);
-            lists.extend(choice.into_iter().flat_map(|choice| choice.kept().blocks).map(|block| block.index));
+    /// Counts, and records, what a choice keeps of the blocks from `first` to `own` that its queries see.
+    pub fn count(&mut self, choice: Option<&Choice>, first: usize, own: usize) {
+        let all = own - first + 1;
+        let kept = choice.map_or(all, |choice| choice.from(first).count());
+        self.kept.seen += all as u64;
+        self.kept.kept += kept as u64;
+        let Some(lists) = &mut self.recorded else { return };
+        let all_before = choice.is_none() && first == 0;
+        lists.extend([own as u32, if all_before { 0 } else { kept as u32 }]);
+        match choice {
+            Some(choice) => lists.extend(choice.from(first)),
+            None if all_before => {}
+            None => lists.extend(first as u32..=own as u32),
         }
     }
 
     /// Now and then, by position: the mass that chosen blocks keep of all earlier ones.
-    fn measure(&mut self, table: &KernelTable, asked: &Asked, blocks: &[u32]) {
-        if asked.own > 0 && asked.position % MEASURE == MEASURE - 1 {
-            let mass = asked.mass(table, blocks);
-            self.measured(mass);
+    fn measure(&mut self, asked: &Asked, mass: impl FnOnce() -> f32) {
+        if !asked.earlier().is_empty() && asked.position % MEASURE == MEASURE - 1 {
+            self.measured(mass());
         }
     }
 }

@@ -184,7 +184,8 @@ impl Executor {
         for buffer in &compiled.buffers {
             buffers.push(floats("the activations", max_tokens, buffer.width)?);
         }
-        let max_logit_rows = (LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_tokens);
+        // Prompts with sparse attention are cut where blocks of positions end.
+        let max_logit_rows = (LOGITS_BYTES / 4 / plan.vocab_size).clamp(BLOCK.min(max_tokens), max_tokens);
         let width = compiled.prepared_width;
         let first_rows = (FIRST_LOGITS_BYTES / 4 / plan.vocab_size).clamp(1, max_logit_rows);
         Ok(Self {

@@ -158,6 +158,8 @@ pub struct Rope {
     pub beta_fast: f64,
     pub beta_slow: f64,
     pub original_context: usize,
+    #[serde(default)]
+    pub exact_ramp: bool,
     pub factors: Option<String>,
     pub log_multiplier: Option<f64>,
 }

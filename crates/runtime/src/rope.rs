@@ -24,7 +24,7 @@ impl Frequencies {
         };
         // DeepSeek's YaRN leaves rotations their length and stretches whole scores: see `score_scale`.
         let plain = rope.ext_factor == 0.0 || rope.log_multiplier.is_some();
-        let stretch = if plain { 1.0 } else { 1.0 + 0.1 * libm::log(rope.factor) };
+        let stretch = if plain { 1.0 } else { 1.0 + 0.1 * libm::log(rope.factor.max(1.0)) };
         Self {
             per_position: (0..rope.dims / 2).map(frequency).collect(),
             magnitude: rope.attn_factor * stretch,
@@ -46,7 +46,8 @@ impl Frequencies {
 
 /// What attention scores are multiplied by, for the queries' and the keys' part: see `Rope.logMultiplier`.
 pub fn score_scale(rope: &Rope) -> f64 {
-    let stretch = rope.log_multiplier.map_or(1.0, |k| rope.attn_factor * (1.0 + k * libm::log(rope.factor)));
+    let log = libm::log(rope.factor.max(1.0));
+    let stretch = rope.log_multiplier.map_or(1.0, |k| rope.attn_factor * (1.0 + k * log));
     stretch * stretch
 }
 
@@ -57,9 +58,9 @@ fn correction_range(rope: &Rope) -> (f64, f64) {
         let wavelength = rope.original_context as f64 / (rotations * 2.0 * std::f64::consts::PI);
         dims * libm::log(wavelength) / (2.0 * libm::log(rope.base))
     };
-    let low = libm::floor(pair(rope.beta_fast)).max(0.0);
-    let high = libm::ceil(pair(rope.beta_slow)).min(dims - 1.0);
-    (low, high)
+    let (low, high) = (pair(rope.beta_fast), pair(rope.beta_slow));
+    let (low, high) = if rope.exact_ramp { (low, high) } else { (libm::floor(low), libm::ceil(high)) };
+    (low.max(0.0), high.min(dims - 1.0))
 }
 
 #[cfg(test)]
@@ -78,6 +79,7 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 1.0,
             original_context: 4096,
+            exact_ramp: false,
             factors: None,
             log_multiplier: None,
         }
@@ -126,6 +128,24 @@ mod tests {
         let length = |rope: &Rope| angles(rope, None, 5)[0].map(f64::from).map(|x| x * x).iter().sum::<f64>();
         assert!((length(&rope) - 1.0).abs() < 1e-6);
         assert!((length(&yarn) - (1.0 + 0.1 * 40f64.ln()).powi(2)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_ramp_begins_at_whole_pairs_or_where_its_formula_says() {
+        // gpt-oss: 32 rotations end at pair 8.09, one at 17.40.
+        let rope = Rope { base: 150_000.0, factor: 32.0, ext_factor: 1.0, ..plain(64) };
+        let range = |exact_ramp: bool| correction_range(&Rope { exact_ramp, ..rope.clone() });
+        assert_eq!(range(false), (8.0, 18.0));
+        let (low, high) = range(true);
+        assert!((low - 8.0929).abs() < 1e-3 && (high - 17.3975).abs() < 1e-3, "{low} {high}");
+    }
+
+    #[test]
+    fn a_shorter_context_stretches_nothing() {
+        let rope = Rope { factor: 0.5, ext_factor: 1.0, ..plain(64) };
+        let [cos, sin] = angles(&rope, None, 5)[0].map(f64::from);
+        assert!((cos * cos + sin * sin - 1.0).abs() < 1e-6);
+        assert_eq!(score_scale(&Rope { log_multiplier: Some(0.1), ..rope }), 1.0);
     }
 
     #[test]

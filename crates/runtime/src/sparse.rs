@@ -113,9 +113,9 @@ impl Choice {
         Self::new(own, blocks.chain([(own, true)]), 0, 1)
     }
 
-    /// How many blocks are kept.
-    pub(crate) fn len(&self) -> usize {
-        self.blocks.len()
+    /// The blocks that are kept of those from `first` on.
+    pub(crate) fn from(&self, first: usize) -> impl Iterator<Item = u32> + '_ {
+        self.blocks.iter().map(|block| block.index).filter(move |&index| index as usize >= first)
     }
 
     /// In order, each block once, none after the queries' own.

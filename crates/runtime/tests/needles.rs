@@ -96,7 +96,7 @@ fn look(hay: &mut Haystack, random: &mut Random, case: &Case) -> (bool, f32) {
     let mut state = HeadState::default();
     state.update(table, keys, &method, BLOCKS);
     let position = BLOCKS * BLOCK + tokens - 1;
-    let asked = Asked { keys, queries, scale, own: BLOCKS, position };
+    let asked = Asked { keys, queries, scale, softcap: None, first: 0, own: BLOCKS, position };
     let choice = state.choose(table, &method, &asked, &mut SmallKeys::default());
     let kept: Vec<u32> = match &choice {
         Some(choice) => choice.kept().blocks.iter().map(|block| block.index).collect(),
@@ -107,7 +107,7 @@ fn look(hay: &mut Haystack, random: &mut Random, case: &Case) -> (bool, f32) {
     let most = (KEEP * BLOCKS as f32).ceil() as usize;
     let within = matches!(policy, Policy::Auto { .. }) || earlier.len() <= most;
     assert!(within, "{policy:?}: {} blocks", earlier.len());
-    let mass = kept_mass(table, keys, &looking, scale, BLOCKS, &earlier);
+    let mass = kept_mass(table, keys, &looking, (scale, None), BLOCKS, &earlier);
     (earlier.contains(&((at / BLOCK) as u32)), mass)
 }
 

@@ -25,17 +25,18 @@ const AT_ONCE: usize = 4;
 /// Heads share a pass over the keys as long as they leave no more sums than these, which the second-level cache holds.
 const SUMS_AT_ONCE: usize = 4096;
 
-/// The mass that each of the first `blocks` has of the queries' attention, estimated; 1 for each query in all.
+/// The mass that each of the `blocks` has of the queries' attention, estimated; 1 for each query in all.
 /// `stride` divides 16.
 pub fn antidiagonal(
     table: &KernelTable,
     keys: &SmallKeys,
     queries: &Queries,
     scale: f32,
-    blocks: usize,
+    blocks: Range<usize>,
     stride: usize,
 ) -> Vec<f32> {
     assert!(LANES.is_multiple_of(stride), "a stride of {stride}");
+    let (start, blocks) = (blocks.start, blocks.len());
     if blocks == 0 {
         return Vec::new();
     }
@@ -54,20 +55,20 @@ pub fn antidiagonal(
     for first in (0..queries.heads).step_by(heads) {
         let some = first * groups..(first + heads).min(queries.heads) * groups;
         let (sums, real) = (&mut sums[..blocks * some.len()], &real[..some.len()]);
-        fill_sums(table, keys, lanes.some(some), sums);
+        fill_sums(table, keys, start, lanes.some(some), sums);
         (table.add_shares)(sums, real, &mut mass);
     }
     mass.into_iter().map(tree_sum).collect()
 }
 
-/// `sums`: [blocks][groups].
-fn fill_sums(table: &KernelTable, keys: &SmallKeys, lanes: SomeLanes, sums: &mut [Sums]) {
+/// `sums`: [blocks][groups], of the blocks from `start` on.
+fn fill_sums(table: &KernelTable, keys: &SmallKeys, start: usize, lanes: SomeLanes, sums: &mut [Sums]) {
     let groups = lanes.of.len();
     for (i, sums) in sums.chunks_mut(AT_ONCE * groups).enumerate() {
         for first in (0..groups).step_by(GROUPS) {
             let lanes = lanes.some(first..(first + GROUPS).min(groups));
             for (j, of_block) in sums.chunks_exact_mut(groups).enumerate() {
-                let (keys, scales) = keys.block(i * AT_ONCE + j);
+                let (keys, scales) = keys.block(start + i * AT_ONCE + j);
                 let sampled = SampledScores { keys, scales, lanes: lanes.values, of: lanes.of };
                 (table.sampled_sums)(&sampled, &mut of_block[first..first + lanes.of.len()]);
             }

@@ -13,6 +13,7 @@ use crate::sampling::philox;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 use std::f64::consts::TAU;
+use std::ops::Range;
 
 /// A bucket has two places, each one of 8 random directions and their opposites.
 const BUCKETS: usize = LANES * LANES;
@@ -103,16 +104,16 @@ impl Hashes {
     }
 }
 
-/// Scores of the first `blocks`, which are all that the hashes know: how many buckets their keys share with
-/// the queries.
+/// Scores of the `blocks`, the last that the hashes know: how many buckets their keys share with the queries.
 pub fn lsh(
     table: &KernelTable,
     rotations: &Rotations,
     hashes: &Hashes,
     queries: &Queries,
-    blocks: usize,
+    blocks: Range<usize>,
 ) -> Vec<f32> {
-    assert_eq!(blocks, hashes.blocks, "of {} blocks", hashes.blocks);
+    assert_eq!(blocks.end, hashes.blocks, "of {} blocks", hashes.blocks);
+    let (start, blocks) = (blocks.start * BLOCK, blocks.len());
     let mut scores = vec![0.0f32; blocks];
     let mut counts = vec![0u8; blocks * BLOCK];
     let mut buckets = vec![0; queries.heads * queries.tokens * rotations.rounds];
@@ -120,10 +121,13 @@ pub fn lsh(
     for of_query in buckets.chunks_exact(rotations.rounds) {
         counts.fill(0);
         for (round, &bucket) in of_query.iter().enumerate() {
-            for &position in &hashes.lists[round * BUCKETS + usize::from(bucket)] {
-                let count = &mut counts[position as usize];
+            let list = &hashes.lists[round * BUCKETS + usize::from(bucket)];
+            let earlier = if start == 0 { 0 } else { list.partition_point(|&at| (at as usize) < start) };
+            for &position in &list[earlier..] {
+                let at = position as usize - start;
+                let count = &mut counts[at];
                 *count += 1;
-                scores[position as usize / BLOCK] += GAINS[usize::from(*count)];
+                scores[at / BLOCK] += GAINS[usize::from(*count)];
             }
         }
     }

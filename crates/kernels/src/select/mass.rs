@@ -1,17 +1,17 @@
 //! How much of dense attention's mass a choice of blocks keeps, measured on a few queries.
 
 use super::{Keys, Room, RowScores, SUB};
-use crate::exp::exp;
+use crate::exp::{exp, softcap};
 use crate::simd::LANES;
 use crate::table::KernelTable;
 
 /// The share of the softmax over all keys of the first `blocks` that lies in `kept`, the mean over
-/// `queries` ([rows][head_dim], rounded to F16). 1 where there is nothing to leave out.
+/// `queries` ([rows][head_dim], rounded to F16), whose scores may have a [`softcap`]. 1 where there is nothing to leave out.
 pub fn kept_mass(
     table: &KernelTable,
     keys: Keys,
     queries: &[f32],
-    scale: f32,
+    (scale, cap): (f32, Option<f32>),
     blocks: usize,
     kept: &[u32],
 ) -> f32 {
@@ -27,6 +27,9 @@ pub fn kept_mass(
     for (block, parts) in parts.chunks_exact_mut(rows).enumerate() {
         let keys = keys.block(table, block, &mut room);
         (table.row_scores)(&RowScores { keys, dim, queries, scale }, &mut scores);
+        if let Some(cap) = cap {
+            scores.as_flattened_mut().iter_mut().for_each(|score| *score = softcap(*score, cap));
+        }
         (table.row_sums)(&scores, parts);
     }
     let share = |row: usize| {

@@ -59,6 +59,11 @@ pub struct Keys<'a> {
 pub type Room = Vec<[u16; LANES]>;
 
 impl<'a> Keys<'a> {
+    /// The keys from a block on, which is the first then.
+    pub fn from(self, block: usize) -> Self {
+        Self { pages: &self.pages[block..], ..self }
+    }
+
     /// The keys of a block as F16, [sub-blocks][head_dim][16 keys]; those of a Q8_0 cache are rounded to it.
     pub fn block<'b>(&self, table: &KernelTable, index: usize, room: &'b mut Room) -> &'b [[u16; LANES]]
     where

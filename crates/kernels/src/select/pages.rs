@@ -15,6 +15,7 @@ use super::{Keys, Queries, Room, SUB};
 use crate::kernels::attention::{BLOCK, MAX_HEAD_DIM};
 use crate::simd::{ActBlock, LANES, QK};
 use crate::table::KernelTable;
+use std::ops::Range;
 
 /// One dimension group's values: of 16 pages four bytes each, in a cache line.
 #[derive(Clone, Copy)]
@@ -130,15 +131,18 @@ fn extremes(values: &[[f32; 4]]) -> [f32; 2] {
     [low, -high]
 }
 
-/// How far the bounds of each of the first `blocks` stand out from others of the same query, in deviations: the
+/// How far the bounds of each of the `blocks` stand out from others of the same query, in deviations: the
 /// most of any page for any query.
-pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: usize) -> Vec<f32> {
-    assert!(blocks <= bounds.blocks, "{blocks} of {} blocks", bounds.blocks);
-    let (dim, per_block) = (queries.head_dim, pages_per_block(queries.head_dim));
-    let (vectors, row) = ((blocks * per_block).div_ceil(LANES), row_blocks(dim));
-    if vectors == 0 {
+pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: Range<usize>) -> Vec<f32> {
+    assert!(blocks.end <= bounds.blocks, "{blocks:?} of {} blocks", bounds.blocks);
+    if blocks.is_empty() {
         return Vec::new();
     }
+    let (dim, per_block) = (queries.head_dim, pages_per_block(queries.head_dim));
+    // A vector may hold pages of a block before the first.
+    let first = blocks.start * per_block / LANES;
+    let (before, blocks) = (blocks.start - first * LANES / per_block, blocks.end - first * LANES / per_block);
+    let (vectors, row) = ((blocks * per_block).div_ceil(LANES), row_blocks(dim));
     let mut most = vec![[f32::NEG_INFINITY; LANES]; vectors];
     let mut scores = vec![[0.0f32; LANES]; ROWS.min(queries.heads * queries.tokens) * vectors];
     let mut halves = vec![ActBlock::new(0.0, [0; QK]); ROWS * row];
@@ -146,7 +150,8 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: u
         let rows = some.len() / dim;
         let halves = &mut halves[..rows * row];
         (table.sign_halves)(some, dim, halves);
-        let (tiles, scales) = (&bounds.tiles[..vectors * row * QK / 4], &bounds.scales[..vectors]);
+        let tiles = &bounds.tiles[first * row * QK / 4..][..vectors * row * QK / 4];
+        let scales = &bounds.scales[first..][..vectors];
         (table.page_scores)(&PageScores { tiles, scales, queries: halves }, &mut scores);
         let scores = &mut scores[..rows * vectors];
         for row in scores.chunks_exact_mut(vectors) {
@@ -154,7 +159,7 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: u
         }
         (table.stand_out)(scores, blocks * per_block, &mut most);
     }
-    let pages = most.as_flattened().chunks_exact(per_block).take(blocks);
+    let pages = most.as_flattened().chunks_exact(per_block).take(blocks).skip(before);
     pages.map(|pages| pages.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })).collect()
 }
 
