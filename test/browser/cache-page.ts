@@ -41,7 +41,19 @@ async function removals(url: string): Promise<(boolean | string)[]> {
   return [...outcomes, await remove(), await remove()];
 }
 
-export const calls = { read, listCached, removeCached, removals };
+/** Changes the size that is stored of each file, as damage or an earlier version of this package would. */
+async function storeSize(size: number): Promise<void> {
+  const root = await (await navigator.storage.getDirectory()).getDirectoryHandle('frugal-models');
+  for await (const folder of root.values()) {
+    const handle = await (folder as FileSystemDirectoryHandle).getFileHandle('file.json');
+    const about = JSON.parse(await (await handle.getFile()).text());
+    const writable = await handle.createWritable();
+    await writable.write(JSON.stringify({ ...about, size }));
+    await writable.close();
+  }
+}
+
+export const calls = { read, listCached, removeCached, removals, storeSize };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });
 

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import type { ServerResponse } from 'node:http';
 import { resolve } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
@@ -203,6 +204,55 @@ describe.runIf(hasChromium)('the cache of a page', () => {
       await run('read', url, 0, 10);
       site.answers.set(MODEL, gone);
       expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+    });
+  });
+
+  it.each([503, 429])('a server that answers %i keeps nobody from a complete model', async (status) => {
+    await withCalls(false, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      await run('read', url, 0, 10);
+      site.requests.length = 0;
+      site.answers.set(MODEL, (_, response) => response.writeHead(status).end());
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(site.requests).toHaveLength(1);
+      site.answers.set(MODEL, (_, response) => response.writeHead(401).end());
+      expect(await run('read', url, 0, 10)).toBe('SOURCE_READ');
+    });
+  });
+
+  it('a version that does not fit, whatever its size, leaves the one before it, and what is listed', async () => {
+    await withCalls(false, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      const huge = (_: unknown, response: ServerResponse) =>
+        response.writeHead(206, { 'Content-Range': 'bytes 0-0/1000000000000000', ETag: '"h"' }).end('G');
+      site.answers.set(MODEL, huge);
+      expect(await run('read', url, 0, 10)).toBe('CACHE_QUOTA');
+      expect(await run('listCached')).toEqual([]);
+      site.answers.clear();
+      await run('read', url, 0, 10);
+      site.answers.set(MODEL, huge);
+      expect(await run('read', url, 0, 10)).toBe('CACHE_QUOTA');
+      const entry = { name: url, size: BYTES.length, cachedBytes: BYTES.length };
+      expect(await run('listCached')).toEqual([entry]);
+      site.answers.clear();
+      site.requests.length = 0;
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(bodies()).toEqual([]);
+    });
+  });
+
+  it('a stored size beyond all bounds is listed at once, and one that is none counts as no file', async () => {
+    await withCalls(false, async (run) => {
+      const url = `${site.url}${MODEL}`;
+      await run('read', url, 0, 10);
+      await run('storeSize', 1e15);
+      expect(await run('listCached')).toEqual([{ name: url, size: 1e15, cachedBytes: 24 * MIB }]);
+      for (const size of [-5, 1.5, 2 ** 53]) {
+        await run('storeSize', size);
+        expect(await run('listCached')).toEqual([]);
+      }
+      expect(await run('read', url, 0, BYTES.length)).toBe(digestOf(0, BYTES.length));
+      expect(await run('removeCached', url)).toBe(true);
     });
   });
 

@@ -41,6 +41,9 @@ const inTurn = (...answers: Answer[]): Answer => {
   return (...call) => answers[Math.min(next++, answers.length - 1)]?.(...call);
 };
 
+const busy: Answer = (_, response) => response.writeHead(503).end();
+const closed: Answer = (request) => request.socket.destroy();
+
 const failure = (promise: Promise<unknown>): Promise<FrugalError> =>
   promise.then(
     () => Promise.reject(new Error('no error')),
@@ -69,14 +72,68 @@ describe('a transfer that breaks off', () => {
     });
   });
 
-  test('goes on after answers of a busy server and refused requests', () => {
-    const busy: Answer = (_, response) => response.writeHead(503).end();
-    const closed: Answer = (request) => request.socket.destroy();
-    return withServer(FILES, inTurn(answerRange, busy, closed, busy, answerRange), async (url, requests) => {
+  test('goes on after answers of a busy server and refused requests', () =>
+    withServer(FILES, inTurn(answerRange, busy, closed, busy, answerRange), async (url, requests) => {
       const source = await openUrl(`${url}/bytes`, OPTIONS);
       expect(await source.read(1000, 10)).toEqual(BYTES.slice(1000, 1010));
       expect(requests).toHaveLength(5);
+    }));
+
+  test('or does not begin is asked for again, by the opening too', () =>
+    withServer(FILES, inTurn(busy, closed, busy, busy, answerRange), async (url, requests) => {
+      expect((await openUrl(`${url}/bytes`, OPTIONS)).size).toBe(BYTES.length);
+      expect(requests).toHaveLength(5);
+    }));
+
+  test.each<[string, number, Answer[], string]>([
+    ['a server that stays busy', 6, [busy], '503'],
+    ['an address where nobody answers', 3, [closed], 'failed'],
+    ['a busy server that goes away', 5, [busy, busy, busy, busy, closed], 'failed'],
+  ])('%s is given up by the opening after %i requests', (_, count, answers, named) =>
+    withServer(FILES, inTurn(...answers), async (url, requests) => {
+      const error = await failure(openUrl(`${url}/bytes`, OPTIONS));
+      expect([error.code, error.message]).toEqual(['SOURCE_READ', expect.stringContaining(named)]);
+      expect(requests).toHaveLength(count);
+    }),
+  );
+
+  test('is whole once all bytes are there, though its length promises more', () => {
+    const promising: Answer = (request, response, bytes) => {
+      const [from = 0, to = 0] = (request.headers.range ?? '').slice('bytes='.length).split('-').map(Number);
+      const head = {
+        'Content-Range': `bytes ${from}-${to}/${bytes.length}`,
+        'Content-Length': to + 501 - from,
+      };
+      // Left open, as a server does that keeps its connections.
+      response.writeHead(206, { ...head, ETag: '"one"' }).write(bytes.subarray(from, to + 1));
+    };
+    return withServer(FILES, inTurn(answerRange, promising), async (url, requests) => {
+      const source = await openUrl(`${url}/bytes`, OPTIONS);
+      for (const [offset, length] of [
+        [0, 1],
+        [7, 299_000],
+      ] as const) {
+        expect(await source.read(offset, length)).toEqual(BYTES.slice(offset, offset + length));
+      }
+      expect(requests).toHaveLength(3);
     });
+  });
+
+  test('leaves its connection to the next, though its end comes a little later than its bytes', async () => {
+    const ports = new Set<number | undefined>();
+    const late: Answer = (request, response, bytes) => {
+      ports.add(request.socket.remotePort);
+      const [from = 0, to = 0] = (request.headers.range ?? '').slice('bytes='.length).split('-').map(Number);
+      response.writeHead(206, { 'Content-Range': `bytes ${from}-${to}/${bytes.length}`, ETag: '"one"' });
+      response.write(bytes.subarray(from, to + 1));
+      setTimeout(() => response.end(), 5);
+    };
+    await withServer(FILES, late, async (url) => {
+      const source = await openUrl(`${url}/bytes`, OPTIONS);
+      for (let offset = 0; offset < 10_000; offset += 1000) await source.read(offset, 1000);
+    });
+    // Few, of eleven requests: the opening gives up its own, and the machine may be slow.
+    expect(ports.size).toBeLessThan(7);
   });
 
   test('is given up when nothing comes any more', () =>

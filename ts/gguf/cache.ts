@@ -9,13 +9,20 @@ export interface CacheFolder {
   readonly file: RemoteFile | undefined;
   /** The segments that are there, by number. */
   readonly segments: Map<number, File>;
+  /** What the files hold, those of no use too: a new version takes the place of all of them. */
+  readonly heldBytes: number;
 }
 
 /** A download resumes at a segment. A file system writes one at a time and as a whole. */
 export const SEGMENT_BYTES = 8 << 20;
 
+export function segmentCount(size: number): number {
+  return Math.ceil(size / SEGMENT_BYTES);
+}
+
 const ROOT = 'frugal-models';
 const ABOUT = 'file.json';
+const SEGMENT_NAME = /^(0|[1-9]\d*)$/;
 
 /** @throws FrugalError `CACHE_UNAVAILABLE` outside browsers, and on pages that may not store anything */
 export async function openRoot(): Promise<FileSystemDirectoryHandle> {
@@ -111,12 +118,12 @@ export async function startFolder(opened: CacheFolder, file: RemoteFile): Promis
   } catch (cause) {
     throw storageError(name, cause);
   }
-  return { folder, name, file, segments: new Map() };
+  return { folder, name, file, segments: new Map(), heldBytes: 0 };
 }
 
 /** @throws FrugalError `CACHE_QUOTA` when the rest of the file does not fit in what the browser allows */
-export async function checkQuota({ name, segments }: CacheFolder, size: number): Promise<void> {
-  const needed = size - storedBytes(segments);
+export async function checkQuota({ name, heldBytes }: CacheFolder, size: number): Promise<void> {
+  const needed = size - heldBytes;
   const { quota = Number.POSITIVE_INFINITY, usage = 0 } = await navigator.storage.estimate();
   if (needed > quota - usage) throw quotaError(name, needed, quota - usage);
 }
@@ -156,13 +163,18 @@ export async function readFolder(folder: FileSystemDirectoryHandle): Promise<Cac
     if (handle.kind === 'file') files.set(key, await (handle as FileSystemFileHandle).getFile());
   }
   const about = parseAbout(await files.get(ABOUT)?.text());
+  files.delete(ABOUT);
+  const heldBytes = [...files.values()].reduce((sum, { size }) => sum + size, 0);
   const segments = new Map<number, File>();
-  if (about === undefined) return { folder, name: '', file: undefined, segments };
-  for (let i = 0; i * SEGMENT_BYTES < about.size; i++) {
-    const stored = files.get(`${i}`);
-    if (stored?.size === Math.min(SEGMENT_BYTES, about.size - i * SEGMENT_BYTES)) segments.set(i, stored);
+  if (about === undefined) return { folder, name: '', file: undefined, segments, heldBytes };
+  const { name, size, version } = about;
+  // Over the files, not over the numbers: the size is what some server said, and may be of any length.
+  for (const [key, stored] of files) {
+    const number = SEGMENT_NAME.test(key) ? Number(key) : Number.POSITIVE_INFINITY;
+    if (number >= segmentCount(size)) continue;
+    if (stored.size === Math.min(SEGMENT_BYTES, size - number * SEGMENT_BYTES)) segments.set(number, stored);
   }
-  return { folder, name: about.name, file: { size: about.size, version: about.version }, segments };
+  return { folder, name, file: { size, version }, segments, heldBytes };
 }
 
 /** A description that was cut off, or that another version of this package wrote, counts as none. */
@@ -171,8 +183,9 @@ function parseAbout(text: string | undefined): (RemoteFile & { readonly name: st
     const about: unknown = JSON.parse(text ?? '');
     if (typeof about !== 'object' || about === null) return undefined;
     const { name, size, version, segmentBytes } = about as Record<string, unknown>;
-    const known = typeof name === 'string' && typeof size === 'number' && typeof version === 'string';
-    return known && segmentBytes === SEGMENT_BYTES ? { name, size, version } : undefined;
+    if (typeof name !== 'string' || typeof version !== 'string') return undefined;
+    if (typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) return undefined;
+    return segmentBytes === SEGMENT_BYTES ? { name, size, version } : undefined;
   } catch {
     return undefined;
   }

@@ -7,21 +7,23 @@ import {
   lockFolder,
   openFolder,
   SEGMENT_BYTES,
+  segmentCount,
   startFolder,
   storageError,
 } from './cache.js';
-import { createRemote, type Remote, type RemoteFile } from './remote.js';
+import { createRemote, isBusy, type Remote, type RemoteFile } from './remote.js';
 import { settled } from './settled.js';
 import type { ByteSource } from './source.js';
 import { checkRange } from './source-error.js';
-import { askRemote, download, siblingUrl, type UrlOptions } from './url-source.js';
+import { ATTEMPTS, askRemote, download, siblingUrl, type UrlOptions } from './url-source.js';
 
 /** Segments that are downloaded at once: the one wanted, and those after it. */
 const AT_ONCE = 4;
 
 /**
  * Opens a URL whose file is kept in the browser: what is read is downloaded and stored on the way, the rest in `finish`.
- * A later opening reads what is stored, as long as the server has the same file; without a network, what is complete.
+ * A later opening reads what is stored, as long as the server has the same file; without a network or while
+ * the server is busy, what is complete.
  * One that comes meanwhile waits until all is stored, or this one is closed; until then nothing removes the file.
  * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
  */
@@ -29,7 +31,7 @@ export async function openCached(url: string | URL, options: UrlOptions = {}): P
   const remote = createRemote(url, options.headers);
   const lock = await lockFolder(remote.name, options.signal);
   try {
-    return cachedSource(remote, ...(await openCopy(remote, options.signal)), options, lock);
+    return cachedSource(remote, ...(await openCopy(remote, options)), options, lock);
   } catch (error) {
     lock.close();
     throw error;
@@ -37,28 +39,29 @@ export async function openCached(url: string | URL, options: UrlOptions = {}): P
 }
 
 /** What the server has, and the folder for it with what is there already. */
-async function openCopy(remote: Remote, signal?: AbortSignal): Promise<[RemoteFile, CacheFolder]> {
+async function openCopy(remote: Remote, options: UrlOptions): Promise<[RemoteFile, CacheFolder]> {
   const found = await openFolder(remote.name);
-  const file = await currentFile(remote, found, signal);
+  const file = await currentFile(remote, found, options);
+  // First of all: what does not fit leaves no trace, and the version before it as it is.
+  await checkQuota(found, file.size);
   const same = found.file?.size === file.size && found.file.version === file.version;
-  const folder = same ? found : await startFolder(found, file);
-  await checkQuota(folder, file.size);
-  return [file, folder];
+  return [file, same ? found : await startFolder(found, file)];
 }
 
-async function currentFile(remote: Remote, found: CacheFolder, signal?: AbortSignal): Promise<RemoteFile> {
+async function currentFile(
+  remote: Remote,
+  { file, segments }: CacheFolder,
+  options: UrlOptions,
+): Promise<RemoteFile> {
+  const complete = file && segments.size === segmentCount(file.size) ? file : undefined;
   try {
-    return await askRemote(remote, signal);
+    // What can be had without the server does not wait for it.
+    return await askRemote(remote, options, complete ? 1 : ATTEMPTS);
   } catch (error) {
-    const unreachable = isFrugalError(error) && error.data.status === undefined;
-    const complete = found.file && found.segments.size === segmentCount(found.file.size);
-    if (unreachable && complete && found.file) return found.file;
+    const unreachable = isFrugalError(error) && (error.data.status === undefined || isBusy(error));
+    if (complete && unreachable) return complete;
     throw error;
   }
-}
-
-function segmentCount(size: number): number {
-  return Math.ceil(size / SEGMENT_BYTES);
 }
 
 function cachedSource(

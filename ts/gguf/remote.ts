@@ -1,4 +1,4 @@
-import { FrugalError, show } from '../errors.js';
+import { FrugalError, isFrugalError, show } from '../errors.js';
 import { sourceError } from './source-error.js';
 
 export const RANGE_CURE =
@@ -8,6 +8,11 @@ export const RANGE_CURE =
 
 /** Statuses that pass by themselves. */
 const BUSY: ReadonlySet<number> = new Set([408, 425, 429, 500, 502, 503, 504]);
+
+/** Whether a failure is the answer of a server that may soon give another. */
+export function isBusy(error: unknown): boolean {
+  return isFrugalError(error) && typeof error.data.status === 'number' && BUSY.has(error.data.status);
+}
 
 /** What all requests to one URL have in common. */
 export interface Remote {

@@ -6,6 +6,7 @@ import {
   discard,
   Interrupted,
   interrupted,
+  isBusy,
   RANGE_CURE,
   type Remote,
   type RemoteFile,
@@ -25,8 +26,12 @@ export interface UrlOptions {
 }
 
 /** Failures in a row, without a byte between them, that end a read. */
-const ATTEMPTS = 6;
+export const ATTEMPTS = 6;
+/** Those without any answer that end an opening: the address may be wrong, which is not to take long to say. */
+const UNANSWERED_ATTEMPTS = 3;
 const RETRY_MS = 250;
+/** How long an answer may take to end once all that was asked for is there. */
+const END_MS = 100;
 
 /**
  * Opens a URL whose server answers range requests. The size comes from a first request for one byte. A transfer that
@@ -37,28 +42,48 @@ const RETRY_MS = 250;
  */
 export async function openUrl(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
   const remote = createRemote(url, options.headers);
-  const { retryMs = RETRY_MS, signal } = options;
-  return urlSource(remote, await askRemote(remote, signal), retryMs);
+  return urlSource(remote, await askRemote(remote, options), options.retryMs);
 }
+
+type RetryOptions = Pick<UrlOptions, 'retryMs' | 'signal'>;
 
 /**
  * What the server has at a URL.
- * @throws FrugalError `SOURCE_READ`
+ * @throws FrugalError `SOURCE_READ` after as many `attempts`, or fewer where nobody answers
  */
-export async function askRemote(remote: Remote, signal?: AbortSignal): Promise<RemoteFile> {
-  try {
-    const response = await requestRange(remote, 0, 1, signal);
+export async function askRemote(
+  remote: Remote,
+  options: RetryOptions,
+  attempts = ATTEMPTS,
+): Promise<RemoteFile> {
+  for (let failures = 1; ; failures++) {
     try {
-      return describeFile(remote, response);
-    } finally {
-      await discard(response);
+      const response = await requestRange(remote, 0, 1, options.signal);
+      try {
+        return describeFile(remote, response);
+      } finally {
+        await discard(response);
+      }
+    } catch (failure) {
+      const busy = failure instanceof Interrupted && isBusy(failure.error);
+      await retry(failure, failures, busy ? attempts : Math.min(attempts, UNANSWERED_ATTEMPTS), options);
     }
-  } catch (failure) {
-    throw failure instanceof Interrupted ? failure.error : failure;
   }
 }
 
-function urlSource(remote: Remote, file: RemoteFile, retryMs: number): ByteSource {
+/** Waits before the next attempt, if another may mend the failure and is left. */
+async function retry(
+  failure: unknown,
+  failures: number,
+  attempts: number,
+  { retryMs = RETRY_MS, signal }: RetryOptions,
+): Promise<void> {
+  if (!(failure instanceof Interrupted)) throw failure;
+  if (failures >= attempts) throw failure.error;
+  await wait(retryMs * 2 ** (failures - 1), signal);
+}
+
+function urlSource(remote: Remote, file: RemoteFile, retryMs = RETRY_MS): ByteSource {
   const readInto = async (target: Uint8Array, offset: number, signal?: AbortSignal): Promise<void> => {
     signal?.throwIfAborted();
     checkRange(remote.name, file.size, offset, target.length);
@@ -107,9 +132,8 @@ export async function download(
   file: RemoteFile,
   range: { readonly offset: number; readonly length: number },
   take: (chunk: Uint8Array<ArrayBuffer>) => void | Promise<void>,
-  options: Pick<UrlOptions, 'retryMs' | 'signal'>,
+  options: RetryOptions,
 ): Promise<void> {
-  const { retryMs = RETRY_MS, signal } = options;
   let done = 0;
   let failures = 0;
   const advance = async (chunk: Uint8Array<ArrayBuffer>) => {
@@ -120,12 +144,10 @@ export async function download(
   };
   while (done < range.length) {
     try {
-      await transfer(remote, file, range.offset + done, range.length - done, advance, signal);
+      await transfer(remote, file, range.offset + done, range.length - done, advance, options.signal);
     } catch (failure) {
-      if (!(failure instanceof Interrupted)) throw failure;
       failures += 1;
-      if (failures === ATTEMPTS) throw failure.error;
-      await wait(retryMs * 2 ** (failures - 1), signal);
+      await retry(failure, failures, ATTEMPTS, options);
     }
   }
 }
@@ -143,7 +165,7 @@ async function transfer(
   let got = 0;
   try {
     checkAnswer(remote, response, file, offset, length);
-    for await (const chunk of chunks(remote, response, () => offset + got, signal)) {
+    for await (const chunk of chunks(remote, response, () => offset + got, offset + length, signal)) {
       got += chunk.length;
       if (got > length) break;
       await take(chunk);
@@ -157,24 +179,33 @@ async function transfer(
   throw got > length ? error : new Interrupted(error);
 }
 
-/** The body's chunks; an async iterator over the stream itself is not to be had in every browser. */
+/**
+ * The body's chunks; an async iterator over the stream itself is not to be had in every browser.
+ * @param end the position where the body should end
+ */
 async function* chunks(
   remote: Remote,
   response: Response,
   position: () => number,
+  end: number,
   signal?: AbortSignal,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   const reader = response.body?.getReader();
   if (reader === undefined) return;
+  let ending: ReturnType<typeof setTimeout> | undefined;
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       yield value;
+      // A server that promised more than it sends never ends. One that ends a little later keeps its connection,
+      // which to leave at once would close, and one that sends more at once is found out.
+      if (position() === end) ending ??= setTimeout(() => reader.cancel().catch(() => undefined), END_MS);
     }
   } catch (cause) {
     throw interrupted(remote, `the transfer broke off at offset ${position()}`, cause, signal);
   } finally {
+    clearTimeout(ending);
     reader.releaseLock();
   }
 }
