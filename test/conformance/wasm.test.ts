@@ -6,7 +6,13 @@ import { gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { nodeHost } from '../../ts/backend/wasm/host-node.js';
 import { watched } from '../../ts/backend/wasm/local-model.js';
-import { chooseVariant, type Lacks, lacking, WASM_VARIANTS } from '../../ts/backend/wasm/variant.js';
+import {
+  chooseVariant,
+  type Lacks,
+  lacking,
+  NOT_ISOLATED,
+  WASM_VARIANTS,
+} from '../../ts/backend/wasm/variant.js';
 import { loadWasm } from '../../ts/backend/wasm.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { blobSource, load } from '../../ts/index.js';
@@ -46,6 +52,13 @@ describe('the module that is used', () => {
     for (const lack of ['simd', 'relaxed', 'threads']) {
       expect(choose({ [lack]: 'none here' })).toThrow(expect.objectContaining(refused));
     }
+  });
+
+  it('is refused in a page that is not isolated with the headers that make it so', () => {
+    const choose = () => chooseVariant({ ...NOTHING, threads: NOT_ISOLATED }, { variant: 'simd128-threads' });
+    const headers = ['Cross-Origin-Opener-Policy: same-origin', 'Cross-Origin-Embedder-Policy: require-corp'];
+    for (const header of headers)
+      expect(choose).toThrow(expect.objectContaining({ cure: expect.stringContaining(header) }));
   });
 
   it('is the only one that is fetched, once for all models', async () => {
@@ -93,6 +106,31 @@ it('more threads than listeners an emitter takes without a warning end in silenc
   await new Promise(setImmediate);
   process.off('warning', note);
   expect(warnings).toEqual([]);
+});
+
+it('threads are at most 64 where nobody asks for more, and fewer help where they do not start', async () => {
+  let started = 0;
+  const startThread: typeof nodeHost.startThread = ({ onFailure }) => {
+    started += 1;
+    onFailure('no more threads');
+    return { post() {}, hold() {}, end: async () => {} };
+  };
+  const backend = await loadWasm({ ...nodeHost, cores: 300, startThread }, { variant: 'simd128-threads' });
+  const gguf = await openGguf(blobSource(new Blob([tinyLlama().bytes])));
+  const { plan } = buildPlan(gguf, { tensorTypes: backend.tensorTypes });
+  for (const [threads, expected] of [
+    [undefined, 64],
+    [70, 70],
+  ]) {
+    started = 0;
+    const compiling = backend.compile(plan, { maxStepTokens: 16, ...(threads && { threads }) });
+    await expect(compiling).rejects.toMatchObject({
+      code: 'BACKEND_UNAVAILABLE',
+      message: expect.stringContaining('no more threads'),
+      cure: expect.stringContaining('ask for fewer threads'),
+    });
+    expect(started).toBe(expected);
+  }
 });
 
 it('each module is small enough, and all are there', () => {

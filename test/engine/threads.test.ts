@@ -137,6 +137,21 @@ describe('a loaded model', () => {
     expect((await single.complete('Once', options)).text).toBe(text);
   });
 
+  it('says so where one thread computes, and that the others asked for do not', async () => {
+    const single = { backend: 'wasm', variant: 'simd128' } as const;
+    await using chosen = await load(MODEL, single);
+    expect(chosen.info.threads).toMatchObject({
+      prefill: 1,
+      reason: 'the backend has one thread: there is one core, or its variant has no threads',
+    });
+    expect(chosen.info.notes).toEqual([]);
+    await using asked = await load(MODEL, { ...single, threads: 8 });
+    expect(asked.info.threads.prefill).toBe(1);
+    expect(asked.info.notes).toEqual([
+      expect.stringContaining('threads is 8, but 1 computes: simd128 has no threads'),
+    ]);
+  });
+
   it('uses no more CPU time than its threads have, and none when idle', async () => {
     await using model = await load(MODEL, { threads: 2 });
     const cpuSeconds = async (work: () => Promise<unknown>) => {

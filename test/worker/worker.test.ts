@@ -108,6 +108,24 @@ describe('a model in a worker gives what one without gives', () => {
     expect(conversation).toMatchObject({ history: { length: 7 } });
   });
 
+  it('answers to proxies, as reactive frameworks make them', async () => {
+    const reactive = <T extends object>(value: T) => new Proxy(value, {});
+    await both(async (model) => {
+      const messages = reactive([reactive({ role: 'user', content: 'one' })]);
+      await using chat = model.chat({
+        messages,
+        stop: reactive(['zz']),
+        seed: 3,
+        maxTokens: 5,
+        ignoreEnd: true,
+      });
+      for await (const _ of chat.send('two', { logitBias: reactive({ 3: 1 }) }));
+      expect(chat.history).toHaveLength(3);
+      return chat.history;
+    });
+    await both(async (model) => (await model.complete(reactive([...IDS]), { seed: 5, maxTokens: 5 })).text);
+  });
+
   it('a generation that is left before it began', async () => {
     await both(async (model) => {
       const generation = model.generate('a');
@@ -158,6 +176,29 @@ describe('errors of a worker are those of the model', () => {
   it('data that cannot be sent', async () => {
     const error = await there.complete('a', { logitBias: { 1: (() => 1) as never } }).catch((e) => e);
     expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringContaining('worker')]);
+  });
+
+  it('data of a chat that cannot be sent, from its answers', async () => {
+    const message = { role: 'user', content: 'one', edit: () => {} };
+    await using chat = there.chat({ messages: [message] });
+    const refusal = { code: 'INVALID_ARGUMENT', message: expect.stringContaining('worker') };
+    for (const text of ['two', 'three']) await expect(chat.send(text).next()).rejects.toMatchObject(refusal);
+  });
+
+  it('options of a load that are none', async () => {
+    const loadings = [load, loadHere].map(
+      (open) => (options: unknown) =>
+        open(new Blob([TINY]), options as never).catch(({ code, message, cure }) => ({
+          code,
+          message,
+          cure,
+        })),
+    );
+    for (const options of [null, 'x', [1]]) {
+      const [got, expected] = await Promise.all(loadings.map((refusal) => refusal(options)));
+      expect(got).toEqual(expected);
+      expect(got).toMatchObject({ code: 'INVALID_ARGUMENT' });
+    }
   });
 
   it('a file that is refused', async () => {
@@ -222,6 +263,12 @@ describe('loading in a worker', () => {
     const source = { ...memorySource(TINY, 'own.gguf'), read: async () => undefined as never };
     const error = { code: 'SOURCE_READ', message: expect.stringContaining('own.gguf: read gave undefined') };
     await expect(load(source)).rejects.toMatchObject(error);
+  });
+
+  it('ends with the very error that a source of one’s own throws', async () => {
+    const reason = new RangeError('no such bytes');
+    const source = { ...memorySource(TINY), read: () => Promise.reject(reason) };
+    await expect(load(source)).rejects.toBe(reason);
   });
 
   it('tells its progress before it is done, in order', async () => {
@@ -360,6 +407,19 @@ it('a source of one’s own that experts are read from keeps the process alive n
   const cwd = resolve(import.meta.dirname, '../..');
   const { stdout } = await promisify(execFile)(process.execPath, flags, { cwd, timeout: 60_000 });
   expect(stdout).toBe('5\n');
+});
+
+it('says how many threads compute once that has been measured', async () => {
+  await using model = await load(STORIES);
+  const { prefill, reason } = model.info.threads;
+  const { usage } = await model.complete('Once', { maxTokens: 40, ignoreEnd: true, seed: 1 });
+  const { threads } = model.info;
+  expect(threads.decode).toBe(usage.threads);
+  expect(threads.prefill).toBe(prefill);
+  if (prefill > 1) {
+    expect(reason).toBe('all, until the first tokens are measured');
+    expect(threads.reason).toMatch(/^fewest within 3% of the fastest of .* tokens\/s$/);
+  }
 });
 
 it('the calling thread is free while the worker generates', async () => {

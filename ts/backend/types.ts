@@ -4,7 +4,7 @@ import type { Plan } from '../plan/types.js';
 export type Isa = 'scalar' | 'avx2' | 'avx-vnni' | 'avx512' | 'amx' | 'neon' | 'simd128' | 'relaxed-simd';
 
 export interface BackendOptions {
-  /** Worker threads, the caller's included. @default the machine's cores */
+  /** Worker threads, the caller's included. @default the machine's cores, at most 64 of them for WebAssembly */
   readonly threads?: number;
   /** Forces an instruction set. @default the environment variable FRUGAL_ISA, else the fastest the CPU has */
   readonly isa?: Isa;
@@ -24,6 +24,8 @@ export interface BackendInfo {
   /** Of WebAssembly: which of its modules runs, and why this one. */
   readonly variant?: string;
   readonly reason?: string;
+  /** What the user should know about it; `info.notes` has it too. */
+  readonly notes?: readonly string[];
 }
 
 /** Where one tensor of the plan lies. */

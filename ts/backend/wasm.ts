@@ -70,6 +70,9 @@ async function fetchModule(host: WasmHost, variant: WasmVariant): Promise<WebAss
   }
 }
 
+/** Each thread is a worker with a heap of its own: of hundreds some do not start, and no small model gains by them. */
+const MOST_BY_DEFAULT = 64;
+
 /** Each model has an instance, and so a memory, of its own: that is given back only as a whole. */
 async function compile(
   { host, choice, module, createGlue }: Setup,
@@ -78,7 +81,7 @@ async function compile(
   options: BackendOptions,
 ): Promise<BackendModel> {
   const isa = chooseIsa(isas, options.isa ?? host.isa);
-  const threads = choice.threads ? (options.threads ?? host.cores) : 1;
+  const threads = choice.threads ? (options.threads ?? Math.min(host.cores, MOST_BY_DEFAULT)) : 1;
   const glue = createGlue();
   const { memory } = glue.initSync({ module });
   const watch = watched(memory);
@@ -89,5 +92,12 @@ async function compile(
     ? await threadedModel(host, { module, memory, threads }, local)
     : local;
   const { variant, reason } = choice;
-  return backendModel(model, plan, { kind: 'wasm', isa, threads: model.threads, variant, reason });
+  const wanted = options.threads ?? 1;
+  return backendModel(model, plan, {
+    ...{ kind: 'wasm', isa, threads: model.threads, variant, reason },
+    ...(!choice.threads &&
+      wanted > 1 && {
+        notes: [`threads is ${wanted}, but 1 computes: ${variant} has no threads (${reason})`],
+      }),
+  });
 }

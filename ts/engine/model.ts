@@ -113,6 +113,7 @@ export function createModel(engine: Engine, packedBytes: number): Model {
   const model: Model = {
     info: {
       ...facts,
+      notes: [...facts.notes, ...(engine.backend.notes ?? [])],
       backend: engine.backend,
       packedBytes,
       get threads() {

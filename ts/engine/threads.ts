@@ -119,7 +119,9 @@ export function autoThreads({ most, set, efficiency, meter, key: of }: TunerOpti
 }
 
 function startReason(most: number): string {
-  return most === 1 ? 'the machine has one core' : 'all, until the first tokens are measured';
+  return most === 1
+    ? 'the backend has one thread: there is one core, or its variant has no threads'
+    : 'all, until the first tokens are measured';
 }
 
 /** All threads, then about three quarters, a half, three eighths... of them, to one. */

@@ -1,16 +1,18 @@
 import { type Endpoint, proxy, type Remote, wrap } from 'comlink';
-import { checkSignal, invalid } from '../engine/check.js';
+import { checkRecord, checkSignal, invalid } from '../engine/check.js';
 import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import { disposed } from '../engine/scheduler.js';
 import { checkOwnSource, isParts, type ModelSource } from '../engine/source.js';
+import type { ThreadChoice } from '../engine/threads.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { resolveAddress } from '../gguf/address.js';
 import { settled } from '../gguf/settled.js';
+import { plainOptions } from './plain.js';
 import type { Host, Loaded, Reply } from './protocol.js';
 import { remoteModel } from './remote-model.js';
 import { unwrap } from './reply.js';
-import { sendSource } from './source-port.js';
+import { type OwnFailure, originalOf, sendSource } from './source-port.js';
 
 /** A thread that `serveModel` runs in, as its runtime starts one. */
 export interface Thread {
@@ -26,6 +28,8 @@ export interface Thread {
 export interface Line {
   /** Numbers for calls, chats and sessions. */
   nextId(): number;
+  /** How many threads the model computes with, where that has changed since it was loaded. */
+  readonly threads: ThreadChoice | undefined;
   /**
    * Makes a call, and ends it when the thread ends.
    * @param signal its reason is what an aborted call rejects with
@@ -56,12 +60,14 @@ export async function loadInThread(
   source: ModelSource,
   options: LoadOptions,
 ): Promise<Model> {
-  const signal = checkSignal(options?.signal);
+  checkRecord('load', options);
+  const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   const { signal: _, onProgress, ...rest } = options;
   if (onProgress !== undefined && typeof onProgress !== 'function')
     throw invalid('onProgress', 'a function', onProgress);
-  const sent = sendSource(checkSource(source));
+  const own: OwnFailure = { last: undefined };
+  const sent = sendSource(checkSource(source), own);
   const line = openLine(start());
   const stop = new AbortController();
   const abort = () => stop.abort(signal?.reason);
@@ -76,13 +82,13 @@ export async function loadInThread(
   });
   try {
     const id = line.nextId();
-    const load = (host: Remote<Host>) => host.load(id, sent, rest, report);
+    const load = (host: Remote<Host>) => host.load(id, sent, plainOptions(rest), report);
     // A thread whose script or module does not come never answers.
     const loaded = await settled(line.askAbortable<Loaded>(id, load, stop.signal), stop.signal);
     return remoteModel(line, loaded);
   } catch (error) {
     await line.dispose();
-    throw error;
+    throw originalOf(error, own);
   } finally {
     signal?.removeEventListener('abort', abort);
   }
@@ -100,6 +106,7 @@ function openLine(thread: Thread): Line {
   const host = wrap<Host>(thread.endpoint);
   const pending = new Set<(reason: unknown) => void>();
   let lastId = 0;
+  let threads: ThreadChoice | undefined;
   let ended: { readonly reason: unknown } | undefined;
   let disposal: Promise<void> | undefined;
 
@@ -140,7 +147,9 @@ function openLine(thread: Thread): Line {
   async function ask<T>(call: (host: Remote<Host>) => Promise<unknown>, signal?: AbortSignal): Promise<T> {
     if (ended !== undefined) throw ended.reason;
     try {
-      return unwrap(await track(call(host) as Promise<Reply<T>>), signal);
+      const reply = await track(call(host) as Promise<Reply<T>>);
+      threads = reply.threads ?? threads;
+      return unwrap(reply, signal);
     } catch (error) {
       throw isCloneError(error) ? invalidData(error) : error;
     }
@@ -153,6 +162,9 @@ function openLine(thread: Thread): Line {
 
   return {
     nextId: () => ++lastId,
+    get threads() {
+      return threads;
+    },
     ask,
     async askAbortable<T>(
       id: number,

@@ -4,6 +4,7 @@ import type { LoadEvent, LoadOptions } from '../engine/load.js';
 import { engineOf, type Model } from '../engine/model.js';
 import type { Session } from '../engine/session.js';
 import type { ModelSource } from '../engine/source.js';
+import type { ThreadChoice } from '../engine/threads.js';
 import { FrugalError } from '../errors.js';
 import type { Host, Opening, Reply, Taken } from './protocol.js';
 import { replyTo } from './reply.js';
@@ -22,6 +23,8 @@ interface Iteration {
 export function serveModel(endpoint: Endpoint, load: Load): void {
   let model: Model | undefined;
   let loading: Promise<unknown> | undefined;
+  /** What the other side knows of the model's threads. */
+  let told: ThreadChoice | undefined;
   const controllers = new Map<number, AbortController>();
   const iterations = new Map<number, Iteration>();
   const chats = new Map<number, Chat>();
@@ -35,6 +38,12 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
     const controller = new AbortController();
     controllers.set(id, controller);
     return controller.signal;
+  };
+  const withThreads = <T>(reply: Reply<T>): Reply<T> => {
+    const threads = model?.info.threads;
+    if (threads === undefined || threads === told) return reply;
+    told = threads;
+    return { ...reply, threads };
   };
   const signalOf = (id: number) => controllers.get(id)?.signal;
 
@@ -59,10 +68,11 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
     step: (iteration: Iteration) => Promise<IteratorResult<unknown, unknown>>,
   ): Promise<Reply<Taken>> {
     const iteration = iterations.get(id);
-    const reply = await replyTo(async () => {
+    const outcome = await replyTo(async () => {
       if (iteration === undefined) throw gone('iteration');
       return iteration.end(await step(iteration));
     }, signalOf(id));
+    const reply = withThreads(outcome);
     if (reply.type === 'value' && !reply.value.done) {
       const { value } = reply.value;
       return value instanceof Float32Array ? transfer(reply, [value.buffer]) : reply;
@@ -82,6 +92,7 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
       };
       const replying = replyTo(async () => {
         model = await load(receiveSource(source), { ...options, onProgress, signal });
+        told = model.info.threads;
         return { info: model.info, tables: engineOf(model).tokenizer.tables };
       }, signal);
       loading = replying;
@@ -96,11 +107,9 @@ export function serveModel(endpoint: Endpoint, load: Load): void {
       const settings = { ...options, signal: start(id) };
       const reply = await replyTo<unknown>(() => loaded()[name](input as never, settings), settings.signal);
       controllers.delete(id);
-      return reply;
+      return withThreads(reply);
     },
-    chat(id, options) {
-      chats.set(id, loaded().chat(options));
-    },
+    chat: (id, options) => replyTo(() => void chats.set(id, loaded().chat(options))),
     history: (id) => replyTo(() => chats.get(id)?.history ?? []),
     session(id) {
       sessions.set(id, loaded().session());

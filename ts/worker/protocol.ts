@@ -1,5 +1,6 @@
 import type { LoadEvent, LoadOptions } from '../engine/load.js';
 import type { ModelInfo } from '../engine/model.js';
+import type { ThreadChoice } from '../engine/threads.js';
 import type { ErrorCode } from '../errors.js';
 import type { ChatMessage } from '../template/index.js';
 import type { DetokenizerTables } from '../tokenizer/index.js';
@@ -8,10 +9,14 @@ import type { DetokenizerTables } from '../tokenizer/index.js';
 export type Sent<T> = Omit<T, 'signal' | 'onProgress'>;
 
 /** A call's outcome. Errors cross as data: what a thread throws would lose its code and cure. */
-export type Reply<T> =
+export type Reply<T> = (
   | { readonly type: 'value'; readonly value: T }
   | { readonly type: 'aborted' }
-  | { readonly type: 'error'; readonly error: SentError };
+  | { readonly type: 'error'; readonly error: SentError }
+) & {
+  /** How many threads compute, with the first reply after that has changed. */
+  readonly threads?: ThreadChoice;
+};
 
 export interface SentError {
   /** Of a FrugalError. */
@@ -70,7 +75,7 @@ export interface Host {
     report: (event: LoadEvent) => void,
   ): Promise<Reply<Loaded>>;
   call(id: number, name: PlainCall, input: unknown, options: object): Promise<Reply<unknown>>;
-  chat(id: number, options: object): void;
+  chat(id: number, options: object): Promise<Reply<void>>;
   history(id: number): Promise<Reply<readonly ChatMessage[]>>;
   session(id: number): void;
   /** Frees a chat or a session. */

@@ -1,4 +1,4 @@
-import { type Chat, chatDisposed, checkChat } from '../engine/chat.js';
+import { type Chat, type ChatStart, chatDisposed, checkChat } from '../engine/chat.js';
 import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from '../engine/check.js';
 import type { EmbedOptions } from '../engine/embed.js';
 import {
@@ -8,22 +8,28 @@ import {
   followPieces,
   type Generation,
 } from '../engine/generation.js';
-import type { Model } from '../engine/model.js';
+import type { Model, ModelInfo } from '../engine/model.js';
 import type { Session } from '../engine/session.js';
-import type { ChatMessage } from '../template/index.js';
 import { createDetokenization } from '../tokenizer/detokenizer.js';
 import type { Line } from './connect.js';
+import { plainOptions, plainValue } from './plain.js';
 import type { Loaded, Opening, PlainCall, Taken } from './protocol.js';
 
 /** A model in another thread, as if it were in this one. */
-export function remoteModel(line: Line, { info, tables }: Loaded): Model {
+export function remoteModel(line: Line, { info: loaded, tables }: Loaded): Model {
   const { decode } = createDetokenization(tables);
+  const info: ModelInfo = {
+    ...loaded,
+    get threads() {
+      return line.threads ?? loaded.threads;
+    },
+  };
 
   /** A call that takes an input and options, and gives a promise. */
   async function call<T>(name: PlainCall, input: unknown, options: object): Promise<T> {
     const { signal, rest } = splitOptions(options);
     const id = line.nextId();
-    return line.askAbortable(id, (host) => host.call(id, name, input, rest), signal);
+    return line.askAbortable(id, (host) => host.call(id, name, plainValue(input), rest), signal);
   }
 
   function embed(text: string, options?: EmbedOptions): Promise<Float32Array>;
@@ -36,15 +42,14 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
     info,
     backend: info.backend,
     generate: (prompt, options = {}) =>
-      remoteGeneration(line, info.backend.threads, options, (rest) => ({
+      remoteGeneration(line, info, options, (rest) => ({
         type: 'generate',
-        args: [prompt, rest],
+        args: [plainValue(prompt), rest],
       })),
     complete: (prompt, options) => drain(model.generate(prompt, options)),
     chat(options = {}) {
       line.assertLive();
-      const { history } = checkChat(options, info);
-      return remoteChat(line, info.backend.threads, options, history);
+      return remoteChat(line, info, checkChat(options, info));
     },
     session() {
       line.assertLive();
@@ -61,7 +66,7 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
       return decode(checkTokens('tokens', tokens, info.vocabSize), { special });
     },
     score: (tokens, options = {}) =>
-      iterate<Float32Array>(line, options, (rest) => ({ type: 'score', args: [tokens, rest] })),
+      iterate<Float32Array>(line, options, (rest) => ({ type: 'score', args: [plainValue(tokens), rest] })),
     dispose: () => line.dispose(),
     [Symbol.asyncDispose]: () => model.dispose(),
   };
@@ -72,7 +77,7 @@ export function remoteModel(line: Line, { info, tables }: Loaded): Model {
 function splitOptions(options: object): { signal: AbortSignal | undefined; rest: object } {
   if (typeof options !== 'object' || options === null) throw invalid('The options', 'an object', options);
   const { signal, ...rest } = options as { signal?: unknown };
-  return { signal: checkSignal(signal), rest };
+  return { signal: checkSignal(signal), rest: plainOptions(rest) };
 }
 
 type Open = (options: object) => Opening;
@@ -121,7 +126,7 @@ async function* iterate<T>(
 
 function remoteGeneration(
   line: Line,
-  threads: number,
+  info: ModelInfo,
   options: object,
   open: Open,
   ended?: () => Promise<void>,
@@ -130,7 +135,10 @@ function remoteGeneration(
   const steps = iterate<string>(line, options, open, ({ done, value }) => {
     if (done) completion = value as Completion;
   });
-  return followPieces(ended ? followedBy(steps, ended) : steps, () => completion ?? emptyCompletion(threads));
+  return followPieces(
+    ended ? followedBy(steps, ended) : steps,
+    () => completion ?? emptyCompletion(info.threads.decode),
+  );
 }
 
 async function* followedBy(
@@ -144,13 +152,18 @@ async function* followedBy(
   }
 }
 
-function remoteChat(line: Line, threads: number, options: object, start: readonly ChatMessage[]): Chat {
+function remoteChat(line: Line, info: ModelInfo, start: ChatStart): Chat {
   const chatId = line.nextId();
-  let history = start;
+  let history = start.history;
   let isDisposed = false;
-  line.tell((host) => host.chat(chatId, options));
+  const options = { ...plainOptions(start.defaults), messages: start.history };
+  const opened = line.ask<void>((host) => host.chat(chatId, options));
+  // Answers throw it.
+  opened.catch(() => undefined);
 
   async function readHistory(): Promise<void> {
+    // What the chat could not be opened for is thrown in place of what an answer says of a chat that is not there.
+    await opened;
     if (!isDisposed) history = await line.ask((host) => host.history(chatId));
   }
 
@@ -161,7 +174,7 @@ function remoteChat(line: Line, threads: number, options: object, start: readonl
     send: (message, overrides = {}) =>
       remoteGeneration(
         line,
-        threads,
+        info,
         overrides,
         (rest) => {
           if (isDisposed) throw chatDisposed();
@@ -191,7 +204,7 @@ function remoteSession(line: Line): Session {
       iterate<Float32Array>(
         line,
         options,
-        (rest) => ({ type: 'logits', target: sessionId, args: [tokens, rest] }),
+        (rest) => ({ type: 'logits', target: sessionId, args: [plainValue(tokens), rest] }),
         (taken) => {
           length = taken.length ?? length;
         },

@@ -21,12 +21,14 @@ export function unwrap<T>(reply: Reply<T>, signal?: AbortSignal): T {
   throw signal?.reason ?? new DOMException('The call was aborted', 'AbortError');
 }
 
+/** What is left of anything thrown when it has crossed. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
 function toSent(error: unknown): SentError {
-  const message = error instanceof Error ? error.message : String(error);
-  const cause =
-    error instanceof Error && error.cause !== undefined
-      ? { cause: error.cause instanceof Error ? error.cause.message : String(error.cause) }
-      : {};
+  const message = messageOf(error);
+  const cause = error instanceof Error && error.cause !== undefined ? { cause: messageOf(error.cause) } : {};
   if (!isFrugalError(error)) return { message, ...cause };
   const { code, cure, data } = error;
   return { code, cure, data, message, ...cause };

@@ -1,33 +1,57 @@
 import { expose, type Remote, releaseProxy, transfer, wrap } from 'comlink';
 import { isParts } from '../engine/source.js';
+import { isFrugalError } from '../errors.js';
 import { nameOf } from '../gguf/blob-source.js';
 import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Reply, SentSource, SourcePort } from './protocol.js';
-import { replyTo, unwrap } from './reply.js';
+import { messageOf, replyTo, unwrap } from './reply.js';
+
+/** What a source of the user's own threw last: it crosses as its message alone. */
+export interface OwnFailure {
+  last: { readonly error: unknown } | undefined;
+}
+
+/** What the user's own source threw, if that is what has come back. */
+export function originalOf(error: unknown, { last }: OwnFailure): unknown {
+  if (last === undefined || isFrugalError(error) || !(error instanceof Error)) return error;
+  return messageOf(last.error) === error.message ? last.error : error;
+}
 
 /** A source as it crosses: what can be copied is, one of the user's own is asked through a port. */
-export function sendSource(source: string | Blob | readonly Blob[] | ByteSource): SentSource {
+export function sendSource(
+  source: string | Blob | readonly Blob[] | ByteSource,
+  own: OwnFailure,
+): SentSource {
   if (isParts(source)) return { type: 'parts', parts: source, names: source.map(nameOf) };
   if (typeof source === 'string' || source instanceof Blob) return { type: 'place', place: source };
   const { port1, port2 } = new MessageChannel();
+  const answer = <T>(step: () => T | Promise<T>) =>
+    replyTo(async () => {
+      try {
+        return await step();
+      } catch (error) {
+        own.last = { error };
+        throw error;
+      }
+    });
   const offered: SourcePort = {
     async read(offset, length) {
       // A copy: the source may keep what it gave.
-      const reply = await replyTo(async () => (await readExactly(source, offset, length)).slice());
+      const reply = await answer(async () => (await readExactly(source, offset, length)).slice());
       return reply.type === 'value' ? transfer(reply, [reply.value.buffer]) : reply;
     },
     async sibling(name) {
-      const reply = await replyTo(async () => {
+      const reply = await answer(async () => {
         if (source.sibling === undefined) throw new Error('this kind of source has no other files');
-        return sendSource(await source.sibling(name));
+        return sendSource(await source.sibling(name), own);
       });
       return reply.type === 'value' && reply.value.type === 'port'
         ? transfer(reply, [reply.value.port])
         : reply;
     },
-    finish: () => replyTo(async () => source.finish?.()),
-    close: () => replyTo(() => source.close()),
+    finish: () => answer(async () => source.finish?.()),
+    close: () => answer(() => source.close()),
   };
   expose(offered, port1);
   // In Node an open port would keep the process alive; while the thread reads, its calls do.

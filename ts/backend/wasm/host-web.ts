@@ -1,4 +1,5 @@
 import type { Thread, ThreadListener, WasmHost } from './host.js';
+import { NOT_ISOLATED, OWN_THREAD } from './variant.js';
 
 /** Browsers and Deno: what the web platform has. */
 export const webHost: WasmHost = {
@@ -10,9 +11,9 @@ export const webHost: WasmHost = {
 
 function sharingRefused(): string | undefined {
   if (typeof SharedArrayBuffer === 'undefined' || globalThis.crossOriginIsolated === false)
-    return 'the page is not cross-origin isolated';
+    return NOT_ISOLATED;
   // A page's own thread must not sleep, which locks may ask for; see `frugal/worker`.
-  if (typeof document !== 'undefined') return "the page's own thread must not wait";
+  if (typeof document !== 'undefined') return OWN_THREAD;
   if (typeof Worker === 'undefined') return 'there are no workers here';
   return undefined;
 }

@@ -29,7 +29,7 @@ export async function threadedModel(
     await crew.end();
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new FrugalError('BACKEND_UNAVAILABLE', `WebAssembly's threads cannot be started: ${why}`, {
-      cure: "Let the page's policy allow its own workers, or use a variant without threads.",
+      cure: "Where a page's policy forbids its own workers, allow them; else ask for fewer threads, or use a variant without.",
       cause,
     });
   }

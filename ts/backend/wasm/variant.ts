@@ -32,6 +32,17 @@ export interface Lacks {
   readonly threads: string | undefined;
 }
 
+/** What pages lack for shared memory. */
+export const NOT_ISOLATED = 'the page is not cross-origin isolated';
+export const OWN_THREAD = "the page's own thread must not wait";
+
+const CURES: Readonly<Record<string, string>> = {
+  [NOT_ISOLATED]:
+    'Serve the page with the headers Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: ' +
+    'require-corp, or use a variant without threads.',
+  [OWN_THREAD]: 'Load the model with frugal/worker, or use a variant without threads.',
+};
+
 /** @throws FrugalError `BACKEND_UNAVAILABLE` where nothing may be compiled */
 export function lacking(unshared: string | undefined): Lacks {
   if (typeof WebAssembly === 'undefined') throw unavailable('WebAssembly', 'this runtime has none');
@@ -87,7 +98,7 @@ function probeRelaxed(): ReturnType<typeof probeRelaxedDot> {
 
 function unavailable(what: string, why: string): FrugalError {
   return new FrugalError('BACKEND_UNAVAILABLE', `${what} cannot be used: ${why}`, {
-    cure: 'Use a newer runtime, another variant, or the native backend in Node.',
+    cure: CURES[why] ?? 'Use a newer runtime, another variant, or the native backend in Node.',
     data: { why },
   });
 }
