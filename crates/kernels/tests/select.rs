@@ -401,7 +401,8 @@ fn keys_of_a_q8_cache_are_seen_as_f16() {
             let pages: Vec<Shared<u16>> = pages.iter_mut().map(|page| Shared::new(page)).collect();
             let keys = Keys { cache: q8, pages: &pages, at: 0, head_dim: dim };
             assert_eq!((case.method)(table, keys, &queries, blocks, budget), want, "{}", case.name);
-            let mass = |keys: Keys| kept_mass(table, keys, queries.row(0, 0), (scale(dim), None), blocks, &want);
+            let mass =
+                |keys: Keys| kept_mass(table, keys, queries.row(0, 0), (scale(dim), None), blocks, &want);
             assert_eq!(mass(keys), halves.with(mass), "{}", case.name);
         }
     }

@@ -35,6 +35,7 @@ use crate::packed::{ActKind, Format, Matrix};
 use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two};
 use crate::simd::{ActBlock, LANES, QK, Simd, Work};
 use crate::view::Shared;
+use std::iter::StepBy;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -107,6 +108,9 @@ fn in_pairs<S: Simd>(s: S, format: Format, columns: usize) -> bool {
 /// So many columns are few: memory is as slow as their products.
 const FEW: usize = 16;
 
+/// Tiles that an ISA multiplies by turns.
+const MOST_STREAMS: usize = 4;
+
 #[inline(always)]
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let (weight, acts) = (job.weight, &job.acts);
@@ -131,6 +135,28 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
             add: job.add,
             biases: [bias_of(job.bias, tile), bias_of(job.bias, tile + apart)],
         };
+        if const { S::STREAMS > 1 } && streamed {
+            let apart = job.tiles.len().div_ceil(S::STREAMS);
+            for first in job.tiles.start..job.tiles.start + apart {
+                let of = (first..job.tiles.end).step_by(apart);
+                let done = match columns.len() {
+                    2 => linear_turn::<S, 2>(s, job, columns.start, of.clone(), sink),
+                    _ => linear_turn::<S, 1>(s, job, columns.start, of.clone(), sink),
+                };
+                for tile in of.take(if done { 0 } else { MOST_STREAMS }) {
+                    pass(
+                        s,
+                        weight.format(),
+                        [weight.tile(tile)],
+                        acts,
+                        columns.clone(),
+                        sink(tile),
+                        &mut slabs,
+                    );
+                }
+            }
+            continue;
+        }
         for pair in 0..count {
             let tile = job.tiles.start + pair * step;
             let tiles = [weight.tile(tile), weight.tile(tile + apart)];
@@ -140,6 +166,61 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
             pass(s, weight.format(), [weight.tile(tile)], acts, columns.clone(), sink(tile), &mut slabs);
         }
     }
+}
+
+/// The sums of up to [`Simd::STREAMS`] tiles with C columns. None where the ISA has no loop for them.
+#[inline(always)]
+fn by_turns<S: Simd, const C: usize>(
+    s: S,
+    format: Format,
+    tiles: &[&[u8]],
+    acts: &Acts,
+    column: usize,
+) -> Option<[[S::F; C]; MOST_STREAMS]> {
+    let x = block_columns::<C>(acts, column, 0..acts.k / QK);
+    let mut sums = [[s.splat(0.0); C]; MOST_STREAMS];
+    s.streams(format, tiles, x, &mut sums[..tiles.len()]).then_some(sums)
+}
+
+/// Some of a job's tiles by turns; false where none are done.
+#[inline(always)]
+fn linear_turn<'a, S: Simd, const C: usize>(
+    s: S,
+    job: &LinearJob<'a>,
+    column: usize,
+    of: StepBy<Range<usize>>,
+    sink: impl Fn(usize) -> Sink<'a>,
+) -> bool {
+    let mut tiles: [&[u8]; MOST_STREAMS] = [&[]; MOST_STREAMS];
+    tiles.iter_mut().zip(of.clone()).for_each(|(to, tile)| *to = job.weight.tile(tile));
+    let sums = by_turns::<S, C>(s, job.weight.format(), &tiles[..of.len()], &job.acts, column);
+    let Some(sums) = sums else { return false };
+    of.zip(sums).for_each(|(tile, sums)| sink(tile).take(s, job.acts.kind, column, [sums]));
+    true
+}
+
+/// The same for two tiles of the gate and of the up matrix each, or for one.
+#[inline(always)]
+fn glu_turn<'a, S: Simd, const C: usize>(
+    s: S,
+    job: &GluJob<'a>,
+    column: usize,
+    of: StepBy<Range<usize>>,
+    glu: impl Fn(usize) -> Glu<'a>,
+) -> bool {
+    if job.gate.format() != job.up.format() {
+        return false;
+    }
+    let mut tiles: [&[u8]; MOST_STREAMS] = [&[]; MOST_STREAMS];
+    for (to, tile) in tiles.chunks_exact_mut(2).zip(of.clone()) {
+        to.copy_from_slice(&[job.gate.tile(tile), job.up.tile(tile)]);
+    }
+    let sums = by_turns::<S, C>(s, job.gate.format(), &tiles[..of.len() * 2], &job.acts, column);
+    let Some(sums) = sums else { return false };
+    for (tile, sums) in of.zip(sums.as_chunks::<2>().0) {
+        Sink::Glu(&glu(tile)).take(s, job.acts.kind, column, *sums);
+    }
+    true
 }
 
 /// The gate and the up matrix take the places of two tiles, or follow each other.
@@ -154,19 +235,28 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
         let columns = start..(start + block).min(acts.count);
         let pairs =
             formats[0] == formats[1] && (columns.len() <= STREAMED || in_pairs(s, formats[0], columns.len()));
+        let glu = |tile: usize| Glu {
+            to: Target { out: job.out, width: job.width, row: tile * LANES, apart: 0, rows: job.gate.rows() },
+            activation: job.activation,
+            biases: job.biases.map(|bias| bias_of(bias, tile)),
+        };
+        if const { S::STREAMS > 1 } && columns.len() <= STREAMED && acts.kind.quantised() {
+            let apart = job.tiles.len().div_ceil(S::STREAMS / 2);
+            let turn = |first: usize| {
+                let of = (first..job.tiles.end).step_by(apart);
+                match columns.len() {
+                    2 => glu_turn::<S, 2>(s, job, columns.start, of, glu),
+                    _ => glu_turn::<S, 1>(s, job, columns.start, of, glu),
+                }
+            };
+            // Otherwise all of it is done below, as if nothing had been.
+            if (job.tiles.start..job.tiles.start + apart).all(turn) {
+                continue;
+            }
+        }
         for tile in job.tiles.clone() {
             let tiles = [job.gate.tile(tile), job.up.tile(tile)];
-            let glu = Glu {
-                to: Target {
-                    out: job.out,
-                    width: job.width,
-                    row: tile * LANES,
-                    apart: 0,
-                    rows: job.gate.rows(),
-                },
-                activation: job.activation,
-                biases: job.biases.map(|bias| bias_of(bias, tile)),
-            };
+            let glu = glu(tile);
             if const { S::TILES == 2 } && pairs {
                 pass(s, formats[0], tiles, acts, columns.clone(), Sink::Glu(&glu), &mut slabs);
                 continue;

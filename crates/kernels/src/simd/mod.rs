@@ -23,6 +23,7 @@ mod wasm_columns;
 #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
 pub mod wasm_relaxed;
 
+use crate::packed::Format;
 use values::{SIGNED_VECTORS, Values};
 
 /// Lanes of a vector: outputs of a weight tile, keys of a cache sub-block.
@@ -284,6 +285,20 @@ pub trait Simd: Words {
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[Self::F; C]> {
         None
+    }
+    /// How many tiles are multiplied with one or two columns by turns, by [`Simd::streams`].
+    const STREAMS: usize = 1;
+    /// Up to [`Simd::STREAMS`] tiles of as many blocks times C columns, in a loop of the ISA's own where it has one for the
+    /// format and for these tiles; otherwise gives false.
+    #[inline(always)]
+    fn streams<const C: usize>(
+        self,
+        _: Format,
+        _tiles: &[&[u8]],
+        _: [&[ActBlock]; C],
+        _sums: &mut [[Self::F; C]],
+    ) -> bool {
+        false
     }
     /// Whether products of many columns gain by weights that are unpacked into memory before; `half`: of blocks with an F16
     /// scale each and no minimum.

@@ -4,7 +4,7 @@
 use super::values::{Sevens, Values};
 use super::wasm_columns::{Whole, multiply_all};
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
-use crate::packed::Layout;
+use crate::packed::{Format, Layout};
 use relaxable::{mul_add, select, swizzle};
 use std::arch::wasm32::*;
 use std::hint::black_box;
@@ -19,6 +19,19 @@ pub trait Dots: Copy {
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[F32x16; C]> {
         None
+    }
+    /// See [`Simd::STREAMS`].
+    const STREAMS: usize = 1;
+    /// See [`Simd::streams`].
+    #[inline(always)]
+    fn streams<const C: usize>(
+        self,
+        _: Format,
+        _: &[&[u8]],
+        _: [&[ActBlock]; C],
+        _: &mut [[F32x16; C]],
+    ) -> bool {
+        false
     }
     /// See [`Simd::unpacks`].
     #[inline(always)]
@@ -347,6 +360,17 @@ impl<D: Dots> Simd for Wasm<D> {
         self.add_ints(sum, quads!(i32x4_dot_i16x8(numbers, pairs)))
     }
 
+    const STREAMS: usize = D::STREAMS;
+    #[inline(always)]
+    fn streams<const C: usize>(
+        self,
+        format: Format,
+        tiles: &[&[u8]],
+        x: [&[ActBlock]; C],
+        sums: &mut [[F32x16; C]],
+    ) -> bool {
+        self.0.streams(format, tiles, x, sums)
+    }
     #[inline(always)]
     fn unpacks<V: Values>(half: bool) -> bool {
         half && D::unpacks::<V>()

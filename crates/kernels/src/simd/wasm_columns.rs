@@ -15,8 +15,8 @@ use std::mem::offset_of;
 /// How a line of weights, 64 bytes, is multiplied.
 pub trait Line: Copy {
     const LAYOUT: Layout;
-    /// Once per tile.
-    fn new() -> Self;
+    /// Once per tile. `flip` turns unsigned bytes into those that the engine multiplies whole: 0 or 128.
+    fn new(flip: u8) -> Self;
     /// What takes the offset of the weights out of a column's sums, from its [`ActBlock::minus_halves`].
     fn start(self, minus_halves: v128) -> v128;
     /// Adds the products of a line.
@@ -64,7 +64,7 @@ impl Line for Nibbles {
     const LAYOUT: Layout = Layout::Four;
 
     #[inline(always)]
-    fn new() -> Self {
+    fn new(_: u8) -> Self {
         Self { low: kept(u8x16_splat(15)), ones: kept(i16x8_splat(1)) }
     }
     /// Of 8 in each value.
@@ -106,7 +106,7 @@ impl Line for Whole {
     const LAYOUT: Layout = Layout::Bytes;
 
     #[inline(always)]
-    fn new() -> Self {
+    fn new(_: u8) -> Self {
         Self { low: kept(u16x8_splat(255)), offset: kept(i16x8_splat(128)) }
     }
     #[inline(always)]
@@ -128,6 +128,90 @@ impl Line for Whole {
             for c in 0..C {
                 let sum = i32x4_add(sums[c], i32x4_dot_i16x8(even, values[c][0]));
                 sums[c] = i32x4_add(sum, i32x4_dot_i16x8(odd, values[c][1]));
+            }
+        }
+    }
+    #[inline(always)]
+    fn finish(self, sums: v128) -> v128 {
+        sums
+    }
+}
+
+/// Four products at once, added in 32 bits: Q4_0.
+#[cfg(target_feature = "relaxed-simd")]
+#[derive(Clone, Copy)]
+pub struct WholeNibbles {
+    low: v128,
+    offset: v128,
+}
+
+#[cfg(target_feature = "relaxed-simd")]
+impl Line for WholeNibbles {
+    const LAYOUT: Layout = Layout::Four;
+
+    #[inline(always)]
+    fn new(_: u8) -> Self {
+        Self { low: kept(u8x16_splat(15)), offset: kept(i16x8_splat(8)) }
+    }
+    #[inline(always)]
+    fn start(self, minus_halves: v128) -> v128 {
+        i32x4_dot_i16x8(minus_halves, self.offset)
+    }
+    #[inline(always)]
+    unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
+        let mut values = [[self.low; 2]; C];
+        for c in 0..C {
+            // SAFETY: the caller's promise.
+            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(super::QK / 2))] };
+        }
+        for (quad, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let bytes = unsafe { load(w.add(quad * 16)) };
+            let (low, high) = (v128_and(bytes, self.low), v128_and(u16x8_shr(bytes, 4), self.low));
+            for c in 0..C {
+                let sum = i32x4_relaxed_dot_i8x16_i7x16_add(values[c][0], low, sums[c]);
+                sums[c] = i32x4_relaxed_dot_i8x16_i7x16_add(values[c][1], high, sum);
+            }
+        }
+    }
+    #[inline(always)]
+    fn finish(self, sums: v128) -> v128 {
+        sums
+    }
+}
+
+/// The same: Q8_0.
+#[cfg(target_feature = "relaxed-simd")]
+#[derive(Clone, Copy)]
+pub struct WholeBytes {
+    flip: v128,
+    offset: v128,
+}
+
+#[cfg(target_feature = "relaxed-simd")]
+impl Line for WholeBytes {
+    const LAYOUT: Layout = Layout::Bytes;
+
+    #[inline(always)]
+    fn new(flip: u8) -> Self {
+        Self { flip: kept(u8x16_splat(flip)), offset: kept(i16x8_splat(128 - flip as i16)) }
+    }
+    #[inline(always)]
+    fn start(self, minus_halves: v128) -> v128 {
+        i32x4_dot_i16x8(minus_halves, self.offset)
+    }
+    #[inline(always)]
+    unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
+        let mut values = [self.flip; C];
+        for c in 0..C {
+            // SAFETY: the caller's promise.
+            values[c] = unsafe { broadcast(x[c]) };
+        }
+        for (quad, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            let bytes = v128_xor(unsafe { load(w.add(quad * 16)) }, self.flip);
+            for c in 0..C {
+                sums[c] = i32x4_relaxed_dot_i8x16_i7x16_add(values[c], bytes, sums[c]);
             }
         }
     }
@@ -164,7 +248,7 @@ pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> Op
     let block_bytes = const { L::LAYOUT.bytes() };
     // Tiles end on cache lines.
     assert!(tile.len() >= blocks * (SCALES + block_bytes) && x.iter().all(|x| x.len() == blocks));
-    let (line, widening, bytes) = (L::new(), Widening::new(kept), black_box(block_bytes));
+    let (line, widening, bytes) = (L::new(0), Widening::new(kept), black_box(block_bytes));
     let mut sums = [[f32x4_splat(0.0); 4]; C];
     let (mut at, mut x) = (tile.as_ptr(), x.map(<[ActBlock]>::as_ptr));
     let mut left = blocks;
@@ -185,6 +269,48 @@ pub fn multiply<L: Line, const C: usize>(tile: &[u8], x: [&[ActBlock]; C]) -> Op
         left -= count;
     }
     Some(sums)
+}
+
+/// Some tiles times C columns, a block of each by turns: memory is read as so many streams, which a CPU reads ahead of at the
+/// same time, and more of it waits at once. False where a scale is not finite.
+#[cfg(target_feature = "relaxed-simd")]
+#[inline(never)]
+pub fn multiply_streams<L: Line, const C: usize>(
+    flip: u8,
+    tiles: &[&[u8]],
+    x: [&[ActBlock]; C],
+    sums: &mut [[F32x16; C]],
+) -> bool {
+    let blocks = x[0].len();
+    let block_bytes = const { L::LAYOUT.bytes() };
+    assert!(tiles.iter().all(|tile| tile.len() >= blocks * (SCALES + block_bytes)));
+    assert!(x.iter().all(|x| x.len() == blocks) && tiles.len() == sums.len());
+    let (line, widening, bytes) = (L::new(flip), Widening::new(kept), black_box(block_bytes));
+    sums.fill([[f32x4_splat(0.0); 4]; C]);
+    let (mut at, mut x) = (0, x.map(<[ActBlock]>::as_ptr));
+    let mut left = blocks;
+    while left > 0 {
+        let count = left.min(GROUP);
+        let mut scales = at;
+        at += count * SCALES;
+        let end = at + count * bytes;
+        while at != end {
+            for (tile, sums) in tiles.iter().zip(&mut *sums) {
+                let (w, scales) = (tile.as_ptr().wrapping_add(at), tile.as_ptr().wrapping_add(scales));
+                let mut own = *sums;
+                // SAFETY: the length was checked for so many blocks, of the tile and of the columns.
+                if !unsafe { add_block(line, &mut own, w, bytes, (widening, scales), x) } {
+                    return false;
+                }
+                *sums = own;
+            }
+            at += bytes;
+            scales += SCALES;
+            x = x.map(|x| x.wrapping_add(1));
+        }
+        left -= count;
+    }
+    true
 }
 
 /// Adds the products of a block of `bytes` bytes. Its scales are widened here, not for a group of blocks before: stored and

@@ -8,9 +8,11 @@
 
 use super::values::Values;
 use super::wasm::{Dots, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
-use super::wasm_columns::{Nibbles, Whole, add_unpacked, multiply_all};
+use super::wasm_columns::{
+    Nibbles, Whole, WholeBytes, WholeNibbles, add_unpacked, multiply_all, multiply_streams,
+};
 use super::{ActBlock, each_group};
-use crate::packed::Layout;
+use crate::packed::{Format, Layout};
 use std::arch::wasm32::*;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -98,6 +100,21 @@ fn multiplies(flip: u8, bytes: &[u8]) -> bool {
 }
 
 impl Dots for WholeDots {
+    const STREAMS: usize = 4;
+    #[inline(always)]
+    fn streams<const C: usize>(
+        self,
+        format: Format,
+        tiles: &[&[u8]],
+        x: [&[ActBlock]; C],
+        sums: &mut [[F32x16; C]],
+    ) -> bool {
+        match format {
+            Format::Q4_0 => multiply_streams::<WholeNibbles, C>(self.flip, tiles, x, sums),
+            Format::Q8_0 => multiply_streams::<WholeBytes, C>(self.flip, tiles, x, sums),
+            _ => false,
+        }
+    }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
         if V::MAX > 127 { V::OFFSET - self.flip as i32 } else { V::OFFSET }
