@@ -50,6 +50,33 @@ unsafe fn broadcast(at: *const u8) -> v128 {
     unsafe { v128_load32_splat(at.cast()) }
 }
 
+/// The values that four rows' low and high nibbles are multiplied with, of each column.
+///
+/// # Safety
+/// Four bytes follow each column's address, and that half a block later.
+#[cfg(target_feature = "relaxed-simd")]
+#[inline(always)]
+unsafe fn values_of_nibbles<const C: usize>(any: v128, x: [*const u8; C]) -> [[v128; 2]; C] {
+    let mut values = [[any; 2]; C];
+    for c in 0..C {
+        // SAFETY: the caller's promise.
+        values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(super::QK / 2))] };
+    }
+    values
+}
+
+/// The low and the high nibbles of 16 bytes.
+///
+/// # Safety
+/// 16 bytes follow `at`.
+#[cfg(target_feature = "relaxed-simd")]
+#[inline(always)]
+unsafe fn nibbles(low: v128, at: *const u8) -> [v128; 2] {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { load(at) };
+    [v128_and(bytes, low), v128_and(u16x8_shr(bytes, 4), low)]
+}
+
 /// Q4_0: products of bytes, those of a whole block added in 16 bits. A lane has 16 of a row's 32 products and takes out the
 /// offset of half of these and as many others: 127 * (8 * 15 + 8 * 8 + 8 * 8) is 31,496 at most.
 #[cfg(target_feature = "relaxed-simd")]
@@ -74,15 +101,11 @@ impl Line for Nibbles {
     }
     #[inline(always)]
     unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
-        let mut values = [[self.low; 2]; C];
-        for c in 0..C {
-            // SAFETY: the caller's promise.
-            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(super::QK / 2))] };
-        }
+        // SAFETY: the caller's promise.
+        let values = unsafe { values_of_nibbles(self.low, x) };
         for (quad, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            let bytes = unsafe { load(w.add(quad * 16)) };
-            let (low, high) = (v128_and(bytes, self.low), v128_and(u16x8_shr(bytes, 4), self.low));
+            let [low, high] = unsafe { nibbles(self.low, w.add(quad * 16)) };
             for c in 0..C {
                 let sum = i16x8_add(sums[c], i16x8_relaxed_dot_i8x16_i7x16(values[c][0], low));
                 sums[c] = i16x8_add(sum, i16x8_relaxed_dot_i8x16_i7x16(values[c][1], high));
@@ -159,15 +182,11 @@ impl Line for WholeNibbles {
     }
     #[inline(always)]
     unsafe fn add<const C: usize>(self, sums: &mut [[v128; C]; 4], w: *const u8, x: [*const u8; C]) {
-        let mut values = [[self.low; 2]; C];
-        for c in 0..C {
-            // SAFETY: the caller's promise.
-            values[c] = unsafe { [broadcast(x[c]), broadcast(x[c].add(super::QK / 2))] };
-        }
+        // SAFETY: the caller's promise.
+        let values = unsafe { values_of_nibbles(self.low, x) };
         for (quad, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller's promise.
-            let bytes = unsafe { load(w.add(quad * 16)) };
-            let (low, high) = (v128_and(bytes, self.low), v128_and(u16x8_shr(bytes, 4), self.low));
+            let [low, high] = unsafe { nibbles(self.low, w.add(quad * 16)) };
             for c in 0..C {
                 let sum = i32x4_relaxed_dot_i8x16_i7x16_add(values[c][0], low, sums[c]);
                 sums[c] = i32x4_relaxed_dot_i8x16_i7x16_add(values[c][1], high, sum);
