@@ -23,23 +23,19 @@ const variants = WASM_VARIANTS.filter((variant) => {
   return lack === undefined;
 });
 
+const SHAPE = {
+  blocks: 2,
+  width: 64,
+  heads: 4,
+  kvHeads: 2,
+  headDim: 32,
+  feedForward: 96,
+  contextLength: 1024,
+  types: ['Q8_0'],
+} as const;
+
 /** Two layers of random weights, and a prompt that reaches over eleven blocks and ends within one. */
-const MODEL = new Blob([
-  writeGguf(
-    randomModelSpec({
-      architecture: 'qwen3',
-      blocks: 2,
-      width: 64,
-      heads: 4,
-      kvHeads: 2,
-      headDim: 32,
-      feedForward: 96,
-      contextLength: 1024,
-      types: ['Q8_0'],
-      seed: 400,
-    }),
-  ).bytes,
-]);
+const MODEL = new Blob([writeGguf(randomModelSpec({ ...SHAPE, architecture: 'qwen3', seed: 400 })).bytes]);
 const PROMPT = tokens(31, 700, VOCABULARY);
 
 const EACH: Record<AttentionPolicy['policy'], AttentionPolicy> = {
@@ -120,15 +116,8 @@ describe('a sliding window of the model', () => {
   const windowed = new Blob([
     writeGguf(
       randomModelSpec({
+        ...SHAPE,
         architecture: 'gemma2',
-        blocks: 2,
-        width: 64,
-        heads: 4,
-        kvHeads: 2,
-        headDim: 32,
-        feedForward: 96,
-        contextLength: 1024,
-        types: ['Q8_0'],
         seed: 401,
         keys: { 'attention.sliding_window': 200 },
       }),
@@ -148,18 +137,21 @@ describe('a sliding window of the model', () => {
     expect(usage.attention?.layers[0]).toEqual({ kept: 1, mass: 1 });
   });
 
-  it.each(CONTENT)('%s: chooses among the blocks in it, in any chunks', async (policy) => {
-    const few: AttentionPolicy = { policy, keep: 0, minTokens: 128 };
-    await using model = await openWindowed(few);
-    await using other = await openWindowed(few, { chunk: 7, threads: 1 });
-    expect(await digestOf(model, PROMPT)).toBe(await digestOf(other, PROMPT));
-    const [{ usage, tokens: text }, again] = [await continued(model), await continued(other)];
-    expect(again.tokens).toEqual(text);
-    // Two blocks and the queries' own, of four or five that a window of 200 reaches into.
-    const [layer] = usage.attention?.layers ?? [];
-    expect(layer?.kept).toBeGreaterThan(0.6);
-    expect(layer?.kept).toBeLessThan(0.85);
-  });
+  it.each(CONTENT)(
+    '%s: chooses among the blocks in it, in any chunks, as the scalar reference',
+    async (policy) => {
+      const few: AttentionPolicy = { policy, keep: 0, minTokens: 128 };
+      await using model = await openWindowed(few);
+      await using other = await openWindowed(few, { isa: 'scalar', chunk: 7, threads: 1 });
+      expect(await digestOf(model, PROMPT)).toBe(await digestOf(other, PROMPT));
+      const [{ usage, tokens: text }, again] = [await continued(model), await continued(other)];
+      expect(again.tokens).toEqual(text);
+      // Two blocks and the queries' own, of four or five that a window of 200 reaches into.
+      const [layer] = usage.attention?.layers ?? [];
+      expect(layer?.kept).toBeGreaterThan(0.6);
+      expect(layer?.kept).toBeLessThan(0.85);
+    },
+  );
 });
 
 it('all logits of a vocabulary of which few rows fit a step', async () => {

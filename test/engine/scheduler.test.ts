@@ -75,9 +75,11 @@ describe('several generations at once', () => {
 
   it('refuses what no step has room for, and goes on', async () => {
     const { model, backend } = createFakeModel({ limits: { maxStepTokens: 4, chunk: 4, block: 8 } });
+    const beside = model.complete('a', { maxTokens: 20, ignoreEnd: true });
     await expect(model.complete('a long prompt', { maxTokens: 2 })).rejects.toMatchObject({
       code: 'INTERNAL',
     });
+    expect((await beside).tokens).toHaveLength(20);
     expect(await model.complete('abc', { maxTokens: 2 })).toMatchObject({ finishReason: 'length' });
     expect(backend.sequences.size).toBe(0);
   });

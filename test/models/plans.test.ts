@@ -305,10 +305,10 @@ describe('features a file may have', () => {
   });
 
   it('takes the usual length of YaRN for what it is, and another for a factor', () => {
-    const attnFactor = (stated: number) =>
+    const attnFactor = (stated: number, type = 'yarn') =>
       plan(
         tinyValues('qwen2', {
-          'rope.scaling.type': 'yarn',
+          'rope.scaling.type': type,
           'rope.scaling.factor': 4,
           'rope.scaling.original_context_length': 16,
           'rope.scaling.yarn_attn_factor': stated,
@@ -318,6 +318,7 @@ describe('features a file may have', () => {
     expect(attnFactor(Math.fround(1 + 0.1 * Math.log(4)))).toBe(1);
     expect(attnFactor(1)).toBe(1);
     expect(attnFactor(1.5)).toBe(1.5);
+    expect(attnFactor(Math.fround(1 + 0.1 * Math.log(4)), 'linear')).toBeCloseTo(1.1386);
   });
 
   it('leaves out blocks that predict further tokens', () => {

@@ -119,9 +119,12 @@ export function createScheduler(
         wholeBlocks(pending, take, live.get(pending.sequence) ?? 0, block),
       );
       if (batch.length === 0) {
-        // Nobody would ever ask again for what no step has room for.
-        for (const pending of queue.splice(0)) if (!pending.settled) pending.reject(noRoom(pending));
-        break;
+        // Prompts of which not even a step of their own has room for a part: nobody would ever ask for them again.
+        const stuck = queue.filter((pending) => !pending.settled && isPrompt(pending));
+        if (stuck.length === 0) break;
+        for (const pending of stuck) pending.reject(noRoom(pending));
+        promptsTurn = false;
+        continue;
       }
       promptsTurn = batch.every(isSingle) && queue.some(isPrompt);
       stepping = runBatch(model, batch, tuner, ({ pending, take }) => {

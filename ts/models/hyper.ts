@@ -188,10 +188,10 @@ const LOGIT_CAP = 'final_logit_softcapping';
 
 /** Gemma's caps, or those of files that state none; zero says none. */
 function readCaps(keys: Keys, otherwise: SoftCaps): Pick<Hyper, 'scoreCap' | 'logitCap'> {
-  const read = (key: string) => (keys.optionalFinite(key) === 0 ? undefined : keys.optionalPositive(key));
-  const stated = (key: string) => keys.optionalFinite(key) !== undefined;
-  const scoreCap = stated(SCORE_CAP) ? read(SCORE_CAP) : otherwise.score;
-  const logitCap = stated(LOGIT_CAP) ? read(LOGIT_CAP) : otherwise.logit;
+  const read = (key: string, absent: number | undefined) =>
+    keys.optionalFinite(key) === 0 ? undefined : (keys.optionalPositive(key) ?? absent);
+  const scoreCap = read(SCORE_CAP, otherwise.score);
+  const logitCap = read(LOGIT_CAP, otherwise.logit);
   return {
     ...(scoreCap === undefined ? {} : { scoreCap }),
     ...(logitCap === undefined ? {} : { logitCap }),

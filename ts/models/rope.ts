@@ -26,7 +26,9 @@ function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTab
     layout: row.ropeLayout,
     factor,
     extFactor: scaling === 'yarn' ? readExtFactor(keys) : 0,
-    attnFactor: (keys.optionalPositive('rope.scaling.attn_factor') ?? 1) * readYarnFactor(keys, factor),
+    attnFactor:
+      (keys.optionalPositive('rope.scaling.attn_factor') ?? 1) *
+      readYarnFactor(keys, scaling === 'yarn' ? factor : 1),
     betaFast: keys.optionalPositive('rope.scaling.yarn_beta_fast') ?? 32,
     betaSlow: keys.optionalPositive('rope.scaling.yarn_beta_slow') ?? 1,
     originalContext,
@@ -49,6 +51,7 @@ export function readRopes(keys: Keys, hyper: Hyper, row: Differences, tensors: T
 /**
  * Converters write two things there: a factor of the length that YaRN gives rotations, or that length itself, of which
  * the usual one can be told apart.
+ * @param factor YaRN's
  */
 function readYarnFactor(keys: Keys, factor: number): number {
   const stated = keys.optionalPositive('rope.scaling.yarn_attn_factor') ?? 1;

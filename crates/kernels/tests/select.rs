@@ -567,17 +567,44 @@ fn kept_mass_is_the_softmax_share() {
     let query = random.normals(dim);
     let rounded: Vec<f32> = query.iter().map(|&q| f16_to_f32(f32_to_f16(q))).collect();
     let kept = [0u32, 4, 7];
-    let weight = |position: usize| {
-        let dot: f64 =
-            hay.key(position).iter().zip(&rounded).map(|(&k, &q)| f64::from(k) * f64::from(q)).sum();
-        (dot * f64::from(scale(dim))).exp()
-    };
-    let of = |blocks: &mut dyn Iterator<Item = usize>| -> f64 {
-        blocks.flat_map(|block| block * BLOCK..(block + 1) * BLOCK).map(weight).sum()
-    };
-    let want = of(&mut kept.iter().map(|&b| b as usize)) / of(&mut (0..blocks));
-    let got = hay.with(|keys| kept_mass(available()[0], keys, &rounded, (scale(dim), None), blocks, &kept));
-    assert!((f64::from(got) - want).abs() < 1e-5, "{got} for {want}");
+    for cap in [None, Some(0.5)] {
+        let weight = |position: usize| {
+            let dot: f64 =
+                hay.key(position).iter().zip(&rounded).map(|(&k, &q)| f64::from(k) * f64::from(q)).sum();
+            let score = dot * f64::from(scale(dim));
+            cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
+        };
+        let of = |blocks: &mut dyn Iterator<Item = usize>| -> f64 {
+            blocks.flat_map(|block| block * BLOCK..(block + 1) * BLOCK).map(weight).sum()
+        };
+        let want = of(&mut kept.iter().map(|&b| b as usize)) / of(&mut (0..blocks));
+        let got =
+            hay.with(|keys| kept_mass(available()[0], keys, &rounded, (scale(dim), cap), blocks, &kept));
+        assert!((f64::from(got) - want).abs() < 1e-5, "{got} for {want}");
+    }
+}
+
+/// As in a layer with a sliding window of its own.
+#[test]
+fn the_last_blocks_are_scored_as_if_there_were_no_others() {
+    let mut random = Random(71);
+    let (dim, table) = (64, available()[0]);
+    let mut hay = Haystack::new(&mut random, 9, dim);
+    let queries = Queries::new(table, 1, 1, dim, std::iter::once(random.normals(dim).as_slice()));
+    let rotations = Rotations::new(7, 8, dim);
+    // Pages of two blocks share a vector: from an odd one on, the block before counts for what stands out.
+    hay.with(|keys| {
+        let scores = |keys: Keys, from: usize, to: usize| {
+            let (mut hashes, mut limits) = (Hashes::default(), Bounds::default());
+            hashes.update(table, &rotations, keys, to);
+            limits.update(table, keys, to);
+            [lsh(table, &rotations, &hashes, &queries, from..to), bounds(table, &limits, &queries, from..to)]
+        };
+        assert_eq!(scores(keys, 4, 9), scores(keys.from(4), 0, 5));
+        let odd = scores(keys, 3, 9);
+        assert_eq!(odd[0], scores(keys.from(3), 0, 6)[0]);
+        assert_eq!(odd[1], scores(keys.from(2), 0, 7)[1][1..]);
+    });
 }
 
 #[test]

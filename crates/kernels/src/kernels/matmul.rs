@@ -143,16 +143,12 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
                     2 => linear_turn::<S, 2>(s, job, columns.start, of.clone(), sink),
                     _ => linear_turn::<S, 1>(s, job, columns.start, of.clone(), sink),
                 };
-                for tile in of.take(if done { 0 } else { MOST_STREAMS }) {
-                    pass(
-                        s,
-                        weight.format(),
-                        [weight.tile(tile)],
-                        acts,
-                        columns.clone(),
-                        sink(tile),
-                        &mut slabs,
-                    );
+                if done {
+                    continue;
+                }
+                for tile in of {
+                    let tiles = [weight.tile(tile)];
+                    pass(s, weight.format(), tiles, acts, columns.clone(), sink(tile), &mut slabs);
                 }
             }
             continue;
@@ -177,6 +173,7 @@ fn by_turns<S: Simd, const C: usize>(
     acts: &Acts,
     column: usize,
 ) -> Option<[[S::F; C]; MOST_STREAMS]> {
+    const { assert!(S::STREAMS <= MOST_STREAMS) };
     let x = block_columns::<C>(acts, column, 0..acts.k / QK);
     let mut sums = [[s.splat(0.0); C]; MOST_STREAMS];
     s.streams(format, tiles, x, &mut sums[..tiles.len()]).then_some(sums)
