@@ -230,7 +230,7 @@ function markdown() {
   }
   if (scenarios.size > 0)
     parts.push(
-      '## Scenarios\n\n`npm run bench:scenarios -- --json FILE`; tokens per second, medians of runs that took turns. Models are slices, but for WebAssembly: so many times fewer layers and words than the real shape, in its proportions.',
+      '## Scenarios\n\n`npm run bench:scenarios -- --json FILE`; tokens per second, medians of runs that took turns. Models are slices, but for WebAssembly and for sequences that decode together: so many times fewer layers and words than the real shape, in its proportions.',
       ...[...scenarios.values()].flatMap(({ name, table, ...of }) => [
         `### ${name}\n\n${describe(of)}`,
         markdownTable(table),

@@ -3,11 +3,11 @@
 //
 // Situations that a benchmark of one model does not show: long prompts against llama.cpp, sparse attention, a busy core,
 // sequences that decode together, experts on demand, WebAssembly against native, and a stopwatch outside. Models of real
-// shapes with random weights are made when they are first wanted (1.6 GB in all): whole ones for WebAssembly, else slices
-// that have the proportions of the whole, so that each scenario takes a few minutes at most. llama.cpp takes part where
-// --llama-bench (or LLAMA_BENCH) names its bench, a build for AVX2 alone where --llama-bench-avx2 (or LLAMA_BENCH_AVX2)
-// does, and Chromium where there is one. --json adds to
-// what an earlier run left in the file.
+// shapes with random weights are made when they are first wanted (2.3 GB in all): whole ones for WebAssembly and for
+// sequences that decode together, else slices that have the proportions of the whole, so that each scenario takes a few
+// minutes at most. llama.cpp takes part where --llama-bench (or LLAMA_BENCH) names its bench, a build for AVX2 alone
+// where --llama-bench-avx2 (or LLAMA_BENCH_AVX2) does, and Chromium where there is one. --json adds to what an earlier
+// run left in the file.
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
