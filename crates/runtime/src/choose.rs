@@ -219,7 +219,7 @@ impl HeadState {
         }
         let blocks = match *method {
             Method::Antidiagonal { stride, mass, share } => {
-                small.update(table, keys, own);
+                small.update(table, keys, earlier.clone());
                 let mass_of = antidiagonal(table, small, queries, scale, earlier, stride);
                 self.with_lone(table, asked, &mass_of, share.with_lone(count, mass))
             }
@@ -239,7 +239,7 @@ impl HeadState {
             }
             Method::Auto { quality, .. } => {
                 let (budget, lone) = (AUTO_SHARE.budget(count, quality), count / AUTO_LONE);
-                small.update(table, keys, own);
+                small.update(table, keys, earlier.clone());
                 let mass_of = antidiagonal(table, small, queries, scale, earlier, AUTO_STRIDE);
                 let budget = Budget { blocks: budget.blocks + lone, lone, ..budget };
                 let blocks = self.with_lone(table, asked, &mass_of, budget);

@@ -11,6 +11,7 @@ use crate::kernels::attention::BLOCK;
 use crate::kernels::{padded, tree_sum};
 use crate::simd::{LANES, Simd};
 use crate::table::KernelTable;
+use std::ops::Range;
 
 /// The largest value of a key, and what its bytes are larger by than their values.
 pub(crate) const MOST: f32 = 63.0;
@@ -18,11 +19,13 @@ pub(crate) const OFFSET: i32 = 64;
 /// A float of this size has no fraction, and its last byte is a whole number that was added, larger by the offset.
 const WHOLE: f32 = 12_582_912.0 + OFFSET as f32;
 
-/// The keys of one KV head's first whole blocks. Made for a step's blocks of queries and then left, as they are half as large
-/// as an F16 cache's.
+/// The keys of some of one KV head's whole blocks. Made for a step's blocks of queries and then left, as they are half as
+/// large as an F16 cache's.
 #[derive(Default)]
 pub struct SmallKeys {
-    /// The mean key of the first block.
+    /// The first of the blocks.
+    first: usize,
+    /// The mean key of block 0.
     less: Vec<f32>,
     /// [blocks][4 sub-blocks][groups of four dimensions]
     values: Vec<PageVector>,
@@ -43,24 +46,31 @@ impl SmallKeys {
         self.scales.clear();
     }
 
-    /// Takes in the blocks up to `blocks`, all of them whole.
-    pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
+    /// Takes in blocks, all of them whole, of which the first is none before the first one taken in.
+    pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: Range<usize>) {
+        if self.scales.is_empty() {
+            self.first = blocks.start;
+        }
+        assert!(blocks.start >= self.first, "blocks before {}", self.first);
         let (dim, mut room) = (keys.head_dim, Room::new());
-        if self.less.is_empty() && blocks > 0 {
+        if self.less.is_empty() && !blocks.is_empty() {
             self.less = mean_key(table, keys.block(table, 0, &mut room), dim);
         }
-        let (of_block, first) = (SUB * vectors(dim), self.scales.len() / SUB);
-        self.values.resize(blocks.max(first) * of_block, PageVector([0; LANES * 4]));
-        self.scales.resize(blocks.max(first) * SUB, [0.0; LANES]);
-        for block in first..blocks {
-            let shrinking = Shrinking { keys: keys.block(table, block, &mut room), less: &self.less };
-            let (values, scales) = (&mut self.values[block * of_block..], &mut self.scales[block * SUB..]);
+        let (of_block, there) = (SUB * vectors(dim), self.scales.len() / SUB);
+        let count = there.max(blocks.end - self.first);
+        self.values.resize(count * of_block, PageVector([0; LANES * 4]));
+        self.scales.resize(count * SUB, [0.0; LANES]);
+        for i in there..count {
+            let shrinking =
+                Shrinking { keys: keys.block(table, self.first + i, &mut room), less: &self.less };
+            let (values, scales) = (&mut self.values[i * of_block..], &mut self.scales[i * SUB..]);
             (table.shrink_keys)(&shrinking, values, scales);
         }
     }
 
     /// A block's values and scales.
     pub(super) fn block(&self, block: usize) -> (&[PageVector], &[[f32; LANES]]) {
+        let block = block - self.first;
         let of_block = self.values.len() / self.scales.len() * SUB;
         (&self.values[block * of_block..][..of_block], &self.scales[block * SUB..][..SUB])
     }
