@@ -55,7 +55,7 @@ impl Ahead {
     #[inline(always)]
     pub fn ask_few<T: ?Sized>(self, item: &T, next: usize) {
         if self.near {
-            ask::<_MM_HINT_T0, T>(item, self.bytes);
+            self.ask(item);
         } else {
             ask::<_MM_HINT_T1, T>(item, next);
         }
