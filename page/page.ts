@@ -8,12 +8,17 @@ const PHASES = { header: 'Reading the header', tokenizer: 'Building the tokenize
 const DRAW_MS = 30;
 
 let loading: Promise<Model>;
+/** What was loaded last without an error. */
+let working: { readonly source: ModelSource; readonly name: string } | undefined;
 let stopLoading = new AbortController();
 let chat: Chat | undefined;
 let writing: AbortController | undefined;
 
-/** Loads a model in place of the present one; what is still being done with that one ends. */
-function open(source: ModelSource, name: string): void {
+/**
+ * Loads a model in place of the present one; what is still being done with that one ends. There is not memory for two
+ * at all times, so the one before is loaded again where this one fails.
+ */
+function open(source: ModelSource, name: string, failure?: unknown): void {
   stopLoading.abort();
   writing?.abort();
   const previous = loading;
@@ -22,15 +27,20 @@ function open(source: ModelSource, name: string): void {
   loading = (async () => {
     await previous?.then((model) => model.dispose()).catch(() => undefined);
     showLoading(name);
+    if (failure !== undefined) el.showError(failure);
     const model = await load(source, { signal: stop.signal, onProgress: showProgress });
     showModel(model, name);
+    working = { source, name };
     return model;
   })();
   loading.catch((reason) => {
     if (stop.signal.aborted) return;
+    const before = working;
+    working = undefined;
+    if (before !== undefined) return open(before.source, before.name, reason);
     el.loading.hidden = true;
     el.name.textContent = name;
-    el.showError(reason);
+    el.showError(failure ?? reason);
   });
 }
 

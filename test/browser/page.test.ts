@@ -176,6 +176,12 @@ describe.runIf(hasChromium)('the page', () => {
       await drop(page, 'broken.gguf', bytes.slice(0, 1000));
       await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/broken\.gguf.*\. Download/);
       expect(await page.locator('#speed').textContent()).toBe('');
+      // The model before is there again, and what was wrong with the other one stays to be read.
+      await ready(page);
+      await page.getByLabel('Message').fill('and now');
+      await page.getByLabel('Message').press('Enter');
+      await expect.poll(() => page.locator('#output .answer').count()).toBe(1);
+      await expect.poll(() => page.getByRole('button', { name: 'Send' }).isEnabled()).toBe(true);
       await drop(page, 'stories.gguf', readFileSync(STORIES));
       await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
       expect(await page.getByRole('alert').isHidden()).toBe(true);
@@ -193,8 +199,11 @@ describe.runIf(hasChromium)('the page', () => {
       await ready(page);
       await page.getByLabel('Open a GGUF file').setInputFiles(broken);
       await expect.poll(() => page.getByRole('alert').textContent()).toMatch(/same\.gguf/);
+      await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
+      expect(await page.getByRole('alert').isVisible()).toBe(true);
       expect(await page.getByLabel('Open a GGUF file').inputValue()).toBe('');
       await page.getByLabel('Open a GGUF file').setInputFiles({ ...broken, buffer: Buffer.from(bytes) });
+      await expect.poll(() => page.getByRole('alert').isHidden()).toBe(true);
       await ready(page);
       await page.getByText('Settings').click();
       await page.getByLabel('Temperature').fill('7');
