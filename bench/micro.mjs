@@ -57,7 +57,10 @@ async function targets() {
 /** The best module that works here; all of them with --all. */
 async function wasmTargets() {
   const { runtime } = await import('../dist/engine/runtime.js');
-  const variants = ['relaxed-simd-threads', 'simd128-threads', 'relaxed-simd', 'simd128'];
+  const variants = [
+    ...['relaxed-simd-threads', 'relaxed-simd-memory64-threads', 'simd128-threads'],
+    ...['relaxed-simd', 'relaxed-simd-memory64', 'simd128'],
+  ];
   const found = [];
   for (const variant of variants) {
     try {

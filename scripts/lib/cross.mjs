@@ -90,7 +90,8 @@ async function byRustup(target, source) {
  * @throws SetupError naming what each route failed on
  */
 export async function crossCargo(target, std, { source = false } = {}) {
-  const sourceArgs = [`-Zbuild-std=${std}`];
+  // Without what reads debug information for back traces, too.
+  const sourceArgs = [`-Zbuild-std=${std}`, '-Zbuild-std-features=optimize_for_size'];
   const refused = await byRustup(target, source);
   if (refused === undefined) return { route: 'rustup', cargo: 'cargo', args: [], sourceArgs, env: {} };
   try {

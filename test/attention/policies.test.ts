@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest';
 import type { AttentionOptions, AttentionPolicy } from '../../ts/attention/index.js';
 import { checkAttention, POLICIES, sparsePlan } from '../../ts/attention/index.js';
 import { loadNative } from '../../ts/backend/native.js';
-import { lacking, WASM_VARIANTS } from '../../ts/backend/wasm/variant.js';
+import { lacking, WASM_VARIANTS, whyNot } from '../../ts/backend/wasm/variant.js';
 import { load, type Model } from '../../ts/engine/index.js';
 import { digestOf, tokens } from '../contract/golden.js';
 import { randomModelSpec, VOCABULARY } from '../contract/random-model.js';
@@ -14,11 +14,7 @@ import { writeGguf } from '../gguf/writer.js';
 const { isas } = await loadNative();
 const lacks = lacking(undefined);
 const variants = WASM_VARIANTS.filter((variant) => {
-  const [instructions, threads] = variant.split('-threads');
-  const lack =
-    lacks.simd ??
-    (instructions === 'relaxed-simd' ? lacks.relaxed : undefined) ??
-    (threads === '' ? lacks.threads : undefined);
+  const lack = lacks.simd ?? whyNot(lacks, variant);
   if (lack !== undefined) console.log(`not run: sparse attention under ${variant}: ${lack}`);
   return lack === undefined;
 });

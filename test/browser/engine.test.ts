@@ -1,131 +1,18 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
-import { resolve } from 'node:path';
-import type { Browser, Page } from 'playwright-core';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Browser } from 'playwright-core';
+import { describe, expect, it } from 'vitest';
 import { isFrugalError, type LoadOptions, load } from '../../ts/index.js';
-import { GOLDEN_MODELS, type GoldenModel, optionsOf, readGolden } from '../contract/golden.js';
+import { GOLDEN_MODELS, readGolden } from '../contract/golden.js';
 import { hostileFiles } from '../gguf/hostile.js';
-import {
-  bundle,
-  hasChromium,
-  ISOLATED,
-  launchChromium,
-  openPage,
-  type Site,
-  sendFile,
-  serve,
-  shippedFiles,
-} from './browser.js';
-import type { Calls } from './engine-page.js';
+import { hasChromium, sendFile, serve } from './browser.js';
+import { engineSites, STORIES } from './engine-sites.js';
 
-const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
-const CSP = {
-  'Content-Security-Policy': "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'",
-};
-const HTML = '<!doctype html><title>engine</title><script type="module" src="/page.js"></script>';
 const golden = readGolden();
-
-const bytesOf = ({ path, bytes }: GoldenModel) =>
-  path === undefined ? (bytes?.() ?? new Uint8Array(0)) : readFileSync(path);
-const present = GOLDEN_MODELS.filter(({ path }) => path === undefined || existsSync(path));
-
-/** The files of the site, with its own copy of what the package ships. */
-async function siteFiles(): Promise<Map<string, Uint8Array>> {
-  const files = new Map<string, Uint8Array>([
-    ['/', new TextEncoder().encode(HTML)],
-    ['/page.js', await bundle(resolve(import.meta.dirname, 'engine-page.ts'))],
-    ['/stories.gguf', readFileSync(STORIES)],
-    ...shippedFiles(),
-  ]);
-  // The package as it is without a worker, which finds its modules there.
-  for (const [path, bytes] of shippedFiles())
-    if (path.endsWith('.wasm')) files.set(`/dist/wasm${path}`, bytes);
-  for (const model of present) files.set(`/${encodeURIComponent(model.name)}`, bytesOf(model));
-  return files;
-}
-
-type Run = <K extends keyof Calls>(name: K, ...args: Parameters<Calls[K]>) => ReturnType<Calls[K]>;
 
 // Generous: machines that are shared take their time over dozens of loads.
 describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () => {
-  let browser: Browser;
-  const sites: Record<'isolated' | 'plain' | 'open', Site | undefined> = {
-    isolated: undefined,
-    plain: undefined,
-    open: undefined,
-  };
-  beforeAll(async () => {
-    const files = await siteFiles();
-    sites.isolated = await serve(files, { ...ISOLATED, ...CSP });
-    sites.plain = await serve(files, CSP);
-    // Its pages may ask other sites.
-    sites.open = await serve(files, ISOLATED);
-    browser = await launchChromium();
-  });
-  afterAll(async () => {
-    await browser?.close();
-    await Promise.all(Object.values(sites).map((site) => site?.close()));
-  });
-
-  async function withPage(
-    kind: keyof typeof sites,
-    use: (run: Run, page: Page, site: Site) => Promise<void>,
-  ) {
-    const site = sites[kind];
-    if (site === undefined) throw new Error('no site');
-    const page = await openPage(browser, site);
-    const run = (name: string, ...args: unknown[]) =>
-      page.evaluate(
-        ([call, values]) =>
-          (globalThis as unknown as { calls: Record<string, (...a: unknown[]) => unknown> }).calls[call]?.(
-            ...values,
-          ),
-        [name, args] as const,
-      );
-    try {
-      await page.waitForFunction(() => 'calls' in globalThis);
-      site.requests.length = 0;
-      await use(run as Run, page, site);
-    } finally {
-      await page.close();
-    }
-  }
-
-  const picks = [
-    ['isolated', {}, 'relaxed-simd-threads'],
-    ['isolated', { isa: 'simd128' }, 'simd128-threads'],
-    ['plain', {}, 'relaxed-simd'],
-    ['plain', { isa: 'simd128' }, 'simd128'],
-  ] as const;
-
-  it.each(picks)(
-    '%s, with %o: runs %s alone, which gives the golden digests',
-    async (kind, options, variant) => {
-      await withPage(kind, async (run, _, site) => {
-        // The large ones take a while on one thread.
-        const models = present.filter(({ large }) => !large || variant === 'relaxed-simd-threads');
-        for (const model of models) {
-          const { name, prompts } = model;
-          const path = `/${encodeURIComponent(name)}`;
-          const settings = {
-            ...options,
-            ...optionsOf(model),
-            ...(variant.endsWith('threads') && { threads: 2 }),
-          };
-          const backend = await run('open', path, settings);
-          expect(backend).toMatchObject({ kind: 'wasm', variant });
-          const digests: Record<string, string> = {};
-          for (const [prompt, ids] of Object.entries(prompts))
-            digests[prompt] = await run('digest', path, ids);
-          expect({ name, ...digests }).toEqual({ name, ...golden[name] });
-          await run('close', path);
-        }
-        const fetched = site.requests.map(({ path }) => path).filter((path) => path.endsWith('.wasm'));
-        expect(new Set(fetched)).toEqual(new Set([`/${variant}.wasm`]));
-      });
-    },
-  );
+  const { sites, withPage, browser } = engineSites();
 
   it.each(['isolated', 'plain'] as const)('%s: the page stays free while the model writes', async (kind) => {
     await withPage(kind, async (run) => {
@@ -294,7 +181,7 @@ describe.runIf(hasChromium)('the engine in Chromium', { timeout: 240_000 }, () =
           await run('close', '/stories.gguf');
         }
         await page.requestGC();
-        return rendererBytes(browser);
+        return rendererBytes(browser());
       };
       const before = await cycle(10);
       const after = await cycle(50);

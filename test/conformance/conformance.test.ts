@@ -1,16 +1,12 @@
-import { execFile } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
-import { resolve } from 'node:path';
-import { promisify } from 'node:util';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { lacking, WASM_VARIANTS, type WasmVariant } from '../../ts/backend/wasm/variant.js';
+import { lacking, WASM_VARIANTS, whyNot } from '../../ts/backend/wasm/variant.js';
 import { type LoadOptions, load } from '../../ts/index.js';
 import { load as loadWasm } from '../../ts/wasm.js';
 import { GOLDEN_MODELS } from '../contract/golden.js';
+import { deno, runDeno } from './deno-program.js';
 import { fixtures, goldenOf, isThere } from './fixtures.js';
 import { CASES, type Outcome, runCases } from './suite.js';
 
-const ROOT = resolve(import.meta.dirname, '../..');
 const PINNED = 'logits are the pinned ones, bit by bit';
 
 interface Run {
@@ -18,17 +14,17 @@ interface Run {
   readonly large: boolean;
 }
 
-/** Each module, those with threads with several; what takes seconds once for each. */
+/**
+ * Each module, those with threads with several; what takes seconds once for each. With 64-bit memory only addresses
+ * differ.
+ */
 const RUNS: readonly Run[] = WASM_VARIANTS.flatMap((variant): Run[] => {
-  const counts = variant.endsWith('-threads') ? [2, 1, 3] : [1];
+  const several = variant.includes('memory64') ? [2] : [2, 1, 3];
+  const counts = variant.endsWith('-threads') ? several : [1];
   return counts.map((threads, i) => ({ options: { variant, threads, chunk: 7 }, large: i === 0 }));
 });
 
 const nameOf = ({ options }: Run) => `${options.variant} on ${options.threads}`;
-
-const whyNot = (lacks: ReturnType<typeof lacking>, variant: WasmVariant): string | undefined =>
-  (variant.startsWith('relaxed') ? lacks.relaxed : undefined) ??
-  (variant.endsWith('-threads') ? lacks.threads : undefined);
 
 for (const model of GOLDEN_MODELS.filter((each) => !isThere(each))) {
   console.log(`not run: ${model.name} on WebAssembly, for want of ${model.path} (set FRUGAL_SHARED)`);
@@ -66,16 +62,6 @@ describe(`Node ${process.versions.node}`, () => {
   });
 });
 
-function findDeno(): string | undefined {
-  const scope = resolve(ROOT, 'node_modules/@deno');
-  if (!existsSync(scope)) return undefined;
-  const found = readdirSync(scope).map((name) =>
-    resolve(scope, name, process.platform === 'win32' ? 'deno.exe' : 'deno'),
-  );
-  return found.find((path) => existsSync(path));
-}
-
-const deno = findDeno();
 if (deno === undefined) console.log('not run: Deno, for want of its npm package for this machine');
 
 describe.runIf(deno !== undefined)('Deno', () => {
@@ -85,19 +71,7 @@ describe.runIf(deno !== undefined)('Deno', () => {
     outcomes?: Record<string, Outcome>;
   }> = [];
   beforeAll(async () => {
-    const script = resolve(import.meta.dirname, 'deno.ts');
-    const flags = ['run', '--allow-all', '--no-prompt', '--unstable-sloppy-imports', '--quiet'];
-    const { stdout } = await promisify(execFile)(deno ?? '', [...flags, script, JSON.stringify(RUNS)], {
-      cwd: ROOT,
-      maxBuffer: 64 << 20,
-      timeout: 500_000,
-    });
-    lines.push(
-      ...stdout
-        .trim()
-        .split('\n')
-        .map((line) => JSON.parse(line)),
-    );
+    lines.push(...(await runDeno<(typeof lines)[number]>('deno.ts', RUNS, 500_000)));
   }, 520_000);
 
   it('has all that the best module needs', () => {

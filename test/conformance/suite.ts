@@ -222,7 +222,7 @@ async function codeOf(call: Promise<unknown>): Promise<string> {
 }
 
 /** SHA-256 over the raw bits (float32, little-endian) of all rows of logits, in order. */
-async function digestOf(model: Model, tokens: readonly number[]): Promise<string> {
+export async function digestOf(model: Model, tokens: readonly number[]): Promise<string> {
   const rows: Uint8Array[] = [];
   for await (const row of model.score(tokens)) rows.push(new Uint8Array(row.slice().buffer));
   const bytes = new Uint8Array(rows.reduce((sum, row) => sum + row.length, 0));

@@ -4,8 +4,10 @@ import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
+import type { Glue } from '../../ts/backend/wasm/glue.js';
 import { nodeHost } from '../../ts/backend/wasm/host-node.js';
-import { watched } from '../../ts/backend/wasm/local-model.js';
+import { createInstance } from '../../ts/backend/wasm/instance.js';
+import { residentBytes } from '../../ts/backend/wasm/size.js';
 import {
   chooseVariant,
   type Lacks,
@@ -25,7 +27,7 @@ const ROOT = resolve(import.meta.dirname, '../..');
 const FOLDER = resolve(ROOT, 'dist/wasm');
 const MOST_COMPRESSED = 500_000;
 
-const NOTHING: Lacks = { simd: undefined, relaxed: undefined, threads: undefined };
+const NOTHING: Lacks = { simd: undefined, relaxed: undefined, threads: undefined, memory64: undefined };
 
 describe('the module that is used', () => {
   it.each<[string, Partial<Lacks>, string]>([
@@ -41,6 +43,17 @@ describe('the module that is used', () => {
     expect(chooseVariant({ ...NOTHING, ...lacks }, {})).toMatchObject({ variant, reason });
   });
 
+  it.each<[string, Partial<Lacks>]>([
+    ['relaxed-simd-memory64-threads', {}],
+    ['relaxed-simd-memory64', { threads: 'not isolated' }],
+    ['relaxed-simd-threads', { memory64: 'none' }],
+    ['simd128-threads', { relaxed: 'old' }],
+  ])('is %s for weights that need 64-bit addresses, where %o is lacking', (variant, lacks) => {
+    const { reason, memory64 } = chooseVariant({ ...NOTHING, ...lacks }, { large: true });
+    expect([variant, memory64]).toEqual([variant, variant.includes('memory64')]);
+    expect(reason.includes('the weights need 64-bit memory')).toBe(memory64);
+  });
+
   it('is without relaxed SIMD where simd128 is asked for', () => {
     expect(chooseVariant(NOTHING, { isa: 'simd128' })).toMatchObject({ variant: 'simd128-threads' });
   });
@@ -48,8 +61,8 @@ describe('the module that is used', () => {
   it('is none where there is no SIMD, or not what the one asked for needs', () => {
     const refused = { code: 'BACKEND_UNAVAILABLE', message: expect.stringContaining('none here') };
     const choose = (lacks: Partial<Lacks>) => () =>
-      chooseVariant({ ...NOTHING, ...lacks }, { variant: 'relaxed-simd-threads' });
-    for (const lack of ['simd', 'relaxed', 'threads']) {
+      chooseVariant({ ...NOTHING, ...lacks }, { variant: 'relaxed-simd-memory64-threads' });
+    for (const lack of ['simd', 'relaxed', 'threads', 'memory64']) {
       expect(choose({ [lack]: 'none here' })).toThrow(expect.objectContaining(refused));
     }
   });
@@ -154,7 +167,23 @@ it('weights that 32 bits cannot address are refused with what they need and what
   await expect(compiling).rejects.toMatchObject({
     code: 'OUT_OF_MEMORY',
     message: expect.stringMatching(/need 171\d{8} bytes, and WebAssembly has at most 4294967296/),
+    cure: expect.stringContaining('64-bit memory'),
   });
+});
+
+it('the size of the weights is what the module keeps', async () => {
+  const backend = await loadWasm(nodeHost, { variant: 'simd128' });
+  const shape = { blocks: 2, width: 64, heads: 2, kvHeads: 2, headDim: 32, feedForward: 96 };
+  const types = ['Q4_0', 'Q8_0', 'F16'] as const;
+  const spec = mixtureSpec({ seed: 1, contextLength: 64, types, experts: 4, topK: 2, ...shape });
+  const gguf = await openGguf(blobSource(new Blob([writeGguf(spec).bytes])));
+  const { plan } = buildPlan(gguf, { tensorTypes: backend.tensorTypes });
+  const model = await backend.compile(plan, { maxStepTokens: 16 });
+  const share = residentBytes(plan) / model.weightBytes;
+  await model.dispose();
+  // Packing adds a few bytes for each row of tiles.
+  expect(share).toBeGreaterThan(0.9);
+  expect(share).toBeLessThanOrEqual(1);
 });
 
 it('experts that 32 bits cannot address are kept where they are, where a limit is given', async () => {
@@ -185,17 +214,28 @@ it('experts that 32 bits cannot address are kept where they are, where a limit i
 });
 
 it('an instance that crashed takes no more calls', () => {
-  const watch = watched(new WebAssembly.Memory({ initial: 1 }));
+  const glue = {} as Glue;
+  const instance = createInstance(glue, new WebAssembly.Memory({ initial: 1 }), 2 ** 32);
   const refusal = () => {
     throw new Error('INVALID_ARGUMENT\nthreads is 0\nUse more.');
   };
-  expect(() => watch(refusal)).toThrow('threads is 0');
-  expect(watch(() => 3)).toBe(3);
+  expect(() => instance.call(refusal)).toThrow('threads is 0');
+  expect(instance.call(() => 3)).toBe(3);
+  expect(instance.ask(() => 3, 0)).toBe(3);
   const trap = () => {
     throw new WebAssembly.RuntimeError('unreachable');
   };
-  expect(() => watch(trap)).toThrow(expect.objectContaining({ code: 'INTERNAL' }));
-  expect(() => watch(() => 3)).toThrow('unreachable');
+  expect(() => instance.call(trap)).toThrow(expect.objectContaining({ code: 'INTERNAL' }));
+  expect(() => instance.call(() => 3)).toThrow('unreachable');
+  expect(instance.ask(() => 3, 0)).toBe(0);
+});
+
+it('an instance that was released takes no more calls, and says why', async () => {
+  const instance = createInstance({} as Glue, new WebAssembly.Memory({ initial: 1 }), 2 ** 32);
+  await instance.release();
+  await instance.release();
+  expect(() => instance.call(() => 3)).toThrow(expect.objectContaining({ code: 'DISPOSED' }));
+  expect(instance.ask(() => 3, 0)).toBe(0);
 });
 
 it('the self-test of this runtime agrees with what runs', () => {

@@ -13,12 +13,22 @@ export interface BigModel {
   readonly weightBytes: number;
 }
 
+export interface BigModelOptions {
+  /** Where there are any, each feed-forward layer is a mixture of so many, all of which a token uses. @default 0 */
+  readonly experts?: number;
+  /** Embedding, last block and last norm are not zero. @default false */
+  readonly filled?: boolean;
+}
+
 /**
  * A Llama of Q8_0 weights that are all zero, written as a sparse file: only the header takes space and time. What
  * loading and computing cost does not depend on the weights' values.
- * @param experts where there are any, each feed-forward layer is a mixture of so many, all of which a token uses
  */
-export async function writeBigModel(path: string, blocks: number, experts = 0): Promise<BigModel> {
+export async function writeBigModel(
+  path: string,
+  blocks: number,
+  { experts = 0, filled = false }: BigModelOptions = {},
+): Promise<BigModel> {
   const shapes = bigSpec(blocks, experts);
   const empty: GgufSpec = {
     ...shapes,
@@ -29,20 +39,39 @@ export async function writeBigModel(path: string, blocks: number, experts = 0): 
   const places = fields.filter(({ role }) => role === 'offset');
   let weightBytes = 0;
   let at = 0;
-  shapes.tensors.forEach((tensor, i) => {
+  const starts = shapes.tensors.map((tensor, i) => {
     view.setBigUint64(places[i]?.offset ?? 0, BigInt(at), true);
     const size = tensorBytes(tensor.type, tensor.shape);
     weightBytes += size;
+    const start = bytes.length + at;
     at += Math.ceil(size / ALIGNMENT) * ALIGNMENT;
+    return start;
   });
   const file = await open(path, 'w');
   try {
     await file.write(bytes);
     await file.truncate(bytes.length + at);
+    const last = `blk.${blocks - 1}.`;
+    for (const [i, tensor] of shapes.tensors.entries()) {
+      if (!filled || (tensor.name.startsWith('blk.') && !tensor.name.startsWith(last))) continue;
+      await file.write(someBytes(tensor), 0, undefined, starts[i]);
+    }
   } finally {
     await file.close();
   }
   return { path, weightBytes };
+}
+
+/** Ones, and blocks of Q8_0 with the scale 1 / 512 whose values follow from their place alone. */
+function someBytes({ type, shape }: TensorSpec): Uint8Array {
+  const bytes = new Uint8Array(tensorBytes(type, shape));
+  if (type === 'F32') new Float32Array(bytes.buffer).fill(1);
+  else
+    bytes.forEach((_, i) => {
+      const within = i % 34;
+      bytes[i] = within === 0 ? 0 : within === 1 ? 0x18 : ((i * 2654435761) >>> 11) & 255;
+    });
+  return bytes;
 }
 
 /** Metadata and shapes of the random models, with matrices that are larger and have no data yet. */

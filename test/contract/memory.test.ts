@@ -84,7 +84,7 @@ it.runIf(linux).each([
   'by %s, keeps experts that are read on demand within their limit and a tenth',
   async (_name, variant, shares, code) => {
     await withFolder(async (folder) => {
-      const { path } = await writeBigModel(join(folder, 'big.gguf'), 3, 8);
+      const { path } = await writeBigModel(join(folder, 'big.gguf'), 3, { experts: 8 });
       const expertBytes = 3 * 8 * 3 * 1024 * 4096 * (34 / 32);
       const peak = async (expertMemory?: number) =>
         (await runChild<Report>('memory', { path, expertMemory, variant }, { limitMs: 120_000 })).ran;
@@ -99,4 +99,24 @@ it.runIf(linux).each([
     });
   },
   300_000,
+);
+
+it.runIf(linux).each(['simd128', 'simd128-threads'] as const)(
+  'is back soon after a model on %s is disposed of, though who loaded it keeps it and asks for no collection',
+  async (variant) => {
+    await withFolder(async (folder) => {
+      const { path, weightBytes } = await writeBigModel(join(folder, 'big.gguf'), 9);
+      const { levels } = await runChild<{ levels: number[] }>(
+        'released',
+        { path, variant },
+        { limitMs: 60_000 },
+      );
+      const [before = 0, ...after] = levels;
+      const shares = after.map((level) => (level - before) / weightBytes);
+      console.log(
+        `of the weights after each disposal: ${shares.map((share) => share.toFixed(2)).join(', ')}`,
+      );
+      for (const share of shares) expect(share).toBeLessThan(0.5);
+    });
+  },
 );

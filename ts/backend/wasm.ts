@@ -4,7 +4,9 @@ import { backendModel, chooseIsa, planBytes, type RuntimeModel, translate } from
 import type { Backend, BackendModel, BackendOptions, Isa } from './types.js';
 import type { Glue } from './wasm/glue.js';
 import type { WasmHost } from './wasm/host.js';
-import { localModel, watched } from './wasm/local-model.js';
+import { createInstance } from './wasm/instance.js';
+import { localModel } from './wasm/local-model.js';
+import { checkSize, LARGE_BYTES, mostBytes, residentBytes } from './wasm/size.js';
 import { threadedModel } from './wasm/threaded-model.js';
 import { type Choice, chooseVariant, lacking, type WasmOptions, type WasmVariant } from './wasm/variant.js';
 
@@ -16,38 +18,57 @@ const MODULES: Record<WasmVariant, () => URL> = {
   'relaxed-simd': () => new URL('../../dist/wasm/relaxed-simd.wasm', import.meta.url),
   'simd128-threads': () => new URL('../../dist/wasm/simd128-threads.wasm', import.meta.url),
   'relaxed-simd-threads': () => new URL('../../dist/wasm/relaxed-simd-threads.wasm', import.meta.url),
+  'relaxed-simd-memory64': () => new URL('../../dist/wasm/relaxed-simd-memory64.wasm', import.meta.url),
+  'relaxed-simd-memory64-threads': () =>
+    new URL('../../dist/wasm/relaxed-simd-memory64-threads.wasm', import.meta.url),
 };
 
 /**
- * The runtime as WebAssembly. One module is fetched, the best that works here.
+ * The runtime as WebAssembly. One module is fetched, the best that works here; another, where the runtime has it, for
+ * the first model whose weights need 64-bit addresses.
  * @throws FrugalError `BACKEND_UNAVAILABLE`, with what is lacking or could not be fetched
  */
 export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promise<Backend> {
-  const choice = chooseVariant(lacking(host.unshared), {
-    variant: options.variant,
-    isa: options.isa ?? host.isa,
-  });
-  const module = await fetchModule(host, choice.variant);
-  const { createGlue } = choice.threads
-    ? await import('../../dist/wasm/glue-threads.js')
-    : await import('../../dist/wasm/glue.js');
-  const setup: Setup = { host, choice, module, createGlue };
-  const probe = createGlue();
-  probe.initSync({ module });
+  const lacks = lacking(host.unshared);
+  const wanted = { variant: options.variant, isa: options.isa ?? host.isa };
+  const setup = await setUp(host, chooseVariant(lacks, wanted));
+  const probe = setup.createGlue();
+  probe.initSync({ module: setup.module });
   const isas = probe.isas();
   return {
     kind: 'wasm',
     isas,
     tensorTypes: probe.tensorTypes(),
-    compile: (plan, compileOptions) => compile(setup, isas, plan, compileOptions),
+    async compile(plan, compileOptions) {
+      const bytes = residentBytes(plan, compileOptions.expertMemory);
+      const choice = chooseVariant(lacks, { ...wanted, large: bytes > LARGE_BYTES });
+      checkSize(plan, bytes, choice);
+      const used = choice.variant === setup.choice.variant ? setup : await setUp(host, choice);
+      return compile(used, isas, plan, compileOptions);
+    },
   };
 }
 
+/** A module, and what makes instances of it. */
 interface Setup {
   readonly host: WasmHost;
   readonly choice: Choice;
   readonly module: WebAssembly.Module;
   readonly createGlue: () => Glue;
+}
+
+async function setUp(host: WasmHost, choice: Choice): Promise<Setup> {
+  const module = await fetchModule(host, choice.variant);
+  const { createGlue } = await importGlue(choice);
+  return { host, choice, module, createGlue };
+}
+
+/** Addresses that bundlers find. */
+function importGlue({ memory64, threads }: Choice): Promise<{ createGlue(): Glue }> {
+  if (memory64 && threads) return import('../../dist/wasm/glue-memory64-threads.js');
+  if (memory64) return import('../../dist/wasm/glue-memory64.js');
+  if (threads) return import('../../dist/wasm/glue-threads.js');
+  return import('../../dist/wasm/glue.js');
 }
 
 const compiled = new Map<WasmVariant, Promise<WebAssembly.Module>>();
@@ -84,12 +105,14 @@ async function compile(
   const threads = choice.threads ? (options.threads ?? Math.min(host.cores, MOST_BY_DEFAULT)) : 1;
   const glue = createGlue();
   const { memory } = glue.initSync({ module });
-  const watch = watched(memory);
+  const instance = createInstance(glue, memory, mostBytes(choice));
   const { maxStepTokens, expertMemory } = options;
-  translate(() => watch(() => glue.compile(planBytes(plan), threads, isa, maxStepTokens, expertMemory)));
-  const local = localModel(glue, watch);
+  translate(() =>
+    instance.call(({ compile }) => compile(planBytes(plan), threads, isa, maxStepTokens, expertMemory)),
+  );
+  const local = localModel(instance);
   const model: RuntimeModel = choice.threads
-    ? await threadedModel(host, { module, memory, threads }, local)
+    ? await threadedModel(host, { module, memory, memory64: choice.memory64 }, { threads, instance, local })
     : local;
   const { variant, reason } = choice;
   const wanted = options.threads ?? 1;

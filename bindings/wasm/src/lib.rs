@@ -4,13 +4,12 @@
 use js_sys::{Array, Float32Array, Uint32Array};
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
-use kernels::simd::LANES;
 use kernels::table::available;
 use runtime::choose::Tally;
 use runtime::demand::Wanted;
 use runtime::error::{Error, Result};
 use runtime::model::{Entry, Limits, Model, Output, Progress, Want};
-use runtime::plan::{Op, Plan};
+use runtime::plan::Plan;
 use runtime::routing::Routing;
 use runtime::threads::{Lender, LentPool};
 use std::collections::VecDeque;
@@ -51,7 +50,7 @@ pub fn tensor_types() -> Vec<String> {
 }
 
 /// Compiles a plan (JSON as UTF-8) and reserves its memory. `isa`: one of `isas()`. `expert_memory`: the most
-/// bytes of experts in memory; without it all of them.
+/// bytes of experts in memory; without it all of them. The caller has made sure that the weights fit into the addresses.
 #[wasm_bindgen]
 pub fn compile(
     plan: &[u8],
@@ -73,50 +72,12 @@ fn new_model(plan: &[u8], threads: usize, isa: &str, limits: Limits) -> Result<(
         )
     })?;
     let plan = Plan::parse(plan)?;
-    check_size(&plan, limits)?;
     let pool = LentPool::new(threads);
     let lender = pool.lender();
     let model = Model::new(plan, table, Box::new(pool), limits)?;
     *LENDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(lender);
     *held() = Some(Arc::new(model));
     Ok(())
-}
-
-/// What a memory of 32-bit addresses holds.
-const MOST_BYTES: u64 = 1 << 32;
-
-/// Refuses weights that cannot fit, before sizes of theirs are computed in 32 bits.
-fn check_size(plan: &Plan, limits: Limits) -> Result<()> {
-    let (mut bytes, mut experts) = (0u64, 0u64);
-    for tensor in &plan.tensors {
-        let format = Format::ALL.iter().find(|format| format.name() == tensor.kind);
-        let row = format
-            .map_or(0, |format| tensor.cols.div_ceil(format.block()) as u64 * format.block_bytes() as u64);
-        let rows = tensor.rows.div_ceil(LANES) as u64 * LANES as u64 * tensor.experts.unwrap_or(1) as u64;
-        let sum = if in_mixture(plan, &tensor.name) { &mut experts } else { &mut bytes };
-        *sum = sum.saturating_add(row.saturating_mul(rows));
-    }
-    let limit = limits.expert_memory.map_or(u64::MAX, |limit| limit as u64);
-    let bytes = bytes.saturating_add(experts.min(limit));
-    if bytes < MOST_BYTES {
-        return Ok(());
-    }
-    Err(Error {
-        code: "OUT_OF_MEMORY",
-        message: format!("the weights need {bytes} bytes, and WebAssembly has at most {MOST_BYTES}"),
-        cure: match experts {
-            0 => "Use a smaller or more strongly quantised model, or the native backend in Node.",
-            _ => "Keep fewer experts in memory (expertMemory), or use a smaller model or the native backend.",
-        },
-    })
-}
-
-/// Whether a tensor holds experts.
-fn in_mixture(plan: &Plan, name: &String) -> bool {
-    plan.ops.iter().any(|op| match op {
-        Op::Experts { gate, up, down, .. } => [gate, up, down].contains(&name),
-        _ => false,
-    })
 }
 
 /// Lends the calling worker to the model as thread `thread`, until the model is disposed of.

@@ -4,6 +4,9 @@
 //! the readable definition; [`kernels`] holds the fast twins, generic over [`simd::Simd`];
 //! [`table`] binds them to the CPU at run time.
 
+// The compiler offers intrinsics for 64-bit memory as a feature that may still change.
+#![cfg_attr(target_arch = "wasm64", feature(simd_wasm64))]
+
 pub mod acts;
 pub mod exp;
 pub mod float16;

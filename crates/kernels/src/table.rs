@@ -10,9 +10,9 @@ use crate::reference;
 use crate::select::{
     Hashing, PackedKeys, PageScores, PageVector, RowScores, SampledScores, Shrinking, SmallRow, Sums,
 };
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+#[cfg(all(target_family = "wasm", target_feature = "simd128"))]
 use crate::simd::wasm;
-#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 use crate::simd::wasm_relaxed;
 use crate::simd::{ActBlock, LANES};
 use crate::view::Shared;
@@ -187,7 +187,7 @@ macro_rules! isa_table {
                 $body(token, $($arg),*)
             }
             // SAFETY: the token proves that this CPU has the features. (WebAssembly is checked as a whole.)
-            #[cfg_attr(target_arch = "wasm32", allow(unused_unsafe))]
+            #[cfg_attr(target_family = "wasm", allow(unused_unsafe))]
             unsafe { entry(token(), $($arg),*) }
         }
     };
@@ -254,11 +254,11 @@ mod avx_vnni {
 isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");
 #[cfg(target_arch = "aarch64")]
 isa_table!(NEON_DOT, neon_dot, crate::simd::neon::Neon<true>, "neon", "neon,dotprod");
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+#[cfg(all(target_family = "wasm", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
 isa_table!(SIMD128, simd128, wasm::Wasm<wasm::WordDots>, "simd128", "simd128");
-#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 isa_table!(RELAXED_WHOLE, relaxed_whole, wasm::Wasm<wasm_relaxed::WholeDots>, "relaxed-simd", "relaxed-simd");
-#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 isa_table!(RELAXED_PAIRS, relaxed_pairs, wasm::Wasm<wasm_relaxed::PairDots>, "relaxed-simd", "relaxed-simd");
 
 /// The tables that this CPU can run, fastest first; the scalar reference is always last.
@@ -285,9 +285,9 @@ pub fn available() -> Vec<&'static KernelTable> {
     } else if crate::simd::neon::Neon::<false>::detect().is_some() {
         tables.push(&NEON);
     }
-    #[cfg(all(target_arch = "wasm32", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
+    #[cfg(all(target_family = "wasm", target_feature = "simd128", not(target_feature = "relaxed-simd")))]
     tables.push(&SIMD128);
-    #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+    #[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
     if wasm::Wasm::<wasm_relaxed::WholeDots>::detect().is_some() {
         tables.push(&RELAXED_WHOLE);
     } else if wasm::Wasm::<wasm_relaxed::PairDots>::detect().is_some() {

@@ -20,7 +20,7 @@ impl Plain for ActBlock {}
 
 const ALIGN: usize = 64;
 /// From this size on memory comes from the system page by page as it is used, and goes back at once.
-#[cfg(any(unix, target_arch = "wasm32"))]
+#[cfg(any(unix, target_family = "wasm"))]
 const MAPPED: usize = 1 << 20;
 /// Streamed memory of at least this size starts on such a boundary and asks for huge pages.
 const HUGE: usize = 2 << 20;
@@ -118,7 +118,7 @@ impl Block {
             let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
             return (start != libc::MAP_FAILED).then_some(Self { start: start.cast(), bytes });
         }
-        #[cfg(target_arch = "wasm32")]
+        #[cfg(target_family = "wasm")]
         if bytes >= MAPPED {
             return grown::take(bytes).map(|start| Self { start, bytes });
         }
@@ -137,7 +137,7 @@ impl Drop for Block {
             unsafe { libc::munmap(self.start.cast(), self.bytes) };
             return;
         }
-        #[cfg(target_arch = "wasm32")]
+        #[cfg(target_family = "wasm")]
         if self.bytes >= MAPPED {
             return grown::give_back(self.start, self.bytes);
         }
@@ -151,7 +151,7 @@ impl Drop for Block {
 /// Large blocks at the end of WebAssembly's memory. New pages are zero and cost nothing until they are used, where the
 /// allocator would clear them. None go back to the system, so a block waits for the next of its size: pages of
 /// key/value caches come and go, all else stays.
-#[cfg(target_arch = "wasm32")]
+#[cfg(target_family = "wasm")]
 mod grown {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -173,7 +173,7 @@ mod grown {
             return Some(start);
         }
         drop(idle);
-        match core::arch::wasm32::memory_grow(0, bytes.div_ceil(PAGE)) {
+        match crate::simd::wasm_arch::memory_grow(0, bytes.div_ceil(PAGE)) {
             usize::MAX => None,
             page => Some((page * PAGE) as *mut u8),
         }

@@ -52,7 +52,7 @@ const LOGITS_BYTES: usize = 64 << 20;
 const FIRST_LOGITS_BYTES: usize = 4 << 20;
 /// Looks at a phase's end before a waiting thread gives way, and before it sleeps. (WebAssembly cannot pause between
 /// them, nor give way, and a sleeper is woken late.)
-const SPINS: usize = if cfg!(target_arch = "wasm32") { 60_000 } else { 4_000 };
+const SPINS: usize = if cfg!(target_family = "wasm") { 60_000 } else { 4_000 };
 const YIELDS: usize = 50;
 
 /// One token of a step.

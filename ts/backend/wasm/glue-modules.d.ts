@@ -5,3 +5,9 @@ declare module '*/dist/wasm/glue.js' {
 declare module '*/dist/wasm/glue-threads.js' {
   export function createGlue(): import('./glue.js').Glue;
 }
+declare module '*/dist/wasm/glue-memory64.js' {
+  export function createGlue(): import('./glue.js').Glue;
+}
+declare module '*/dist/wasm/glue-memory64-threads.js' {
+  export function createGlue(): import('./glue.js').Glue;
+}

@@ -1,55 +1,9 @@
-import { FrugalError } from '../../errors.js';
 import type { StepProgress } from '../experts.js';
 import type { RuntimeModel } from '../model.js';
 import type { StepResult } from '../types.js';
-import type { Glue, StepAnswer } from './glue.js';
+import type { StepAnswer } from './glue.js';
+import type { Instance } from './instance.js';
 import { nextTurn } from './turn.js';
-
-/** Runs calls into an instance; after one that crashed, none runs any more. */
-export type Watch = <T>(call: () => T) => T;
-
-/** An instance's memory at most, in bytes. */
-const MOST_BYTES = 2 ** 32;
-/** What may be left when an allocation fails. */
-const SLACK_BYTES = 16 << 20;
-
-export function watched(memory: WebAssembly.Memory): Watch {
-  let broken: FrugalError | undefined;
-  return (call) => {
-    if (broken !== undefined) throw broken;
-    try {
-      return call();
-    } catch (error) {
-      // All others come from an instance that has stopped midway.
-      if (error instanceof Error && isRefusal(error.message)) throw error;
-      broken = crashed(memory.buffer.byteLength, error);
-      throw broken;
-    }
-  };
-}
-
-/** The runtime's own errors have three lines; a panic's may have more, but no code. */
-export function isRefusal(message: string): boolean {
-  return /^[A-Z_]+\n.*\n/.test(message);
-}
-
-export function crashed(memoryBytes: number, cause: unknown): FrugalError {
-  const why = cause instanceof Error ? cause.message : String(cause);
-  if (memoryBytes > MOST_BYTES - SLACK_BYTES) {
-    return new FrugalError(
-      'OUT_OF_MEMORY',
-      `${memoryBytes} bytes of memory are in use, and WebAssembly has at most ${MOST_BYTES}`,
-      {
-        cure: 'Use a smaller model, a shorter context, fewer sequences at once, or the native backend.',
-        cause,
-      },
-    );
-  }
-  return new FrugalError('INTERNAL', `the WebAssembly engine stopped: ${why}`, {
-    cure: 'This is a fault of the engine; report it with the command that shows it.',
-    cause,
-  });
-}
 
 export interface LocalModel extends RuntimeModel {
   /** Copies an expert's bytes into the model's memory, where they wait to be packed. */
@@ -57,41 +11,44 @@ export interface LocalModel extends RuntimeModel {
 }
 
 /** A model that computes on the calling thread: a step holds it, and other tasks get their turn between steps. */
-export function localModel(glue: Glue, watch: Watch): LocalModel {
+export function localModel({ call, ask, release }: Instance): LocalModel {
   const stage = (tensor: number, matrix: number, bytes: Uint8Array) =>
-    watch(() => glue.stage(tensor, matrix, bytes));
+    call((glue) => glue.stage(tensor, matrix, bytes));
   return {
-    threads: watch(() => glue.threads()),
-    weightBytes: watch(() => glue.weightBytes()),
-    maxLogitRows: watch(() => glue.maxLogitRows()),
-    kvBytes: () => watch(() => glue.kvBytes()),
-    setStepThreads: (threads) => watch(() => glue.setStepThreads(threads)),
-    pushRows: async (id, rows) => watch(() => glue.pushRows(id, rows)),
-    isOnDemand: (id) => watch(() => glue.isOnDemand(id)),
-    attachTensor: (id) => watch(() => glue.attachTensor(id)),
+    threads: call((glue) => glue.threads()),
+    weightBytes: call((glue) => glue.weightBytes()),
+    maxLogitRows: call((glue) => glue.maxLogitRows()),
+    kvBytes: () => ask((glue) => glue.kvBytes(), 0),
+    setStepThreads: (threads) => call((glue) => glue.setStepThreads(threads)),
+    pushRows: async (id, rows) => call((glue) => glue.pushRows(id, rows)),
+    isOnDemand: (id) => call((glue) => glue.isOnDemand(id)),
+    attachTensor: (id) => call((glue) => glue.attachTensor(id)),
     stage,
     async supply(tensor, matrix, bytes) {
       await nextTurn();
       stage(tensor, matrix, bytes);
-      watch(() => glue.packStaged());
+      call((glue) => glue.packStaged());
     },
-    createSequence: (settings) => watch(() => glue.createSequence(settings)),
-    countExperts: (sequence) => watch(() => glue.countExperts(sequence)),
+    createSequence: (settings) => call((glue) => glue.createSequence(settings)),
+    countExperts: (sequence) => call((glue) => glue.countExperts(sequence)),
     expertCounts(sequence) {
-      const counts = watch(() => glue.expertCounts(sequence));
+      const counts = ask((glue) => glue.expertCounts(sequence), undefined);
       if (counts === undefined) return undefined;
       const [tokens, reads, misses] = counts;
       return { tokens, reads, misses };
     },
-    keptKeys: (sequence) => watch(() => glue.keptKeys(sequence)),
-    recordKeys: (sequence) => watch(() => glue.recordKeys(sequence)),
-    recordedKeys: (sequence) => watch(() => glue.recordedKeys(sequence)),
-    freeSequence: async (sequence) => watch(() => glue.freeSequence(sequence)),
+    keptKeys: (sequence) => ask((glue) => glue.keptKeys(sequence), new Float64Array()),
+    recordKeys: (sequence) => call((glue) => glue.recordKeys(sequence)),
+    recordedKeys: (sequence) => ask((glue) => glue.recordedKeys(sequence), new Uint32Array()),
+    freeSequence: async (sequence) => ask((glue) => glue.freeSequence(sequence), undefined),
     async step(sequences, counts, tokens, wants) {
       await nextTurn();
-      return progressOf(watch(() => glue.step(sequences, counts, tokens, wants)));
+      return progressOf(call((glue) => glue.step(sequences, counts, tokens, wants)));
     },
-    dispose: async () => watch(() => glue.dispose()),
+    async dispose() {
+      ask((glue) => glue.dispose(), undefined);
+      await release();
+    },
   };
 }
 

@@ -1,13 +1,18 @@
+/** Bits of a memory's limits in a module. */
+const HAS_MAXIMUM = 0x01;
+const SHARED = 0x02;
+const ADDRESSES_64 = 0x04;
+
 /** A module of one function, with one page of memory that it imports. */
-function moduleOf(body: readonly number[], shared = false): Uint8Array<ArrayBuffer> {
+function moduleOf(body: readonly number[], memory = 0): Uint8Array<ArrayBuffer> {
   const code = [0, ...body, 0x0b];
   return Uint8Array.from([
     ...[0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00],
     // Type: no parameters, no results.
     ...[0x01, 0x04, 0x01, 0x60, 0x00, 0x00],
     // Import: "m" "m", a memory of one page (shared ones name a maximum too).
-    ...[0x02, shared ? 0x09 : 0x08, 0x01, 0x01, 0x6d, 0x01, 0x6d, 0x02],
-    ...(shared ? [0x03, 0x01, 0x01] : [0x00, 0x01]),
+    ...[0x02, memory & HAS_MAXIMUM ? 0x09 : 0x08, 0x01, 0x01, 0x6d, 0x01, 0x6d, 0x02],
+    ...(memory & HAS_MAXIMUM ? [memory, 0x01, 0x01] : [memory, 0x01]),
     // One function of that type, exported as "f".
     ...[0x03, 0x02, 0x01, 0x00],
     ...[0x07, 0x05, 0x01, 0x01, 0x66, 0x00, 0x00],
@@ -34,8 +39,11 @@ const SIMD = moduleOf([...[0x41, 0x00], ...load(0), ...[0xfd, 0x62], ...[0xfd, 0
 /** An atomic fence and a notification on shared memory. */
 const ATOMICS = moduleOf(
   [...[0xfe, 0x03, 0x00], ...[0x41, 0x00, 0x41, 0x00, 0xfe, 0x00, 0x02, 0x00, 0x1a]],
-  true,
+  HAS_MAXIMUM | SHARED,
 );
+
+/** `v128.load` at a 64-bit address. */
+const MEMORY64 = moduleOf([...[0x42, 0x00, 0xfd, 0x00, 0x00, 0x00], 0x1a], ADDRESSES_64);
 
 export function supportsSimd(): boolean {
   return WebAssembly.validate(SIMD);
@@ -43,6 +51,17 @@ export function supportsSimd(): boolean {
 
 export function supportsSharedMemory(): boolean {
   return WebAssembly.validate(ATOMICS);
+}
+
+export function supportsMemory64(): boolean {
+  if (!WebAssembly.validate(MEMORY64)) return false;
+  try {
+    // Engines from before the standard give such a memory another form of description.
+    new WebAssembly.Memory({ address: 'i64', initial: 1n } as unknown as WebAssembly.MemoryDescriptor);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**

@@ -7,6 +7,8 @@ export type ToThread =
       readonly thread: number;
       readonly module: WebAssembly.Module;
       readonly memory: WebAssembly.Memory;
+      /** Whether its addresses have 64 bits, which takes other glue. */
+      readonly memory64: boolean;
     }
   | ToFirstThread;
 

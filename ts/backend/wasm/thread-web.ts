@@ -9,4 +9,4 @@ interface WorkerScope {
 
 const scope = globalThis as unknown as WorkerScope;
 const serve = createServer((message, transfer) => scope.postMessage(message, transfer));
-scope.onmessage = ({ data }) => serve(data);
+scope.onmessage = ({ data }) => void serve(data);

@@ -2,15 +2,12 @@ import { FrugalError } from '../../errors.js';
 import type { RuntimeModel } from '../model.js';
 import type { StepAnswer } from './glue.js';
 import type { Thread, WasmHost } from './host.js';
-import { crashed, isRefusal, type LocalModel, progressOf } from './local-model.js';
-import type { FromThread, ToFirstThread } from './protocol.js';
+import { type Instance, isRefusal } from './instance.js';
+import { type LocalModel, progressOf } from './local-model.js';
+import type { FromThread, ToFirstThread, ToThread } from './protocol.js';
 
-export interface SharedModule {
-  readonly module: WebAssembly.Module;
-  /** Holds the model, and is that of all its threads. */
-  readonly memory: WebAssembly.Memory;
-  readonly threads: number;
-}
+/** What all threads of a model share. */
+export type SharedModule = Omit<Extract<ToThread, { type: 'start' }>, 'type' | 'thread'>;
 
 /**
  * A model whose steps run on threads of their own; the calling thread's instance does the rest. Thread 0 takes the
@@ -20,11 +17,11 @@ export interface SharedModule {
 export async function threadedModel(
   host: WasmHost,
   shared: SharedModule,
-  local: LocalModel,
+  { threads, instance, local }: { threads: number; instance: Instance; local: LocalModel },
 ): Promise<RuntimeModel> {
-  const crew = startCrew(host, shared);
+  const crew = startCrew(host, threads, instance);
   try {
-    await crew.ready;
+    await crew.start(shared);
   } catch (cause) {
     await crew.end();
     const why = cause instanceof Error ? cause.message : String(cause);
@@ -43,22 +40,23 @@ export async function threadedModel(
       await crew.ask({ type: 'pack' });
     },
     dispose() {
-      ending ??= end(local, crew);
+      ending ??= end(instance, crew);
       return ending;
     },
   };
 }
 
 /** The step in progress is cut short, and its memory is in use until then. */
-async function end(local: RuntimeModel, crew: Crew): Promise<void> {
-  await local.dispose().catch(() => undefined);
+async function end(instance: Instance, crew: Crew): Promise<void> {
+  instance.ask((glue) => glue.dispose(), undefined);
   await crew.idle();
   await crew.end();
+  await instance.release();
 }
 
 interface Crew {
-  /** When all threads are there. */
-  readonly ready: Promise<unknown>;
+  /** Resolves when all threads are there. Nothing keeps the memory but they, as they may end later than asked. */
+  start(shared: SharedModule): Promise<void>;
   /** Has thread 0 do something, after what it was asked before; of a step it gives the answer. */
   ask(request: ToFirstThread): Promise<StepAnswer | undefined>;
   idle(): Promise<void>;
@@ -70,7 +68,7 @@ interface Pending {
   reject(reason: unknown): void;
 }
 
-function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): Crew {
+function startCrew(host: WasmHost, threads: number, instance: Instance): Crew {
   const pending: Pending[] = [];
   let running: Promise<unknown> = Promise.resolve();
   let broken: FrugalError | undefined;
@@ -83,11 +81,11 @@ function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): C
   /** A thread that crashed may hold locks that the others wait for: none goes on. Each end comes here too. */
   const fail = (reason: string): void => {
     if (broken !== undefined) return;
-    broken = crashed(memory.buffer.byteLength, reason);
+    broken = instance.fail(reason);
     while (pending.length > 0) settle()?.reject(broken);
     for (const thread of crew) void thread.end();
   };
-  const start = (thread: number) =>
+  const ready = () =>
     new Promise<void>((resolve, reject) => {
       const onFailure = (reason: string) => {
         reject(new Error(reason));
@@ -106,13 +104,17 @@ function startCrew(host: WasmHost, { module, memory, threads }: SharedModule): C
       });
       crew.push(worker);
       worker.hold(true);
-      worker.post({ type: 'start', thread, module, memory });
     });
-  const ready = Promise.all(Array.from({ length: threads }, (_, thread) => start(thread))).finally(() => {
-    for (const thread of crew) thread.hold(false);
-  });
   return {
-    ready,
+    async start(shared) {
+      const all = Array.from({ length: threads }, () => ready());
+      crew.forEach((worker, thread) => {
+        worker.post({ type: 'start', thread, ...shared });
+      });
+      await Promise.all(all).finally(() => {
+        for (const worker of crew) worker.hold(false);
+      });
+    },
     ask(request) {
       if (broken !== undefined) return Promise.reject(broken);
       const answer = new Promise<StepAnswer | undefined>((resolve, reject) => {

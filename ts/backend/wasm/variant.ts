@@ -1,8 +1,11 @@
 import { FrugalError } from '../../errors.js';
 import type { Isa } from '../types.js';
-import { probeRelaxedDot, supportsSharedMemory, supportsSimd } from './probe.js';
+import { probeRelaxedDot, supportsMemory64, supportsSharedMemory, supportsSimd } from './probe.js';
 
-export const WASM_VARIANTS = ['simd128', 'relaxed-simd', 'simd128-threads', 'relaxed-simd-threads'] as const;
+export const WASM_VARIANTS = [
+  ...(['simd128', 'relaxed-simd', 'relaxed-simd-memory64'] as const),
+  ...(['simd128-threads', 'relaxed-simd-threads', 'relaxed-simd-memory64-threads'] as const),
+] as const;
 export type WasmVariant = (typeof WASM_VARIANTS)[number];
 
 export interface WasmOptions {
@@ -15,6 +18,8 @@ export interface WasmOptions {
 export interface Choice {
   readonly variant: WasmVariant;
   readonly threads: boolean;
+  /** Whether addresses have 64 bits. */
+  readonly memory64: boolean;
   /** Why this one and no better. */
   readonly reason: string;
 }
@@ -23,6 +28,8 @@ export interface Wanted {
   readonly variant?: WasmVariant | undefined;
   /** Rules out variants without it. */
   readonly isa?: Isa | string | undefined;
+  /** Whether the weights need 64-bit addresses. @default false */
+  readonly large?: boolean;
 }
 
 /** What this runtime can do: undefined, or why not. */
@@ -30,6 +37,7 @@ export interface Lacks {
   readonly simd: string | undefined;
   readonly relaxed: string | undefined;
   readonly threads: string | undefined;
+  readonly memory64: string | undefined;
 }
 
 /** What pages lack for shared memory. */
@@ -56,7 +64,17 @@ export function lacking(unshared: string | undefined): Lacks {
           ? 'this runtime has no relaxed SIMD'
           : "this runtime's relaxed dot product failed its self-test",
     threads: unshared ?? (supportsSharedMemory() ? undefined : 'this runtime has no shared memory'),
+    memory64: supportsMemory64() ? undefined : 'this runtime has no 64-bit memory',
   };
+}
+
+/** What a module needs and this runtime lacks, beside SIMD. */
+export function whyNot(lacks: Lacks, variant: WasmVariant): string | undefined {
+  return (
+    (variant.startsWith('relaxed') ? lacks.relaxed : undefined) ??
+    (variant.endsWith('-threads') ? lacks.threads : undefined) ??
+    (variant.includes('-memory64') ? lacks.memory64 : undefined)
+  );
 }
 
 /**
@@ -65,19 +83,23 @@ export function lacking(unshared: string | undefined): Lacks {
  */
 export function chooseVariant(lacks: Lacks, wanted: Wanted): Choice {
   if (lacks.simd !== undefined) throw unavailable('WebAssembly', lacks.simd);
-  const { variant, isa } = wanted;
+  const { variant, isa, large = false } = wanted;
+  const lack = variant && whyNot(lacks, variant);
+  if (lack !== undefined) throw unavailable(`The variant ${variant}`, lack);
   const relaxed = variant ? variant.startsWith('relaxed') : isa !== 'simd128' && lacks.relaxed === undefined;
   const threads = variant ? variant.endsWith('-threads') : lacks.threads === undefined;
-  if (relaxed && lacks.relaxed !== undefined) throw unavailable(`The variant ${variant}`, lacks.relaxed);
-  if (threads && lacks.threads !== undefined) throw unavailable(`The variant ${variant}`, lacks.threads);
-  const instructions = relaxed ? 'relaxed-simd' : 'simd128';
+  // Modules with 64-bit memory have relaxed SIMD, too.
+  const memory64 = variant ? variant.includes('-memory64') : large && relaxed && lacks.memory64 === undefined;
   const found = [
     relaxed ? 'relaxed SIMD passed its self-test' : (lacks.relaxed ?? 'relaxed SIMD was not wanted'),
     threads ? 'memory can be shared' : (lacks.threads ?? 'threads were not wanted'),
+    ...(memory64 && !variant ? ['the weights need 64-bit memory'] : []),
   ];
+  const kind = memory64 ? 'relaxed-simd-memory64' : relaxed ? 'relaxed-simd' : 'simd128';
   return {
-    variant: threads ? `${instructions}-threads` : instructions,
+    variant: threads ? `${kind}-threads` : kind,
     threads,
+    memory64,
     reason: variant ? `asked for; ${found.join('; ')}` : found.join('; '),
   };
 }

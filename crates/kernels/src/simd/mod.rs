@@ -16,11 +16,19 @@ pub mod avx512;
 pub mod neon;
 pub(crate) mod turn;
 pub mod values;
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+/// The intrinsics, which do not depend on the width of addresses.
+#[cfg(target_family = "wasm")]
+pub(crate) mod wasm_arch {
+    #[cfg(target_arch = "wasm32")]
+    pub use std::arch::wasm32::*;
+    #[cfg(target_arch = "wasm64")]
+    pub use std::arch::wasm64::*;
+}
+#[cfg(all(target_family = "wasm", target_feature = "simd128"))]
 pub mod wasm;
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+#[cfg(all(target_family = "wasm", target_feature = "simd128"))]
 mod wasm_columns;
-#[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 pub mod wasm_relaxed;
 
 use crate::packed::Format;

@@ -6,7 +6,7 @@ use super::wasm_columns::{Whole, multiply_all};
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use crate::packed::{Format, Layout};
 use relaxable::{mul_add, select, swizzle};
-use std::arch::wasm32::*;
+use super::wasm_arch::*;
 use std::hint::black_box;
 
 /// The 16 lanes with a form of integer dot products, which is proof that the engine has it.
@@ -664,7 +664,7 @@ pub(super) fn broadcast(x: &ActBlock, group: usize) -> v128 {
 
 /// What relaxed SIMD does in one instruction, used only where all engines agree.
 mod relaxable {
-    use std::arch::wasm32::*;
+    use crate::simd::wasm_arch::*;
 
     /// a * b + c where a * b is exact.
     #[inline(always)]

@@ -8,7 +8,7 @@
 use super::wasm::{F32x16, Widening};
 use super::{ActBlock, LANES};
 use crate::packed::{Layout, group_of};
-use std::arch::wasm32::*;
+use super::wasm_arch::*;
 use std::hint::black_box;
 use std::mem::offset_of;
 

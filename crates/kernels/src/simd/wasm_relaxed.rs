@@ -13,7 +13,7 @@ use super::wasm_columns::{
 };
 use super::{ActBlock, each_group};
 use crate::packed::{Format, Layout};
-use std::arch::wasm32::*;
+use super::wasm_arch::*;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 

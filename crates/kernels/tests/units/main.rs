@@ -9,5 +9,5 @@ mod quantize;
 mod route;
 mod sampling;
 mod view;
-#[cfg(target_arch = "wasm32")]
+#[cfg(target_family = "wasm")]
 mod wasm;
