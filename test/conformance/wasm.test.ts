@@ -121,6 +121,17 @@ it('more threads than listeners an emitter takes without a warning end in silenc
   expect(warnings).toEqual([]);
 });
 
+it.each([
+  ['simd128', 32],
+  ['simd128-threads', 256],
+] as const)(
+  'by %s, prompts are taken in steps of %i tokens, as an abort waits for a step where it must',
+  async (variant, chunk) => {
+    await using model = await load(new Blob([tinyLlama().bytes]), { backend: 'wasm', variant });
+    expect(model.info.chunk).toBe(chunk);
+  },
+);
+
 it('threads are at most 64 where nobody asks for more, and fewer help where they do not start', async () => {
   let started = 0;
   const startThread: typeof nodeHost.startThread = ({ onFailure }) => {

@@ -44,6 +44,7 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     info: { kind: 'native', isa: 'scalar', threads: 1 },
     weightBytes: 1000,
     maxLogitRows: options.maxLogitRows ?? 32,
+    holdsThread: false,
     sequences,
     steps: [],
     disposed: false,

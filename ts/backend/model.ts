@@ -20,6 +20,8 @@ export interface RuntimeModel {
   readonly threads: number;
   readonly weightBytes: number;
   readonly maxLogitRows: number;
+  /** Whether a step keeps the calling thread to itself. */
+  readonly holdsThread?: boolean;
   kvBytes(): number;
   setStepThreads(threads: number): void;
   /** Where the binding reads files by itself. */
@@ -73,6 +75,7 @@ export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo)
     info,
     weightBytes: model.weightBytes,
     maxLogitRows: model.maxLogitRows,
+    holdsThread: model.holdsThread === true,
     kvBytes: () => model.kvBytes(),
     setThreads: (threads) => model.setStepThreads(threads),
     loadTensors: (placements, progress) => loadTensors(model, plan, placements, onDemand, progress),

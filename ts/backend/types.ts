@@ -95,6 +95,8 @@ export interface BackendModel {
   readonly weightBytes: number;
   /** The most rows of logits that one step may return, sampled tokens included. */
   readonly maxLogitRows: number;
+  /** Whether a step keeps the calling thread to itself, so that nothing can cut it short. */
+  readonly holdsThread: boolean;
   /** Bytes that key/value caches take at present. */
   kvBytes(): number;
   /** Lets so many of the threads, at least one, take part in steps from now on. It changes no result. */

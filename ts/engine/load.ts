@@ -56,7 +56,10 @@ export interface LoadOptions {
   readonly backend?: 'auto' | 'native' | 'wasm';
   /** Forces a module of WebAssembly. @default the best that works here */
   readonly variant?: WasmVariant;
-  /** The most prompt tokens of one sequence in one step; it changes speed and memory, never a result. @default 256 */
+  /**
+   * The most prompt tokens of one sequence in one step; it changes speed and memory, never a result.
+   * @default 256; 32 where WebAssembly has no threads, as an abort is only heard between steps there
+   */
   readonly chunk?: number;
   /**
    * The most bytes of experts in memory. The others stay in the file, Blob or URL, which must not change, and are read
@@ -107,6 +110,8 @@ export const EXPERT_MEMORY_RANGE = { min: 1, max: Number.MAX_SAFE_INTEGER, integ
 export const CHUNK_RANGE = { min: 1, max: 65536, integer: true };
 
 const DEFAULT_CHUNK = 256;
+/** Where nothing hears of an abort until a step has ended. It costs next to no speed there. */
+const HELD_CHUNK = 32;
 const MIN_STEP_TOKENS = 256;
 
 const LOAD_NAMES = [
@@ -138,7 +143,7 @@ interface LoadSettings {
   readonly isa: Isa | undefined;
   readonly backend: (typeof BACKENDS)[number];
   readonly variant: WasmVariant | undefined;
-  readonly chunk: number;
+  readonly chunk: number | undefined;
   readonly expertMemory: number | undefined;
   readonly attention: AttentionOptions | undefined;
   readonly chatTemplate: string | undefined;
@@ -169,7 +174,7 @@ function checkLoad(options: LoadOptions): LoadSettings {
       options.variant === undefined
         ? undefined
         : checkChoice('variant', options.variant, WASM_VARIANTS, 'simd128'),
-    chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, DEFAULT_CHUNK),
+    chunk: checkNumber('chunk', options.chunk, CHUNK_RANGE, undefined),
     expertMemory: checkExpertMemory(options.expertMemory),
     attention: checkAttention(options.attention),
     chatTemplate,
@@ -283,7 +288,7 @@ async function assemble(
     ? { ...built.plan, sparse: sparsePlan(attention, built.plan.kvLayers.length) }
     : built.plan;
   const expertMemory = limitOfExperts(facts, settings);
-  const maxStepTokens = Math.max(settings.chunk, MIN_STEP_TOKENS);
+  const maxStepTokens = Math.max(settings.chunk ?? DEFAULT_CHUNK, MIN_STEP_TOKENS);
   const owned: Array<{ dispose(): Promise<void> }> = [];
   try {
     const compiled = await backend.compile(plan, {
@@ -299,7 +304,8 @@ async function assemble(
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
     if (!compiled.keepsSources()) await gguf.close();
-    const limits = { maxStepTokens, chunk: settings.chunk, ...(attention ? { block: BLOCK } : {}) };
+    const chunk = settings.chunk ?? (compiled.holdsThread ? HELD_CHUNK : DEFAULT_CHUNK);
+    const limits = { maxStepTokens, chunk, ...(attention ? { block: BLOCK } : {}) };
     const engine = {
       scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),
       tokenizer,

@@ -18,6 +18,7 @@ export function localModel({ call, ask, release }: Instance): LocalModel {
     threads: call((glue) => glue.threads()),
     weightBytes: call((glue) => glue.weightBytes()),
     maxLogitRows: call((glue) => glue.maxLogitRows()),
+    holdsThread: true,
     kvBytes: () => ask((glue) => glue.kvBytes(), 0),
     setStepThreads: (threads) => call((glue) => glue.setStepThreads(threads)),
     pushRows: async (id, rows) => call((glue) => glue.pushRows(id, rows)),

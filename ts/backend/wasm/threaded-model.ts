@@ -33,6 +33,7 @@ export async function threadedModel(
   let ending: Promise<void> | undefined;
   return {
     ...local,
+    holdsThread: false,
     step: async (sequences, counts, tokens, wants) =>
       progressOf((await crew.ask({ type: 'step', sequences, counts, tokens, wants })) ?? []),
     async supply(tensor, matrix, bytes) {

@@ -2,11 +2,11 @@
 //! engine with simd128 has, of 16-bit numbers, and two that relaxed SIMD adds ([`super::wasm_relaxed`]).
 
 use super::values::{Sevens, Values};
+use super::wasm_arch::*;
 use super::wasm_columns::{Whole, multiply_all};
 use super::{ActBlock, LANES, Simd, Words, Work, each_group};
 use crate::packed::{Format, Layout};
 use relaxable::{mul_add, select, swizzle};
-use super::wasm_arch::*;
 use std::hint::black_box;
 
 /// The 16 lanes with a form of integer dot products, which is proof that the engine has it.

@@ -6,9 +6,9 @@
 //! are read in order, and the sums of 16 rows and two columns stay in registers.
 
 use super::wasm::{F32x16, Widening};
+use super::wasm_arch::*;
 use super::{ActBlock, LANES};
 use crate::packed::{Layout, group_of};
-use super::wasm_arch::*;
 use std::hint::black_box;
 use std::mem::offset_of;
 

@@ -8,12 +8,12 @@
 
 use super::values::Values;
 use super::wasm::{Dots, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
+use super::wasm_arch::*;
 use super::wasm_columns::{
     Nibbles, Whole, WholeBytes, WholeNibbles, add_unpacked, multiply_all, multiply_streams,
 };
 use super::{ActBlock, each_group};
 use crate::packed::{Format, Layout};
-use super::wasm_arch::*;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
 
