@@ -83,11 +83,34 @@ describe('the module that is used', () => {
         return nodeHost.compile(url);
       },
     };
-    // The file's other tests use other modules.
+    // The tests before it use no modules.
     const options = { variant: 'simd128-threads' } as const;
     const [first] = [await loadWasm(host, options), await loadWasm(host, options)];
     expect(fetched).toEqual(['simd128-threads.wasm']);
     expect(first.isas).toEqual(['simd128', 'scalar']);
+  });
+
+  it('is without threads where no memory can be reserved that they share; one asked for is refused', async () => {
+    const { Memory } = WebAssembly;
+    WebAssembly.Memory = class extends Memory {
+      constructor(descriptor: WebAssembly.MemoryDescriptor) {
+        if (descriptor.shared) throw new RangeError('could not allocate memory');
+        super(descriptor);
+      }
+    };
+    try {
+      await expect(loadWasm(nodeHost, { variant: 'simd128-threads' })).rejects.toMatchObject({
+        code: 'OUT_OF_MEMORY',
+        message: expect.stringContaining('simd128-threads: could not allocate memory'),
+        cure: expect.stringContaining('without threads'),
+      });
+      await using model = await load(new Blob([tinyLlama().bytes]), { backend: 'wasm', threads: 2 });
+      const { variant, reason, notes } = model.backend;
+      expect([variant?.includes('threads'), notes?.length]).toEqual([false, 1]);
+      expect(reason).toContain('no memory can be reserved');
+    } finally {
+      WebAssembly.Memory = Memory;
+    }
   });
 });
 

@@ -8,7 +8,15 @@ import { createInstance } from './wasm/instance.js';
 import { localModel } from './wasm/local-model.js';
 import { checkSize, LARGE_BYTES, mostBytes, residentBytes } from './wasm/size.js';
 import { threadedModel } from './wasm/threaded-model.js';
-import { type Choice, chooseVariant, lacking, type WasmOptions, type WasmVariant } from './wasm/variant.js';
+import {
+  type Choice,
+  chooseVariant,
+  type Lacks,
+  lacking,
+  type Wanted,
+  type WasmOptions,
+  type WasmVariant,
+} from './wasm/variant.js';
 
 export type { WasmVariant } from './wasm/variant.js';
 
@@ -29,11 +37,8 @@ const MODULES: Record<WasmVariant, () => URL> = {
  * @throws FrugalError `BACKEND_UNAVAILABLE`, with what is lacking or could not be fetched
  */
 export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promise<Backend> {
-  const lacks = lacking(host.unshared);
   const wanted = { variant: options.variant, isa: options.isa ?? host.isa };
-  const setup = await setUp(host, chooseVariant(lacks, wanted));
-  const probe = setup.createGlue();
-  probe.initSync({ module: setup.module });
+  const { setup, probe, lacks } = await begin(host, lacking(host.unshared), wanted);
   const isas = probe.isas();
   return {
     kind: 'wasm',
@@ -49,6 +54,23 @@ export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promi
   };
 }
 
+interface Begun {
+  readonly setup: Setup;
+  readonly probe: Glue;
+  readonly lacks: Lacks;
+}
+
+/** The best module of which there is an instance: some systems do not reserve addresses for memory that is shared. */
+async function begin(host: WasmHost, lacks: Lacks, wanted: Wanted): Promise<Begun> {
+  const setup = await setUp(host, chooseVariant(lacks, wanted));
+  try {
+    return { setup, probe: instantiate(setup).glue, lacks };
+  } catch (error) {
+    if (wanted.variant !== undefined || !setup.choice.threads) throw error;
+    return begin(host, { ...lacks, threads: 'no memory can be reserved that threads share' }, wanted);
+  }
+}
+
 /** A module, and what makes instances of it. */
 interface Setup {
   readonly host: WasmHost;
@@ -61,6 +83,21 @@ async function setUp(host: WasmHost, choice: Choice): Promise<Setup> {
   const module = await fetchModule(host, choice.variant);
   const { createGlue } = await importGlue(choice);
   return { host, choice, module, createGlue };
+}
+
+/** @throws FrugalError `OUT_OF_MEMORY` where the system does not give what a memory starts with or may grow to */
+function instantiate({ module, choice, createGlue }: Setup): { glue: Glue; memory: WebAssembly.Memory } {
+  const glue = createGlue();
+  try {
+    return { glue, memory: glue.initSync({ module }).memory };
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new FrugalError('OUT_OF_MEMORY', `no memory can be reserved for ${choice.variant}: ${why}`, {
+      cure: 'Dispose of other models, close other pages, or use a variant without threads.',
+      data: { variant: choice.variant },
+      cause,
+    });
+  }
 }
 
 /** Addresses that bundlers find. */
@@ -96,15 +133,15 @@ const MOST_BY_DEFAULT = 64;
 
 /** Each model has an instance, and so a memory, of its own: that is given back only as a whole. */
 async function compile(
-  { host, choice, module, createGlue }: Setup,
+  setup: Setup,
   isas: readonly Isa[],
   plan: Plan,
   options: BackendOptions,
 ): Promise<BackendModel> {
+  const { host, choice, module } = setup;
   const isa = chooseIsa(isas, options.isa ?? host.isa);
   const threads = choice.threads ? (options.threads ?? Math.min(host.cores, MOST_BY_DEFAULT)) : 1;
-  const glue = createGlue();
-  const { memory } = glue.initSync({ module });
+  const { glue, memory } = instantiate(setup);
   const instance = createInstance(glue, memory, mostBytes(choice));
   const { maxStepTokens, expertMemory } = options;
   translate(() =>
