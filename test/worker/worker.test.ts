@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -392,6 +392,20 @@ it('takes paths in Deno, too', () =>
     const { stdout } = await promisify(execFile)(deno, flags, { cwd: folder, timeout: 60_000 });
     expect(stdout).toBe('3,3,3 true\n');
   }));
+
+it('a generation ends with the very error that the source of its experts throws, and the next goes on', async () => {
+  const memory = memorySource(new Uint8Array(await readFile(STORIES)));
+  const reason = new RangeError('the disk is gone');
+  let gone = false;
+  const read: typeof memory.read = (...range) => (gone ? Promise.reject(reason) : memory.read(...range));
+  await using model = await load({ ...memory, read }, { expertMemory: 2e6 });
+  const options = { maxTokens: 5, ignoreEnd: true, temperature: 0 };
+  const { text } = await model.complete('Once', options);
+  gone = true;
+  await expect(model.complete('Twice upon', options)).rejects.toBe(reason);
+  gone = false;
+  expect((await model.complete('Once', options)).text).toBe(text);
+});
 
 it('a source of one’s own that experts are read from keeps the process alive no longer than calls do', async () => {
   const program = `

@@ -68,7 +68,7 @@ export async function loadInThread(
     throw invalid('onProgress', 'a function', onProgress);
   const own: OwnFailure = { last: undefined };
   const sent = sendSource(checkSource(source), own);
-  const line = openLine(start());
+  const line = openLine(start(), own);
   const stop = new AbortController();
   const abort = () => stop.abort(signal?.reason);
   signal?.addEventListener('abort', abort, { once: true });
@@ -88,7 +88,7 @@ export async function loadInThread(
     return remoteModel(line, loaded);
   } catch (error) {
     await line.dispose();
-    throw originalOf(error, own);
+    throw error;
   } finally {
     signal?.removeEventListener('abort', abort);
   }
@@ -102,7 +102,7 @@ function checkSource(source: ModelSource): Exclude<ModelSource, URL> {
   return checkOwnSource(source);
 }
 
-function openLine(thread: Thread): Line {
+function openLine(thread: Thread, own: OwnFailure): Line {
   const host = wrap<Host>(thread.endpoint);
   const pending = new Set<(reason: unknown) => void>();
   let lastId = 0;
@@ -151,7 +151,7 @@ function openLine(thread: Thread): Line {
       threads = reply.threads ?? threads;
       return unwrap(reply, signal);
     } catch (error) {
-      throw isCloneError(error) ? invalidData(error) : error;
+      throw isCloneError(error) ? invalidData(error) : originalOf(error, own);
     }
   }
 
