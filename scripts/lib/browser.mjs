@@ -24,6 +24,7 @@ export async function buildBrowser() {
   await build({
     entryPoints: {
       index: join(ROOT, 'dist', 'browser.js'),
+      wasm: join(ROOT, 'dist', 'web.js'),
       'frugal-worker': join(ROOT, 'dist', 'worker', 'frugal-worker.js'),
       'thread-web': join(ROOT, 'dist', 'backend', 'wasm', 'thread-web.js'),
     },

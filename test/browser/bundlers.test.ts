@@ -15,8 +15,8 @@ const OPTIONS = { temperature: 0, maxTokens: 12 };
 const HTML =
   '<!doctype html><title>app</title><p id="text"></p><script type="module" src="./app.js"></script>';
 /** An app as people write it. */
-const APP = `
-import { load } from 'frugal';
+const appOf = (entry: string) => `
+import { load } from '${entry}';
 
 const model = await load('stories.gguf');
 const { text } = await model.complete('The moon', ${JSON.stringify(OPTIONS)});
@@ -66,11 +66,16 @@ describe.runIf(hasChromium)('an app made by a bundler', () => {
   });
   afterAll(() => browser?.close());
 
-  it.each(Object.keys(BUILDS))('%s runs, and downloads one build of the engine', async (name) => {
+  const kinds = Object.keys(BUILDS).flatMap((name) => [
+    [name, 'frugal', 'relaxed-simd-threads'],
+    // On the page's own thread, which may not wait.
+    [name, 'frugal/wasm', 'relaxed-simd'],
+  ]);
+  it.each(kinds)('%s with %s runs, and downloads one build of the engine', async (name, entry, variant) => {
     await withFolder(async (folder) => {
       writeFileSync(join(folder, 'package.json'), '{ "type": "module" }');
       writeFileSync(join(folder, 'index.html'), HTML);
-      writeFileSync(join(folder, 'app.js'), APP);
+      writeFileSync(join(folder, 'app.js'), appOf(entry));
       mkdirSync(join(folder, 'node_modules'));
       symlinkSync(ROOT, join(folder, 'node_modules/frugal'));
       const files = filesIn((await BUILDS[name]?.(folder)) ?? '');
@@ -80,6 +85,7 @@ describe.runIf(hasChromium)('an app made by a bundler', () => {
         const page = await openPage(browser, site);
         await page.waitForFunction(() => document.title !== 'app', undefined, { timeout: 30_000 });
         expect(await page.textContent('#text')).toBe(expected);
+        expect(await page.title()).toBe(variant);
         expect(site.requests.filter(({ path }) => path.endsWith('.wasm'))).toHaveLength(1);
         await page.close();
       } finally {
