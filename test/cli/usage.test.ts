@@ -4,6 +4,8 @@ import { link, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type Answer, answerRange, withServer } from '../gguf/server.js';
+import { tinyLlama } from '../gguf/tiny-llama.js';
 import { frugal } from './program.js';
 
 const ROOT = resolve(import.meta.dirname, '../..');
@@ -65,6 +67,7 @@ describe('wrong usage: exit code 2, one line on stderr, nothing on stdout', () =
     [['run', 'm', '--seed', '18446744073709551616'], 'It must be an integer from 0 to 2^64 - 1'],
     [['run', 'm', '--stop', ''], "option '--stop <text>'"],
     [['run', 'm', '--sinks', '4'], '--sinks goes with --window'],
+    [['run', 'm', '--header', 'Authorization'], '--header takes a name, a colon and a value'],
     [['run', 'm', '--kv-cache', 'q4_0'], 'Allowed choices are f16, q8_0'],
     [['inspect', 'm', '--kv-cache', 'F16'], 'Allowed choices are f16, q8_0'],
     [['chat', 'm', '--window', '15'], 'It must be an integer from 16 to 2147483647'],
@@ -104,6 +107,25 @@ describe('failures: exit code 1, one line on stderr with code and cure, nothing 
       expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
     },
   );
+
+  it('an address that wants a header: without it, and with', async () => {
+    const bytes = tinyLlama().bytes;
+    const answer: Answer = (request, response, file) => {
+      const { authorization, 'x-team': team } = request.headers;
+      if (authorization === 'Bearer a:b' && team === 'one') answerRange(request, response, file);
+      else response.writeHead(401).end();
+    };
+    await withServer(new Map([['tiny.gguf', bytes]]), answer, async (url) => {
+      const headers = ['--header', 'Authorization: Bearer a:b', '--header', 'X-Team:one'];
+      for (const [command, ...more] of [['inspect'], ['tokenize', '-p', 'a'], ['digest', '-p', 'a']]) {
+        const args = [command ?? '', `${url}/tiny.gguf`, ...more];
+        const { code, stdout, stderr } = await frugal(args);
+        expect(stderr).toMatch(/^frugal: SOURCE_READ: .*tiny\.gguf.*\n$/);
+        expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+        expect(await frugal([...args, ...headers])).toMatchObject({ code: 0 });
+      }
+    });
+  });
 
   it('a file that is no model', async () => {
     const path = join(folder, 'text.gguf');

@@ -2,16 +2,13 @@ import { checkPicture, drawPicture } from '../attention/picture.js';
 import type { AttentionOptions, AttentionUsage } from '../attention/types.js';
 import { engineOf } from '../engine/model.js';
 import { attentionPattern } from '../engine/pattern.js';
-import type { KvCacheType } from '../plan/types.js';
 import { createOutput } from '../quantize/output-file.js';
-import { type PromptFlags, requirePrompt, withModel } from './shared.js';
+import { type LoadFlags, type PromptFlags, requirePrompt, withModel } from './shared.js';
 
-export interface AttentionFlags extends PromptFlags {
+export interface AttentionFlags extends PromptFlags, Pick<LoadFlags, 'ctx' | 'kvCache' | 'header'> {
   /** Where the picture goes. */
   readonly attention: string;
   readonly policy?: AttentionOptions;
-  readonly ctx?: number;
-  readonly kvCache?: KvCacheType;
 }
 
 /** What was drawn. */
@@ -37,11 +34,7 @@ export async function drawAttention(
   const text = await requirePrompt(flags);
   const output = await createOutput(flags.attention, [path, flags.file ?? '-']);
   try {
-    const load = {
-      attention: flags.policy ?? DEFAULT,
-      ...(flags.ctx === undefined ? {} : { ctx: flags.ctx }),
-      ...(flags.kvCache === undefined ? {} : { kvCache: flags.kvCache }),
-    };
+    const load = { ...flags, attention: flags.policy ?? DEFAULT };
     const { name, pattern } = await withModel(path, load, signal, async (model) => {
       const { blockCount, kvHeads } = model.info;
       const check = (promptTokens: number) => checkPicture(promptTokens, blockCount * kvHeads);

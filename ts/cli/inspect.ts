@@ -2,21 +2,24 @@ import { extname } from 'node:path';
 import type { Command } from 'commander';
 import { type AttentionOptions, POLICIES } from '../attention/index.js';
 import { CONTEXT_RANGE } from '../engine/load.js';
-import { runtime } from '../engine/runtime.js';
-import { openSource } from '../engine/source.js';
 import { isFrugalError } from '../errors.js';
-import { GGML_TYPES, type GgufMetadata, type GgufModel, openGguf, StringArray } from '../gguf/index.js';
+import { GGML_TYPES, type GgufMetadata, type GgufModel, StringArray } from '../gguf/index.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
 import type { KvCacheType } from '../plan/types.js';
 import { drawAttention, formatDrawn } from './attention.js';
 import { formatBytes, numberParser, parseAttention, toJson } from './numbers.js';
 import { formatRouting, readRouting } from './routing.js';
-import { addPromptFlags, kvCacheOption, type PromptFlags } from './shared.js';
+import {
+  addHeaderFlag,
+  addPromptFlags,
+  kvCacheOption,
+  type LoadFlags,
+  openModel,
+  type PromptFlags,
+} from './shared.js';
 import { interruptible, print, usageError } from './terminal.js';
 
-interface InspectFlags extends PromptFlags {
-  readonly ctx?: number;
-  readonly kvCache?: KvCacheType;
+interface InspectFlags extends PromptFlags, Pick<LoadFlags, 'ctx' | 'kvCache' | 'header'> {
   readonly routing?: string;
   readonly attention?: string;
   readonly policy?: AttentionOptions;
@@ -79,7 +82,7 @@ export function addInspect(program: Command): void {
       `with --attention: ${POLICIES.join(', ')}, or the option as JSON (default: auto)`,
       parseAttention,
     );
-  addPromptFlags(command).option('--json', 'print one JSON object').action(inspect);
+  addHeaderFlag(addPromptFlags(command)).option('--json', 'print one JSON object').action(inspect);
 }
 
 async function inspect(path: string, flags: InspectFlags): Promise<void> {
@@ -91,7 +94,7 @@ async function inspect(path: string, flags: InspectFlags): Promise<void> {
   if (attention !== undefined && flags.routing !== undefined)
     throw usageError('give either --attention or --routing, not both');
   await interruptible(async (signal) => {
-    const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
+    const gguf = await openModel(path, flags, signal);
     try {
       const report = createReport(path, gguf, flags);
       if (attention !== undefined) {

@@ -3,6 +3,7 @@ import { type AttentionOptions, checkAttention, POLICIES } from '../attention/in
 import type { Watts } from '../energy/types.js';
 import { describeRange, inRange, type NumberRange } from '../engine/check.js';
 import { EXPERT_MEMORY_RANGE } from '../engine/load.js';
+import { usageError } from './terminal.js';
 
 /** A parser for an option's number; commander names the option in its error. */
 export function numberParser(range: NumberRange): (text: string) => number {
@@ -51,6 +52,16 @@ export function parseAttention(text: string): AttentionOptions {
 export function collectText(text: string, earlier: readonly string[] = []): readonly string[] {
   if (text === '') throw new InvalidArgumentError('It must not be empty.');
   return [...earlier, text];
+}
+
+/** Collects headers, each as `Name: value`; a wrong one, which may be a secret, is not repeated. */
+export function collectHeaders(
+  text: string,
+  earlier: Readonly<Record<string, string>> = {},
+): Readonly<Record<string, string>> {
+  const [, name, value = ''] = /^([^:\s]+):\s*(.*)$/s.exec(text) ?? [];
+  if (name === undefined) throw usageError('--header takes a name, a colon and a value');
+  return { ...earlier, [name]: value };
 }
 
 const UNITS = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];

@@ -20,11 +20,10 @@ const COLUMNS = 16;
 export function readRouting(
   path: string,
   text: string,
-  { ctx, kvCache }: Pick<LoadFlags, 'ctx' | 'kvCache'>,
+  flags: Pick<LoadFlags, 'ctx' | 'kvCache' | 'header'>,
   signal: AbortSignal,
 ): Promise<Routing> {
-  const load = { ...(ctx === undefined ? {} : { ctx }), ...(kvCache === undefined ? {} : { kvCache }) };
-  return withModel(path, load, signal, async (model) => {
+  return withModel(path, flags, signal, async (model) => {
     const options = { maxTokens: 1, temperature: 0, expertUsage: true, signal };
     const { usage } = await model.complete(text, options);
     if (!usage.experts) {

@@ -5,12 +5,23 @@ import type { Watts } from '../energy/types.js';
 import { type ContextOptions, type LoadOptions, load, type Model } from '../engine/index.js';
 import { CHUNK_RANGE, CONTEXT_RANGE, ISAS, KV_CACHES, THREADS_RANGE } from '../engine/load.js';
 import { SAMPLING_DEFAULTS, SAMPLING_RANGES, type SamplingOptions } from '../engine/options.js';
+import { runtime } from '../engine/runtime.js';
+import { openSource } from '../engine/source.js';
 import { EFFICIENCIES, type Efficiency } from '../engine/threads.js';
 import { CONTEXT_RANGES } from '../engine/window.js';
 import { FrugalError } from '../errors.js';
+import { type GgufModel, openGguf } from '../gguf/index.js';
 import type { Isa } from '../index.js';
 import type { KvCacheType } from '../plan/types.js';
-import { collectText, numberParser, parseAttention, parseBytes, parseSeed, parseWatts } from './numbers.js';
+import {
+  collectHeaders,
+  collectText,
+  numberParser,
+  parseAttention,
+  parseBytes,
+  parseSeed,
+  parseWatts,
+} from './numbers.js';
 import { createProgress } from './progress.js';
 import { note, usageError } from './terminal.js';
 
@@ -26,6 +37,7 @@ export interface LoadFlags {
   readonly expertMemory?: number;
   readonly watts?: Watts;
   readonly attention?: AttentionOptions;
+  readonly header?: Readonly<Record<string, string>>;
 }
 
 /** How a command loads its model. */
@@ -36,7 +48,7 @@ export interface ModelSettings extends LoadFlags {
 
 /** @param parse for commands that take more than one number of threads */
 export function addLoadFlags(command: Command, parse: (text: string) => unknown = parseThreads): Command {
-  return command
+  return addHeaderFlag(command)
     .option('-t, --threads <count>', 'threads to compute with, or auto (default: auto)', parse)
     .addOption(
       new Option('--efficiency <goal>', 'what auto looks for (default: balanced)').choices([...EFFICIENCIES]),
@@ -57,6 +69,15 @@ export function addLoadFlags(command: Command, parse: (text: string) => unknown 
       parseAttention,
     )
     .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
+}
+
+/** For models at an address. */
+export function addHeaderFlag(command: Command): Command {
+  return command.option(
+    '--header <text>',
+    'sent with each request for a URL, such as "Authorization: Bearer ..."; may be given several times',
+    collectHeaders,
+  );
 }
 
 export function kvCacheOption(): Option {
@@ -201,7 +222,22 @@ export function loadOptions(flags: LoadFlags): LoadOptions {
     ...(flags.expertMemory === undefined ? {} : { expertMemory: flags.expertMemory }),
     ...(flags.watts === undefined ? {} : { watts: flags.watts }),
     ...(flags.attention === undefined ? {} : { attention: flags.attention }),
+    ...(flags.header === undefined ? {} : { headers: flags.header }),
   };
+}
+
+/** The header of a model at a path or an address. */
+export async function openModel(
+  path: string,
+  { header }: Pick<LoadFlags, 'header'>,
+  signal: AbortSignal,
+): Promise<GgufModel> {
+  const source = await openSource(runtime, path, {
+    cache: false,
+    ...(header && { headers: header }),
+    signal,
+  });
+  return openGguf(source, { signal });
 }
 
 /** Loads a model, with progress and notes on stderr, and disposes it when `body` is done. */

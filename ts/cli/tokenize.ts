@@ -1,12 +1,16 @@
 import type { Command } from 'commander';
-import { runtime } from '../engine/runtime.js';
-import { openSource } from '../engine/source.js';
-import { openGguf } from '../gguf/index.js';
 import { createTokenizer } from '../tokenizer/index.js';
-import { addPromptFlags, type PromptFlags, requirePrompt } from './shared.js';
+import {
+  addHeaderFlag,
+  addPromptFlags,
+  type LoadFlags,
+  openModel,
+  type PromptFlags,
+  requirePrompt,
+} from './shared.js';
 import { interruptible, note, print } from './terminal.js';
 
-interface TokenizeFlags extends PromptFlags {
+interface TokenizeFlags extends PromptFlags, Pick<LoadFlags, 'header'> {
   /** From --no-bos. */
   readonly bos: boolean;
   readonly special?: boolean;
@@ -18,7 +22,7 @@ export function addTokenize(program: Command): void {
     .command('tokenize')
     .description('Print the token ids of a text. Needs only the vocabulary of the file.')
     .argument('<model>', 'a GGUF file or its http(s) address');
-  addPromptFlags(command)
+  addHeaderFlag(addPromptFlags(command))
     .option('--no-bos', 'leave out the tokens that the model adds at the ends')
     .option('--special', 'read the names of special tokens in the text as these tokens')
     .option('--json', 'print {"tokens": [...]}')
@@ -28,7 +32,7 @@ export function addTokenize(program: Command): void {
 async function tokenize(path: string, flags: TokenizeFlags): Promise<void> {
   const text = await requirePrompt(flags);
   await interruptible(async (signal) => {
-    const gguf = await openGguf(await openSource(runtime, path, { cache: false, signal }), { signal });
+    const gguf = await openModel(path, flags, signal);
     const tokenizer = await createTokenizer(gguf.metadata, { signal }).finally(() => gguf.close());
     try {
       const tokens = await tokenizer.encode(text, {
