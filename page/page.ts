@@ -35,9 +35,9 @@ function open(source: ModelSource, name: string, failure?: unknown): void {
   })();
   loading.catch((reason) => {
     if (stop.signal.aborted) return;
-    const before = working;
-    working = undefined;
-    if (before !== undefined) return open(before.source, before.name, reason);
+    // One that was to come back and fails is not tried again.
+    if (failure !== undefined) working = undefined;
+    else if (working !== undefined) return open(working.source, working.name, reason);
     el.loading.hidden = true;
     el.name.textContent = name;
     el.showError(failure ?? reason);

@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { gzipSync } from 'node:zlib';
@@ -90,24 +91,26 @@ describe('the module that is used', () => {
     expect(first.isas).toEqual(['simd128', 'scalar']);
   });
 
-  it('is without threads where no memory can be reserved that they share; one asked for is refused', async () => {
+  // None at all, and only that of the instance which tells what a module can do.
+  it.each([0, 1])('is without threads where %i memories can be reserved that they share', async (count) => {
     const { Memory } = WebAssembly;
+    let left = count;
     WebAssembly.Memory = class extends Memory {
       constructor(descriptor: WebAssembly.MemoryDescriptor) {
-        if (descriptor.shared) throw new RangeError('could not allocate memory');
+        if (descriptor.shared && left-- <= 0) throw new RangeError('could not allocate memory');
         super(descriptor);
       }
     };
     try {
+      await using model = await load(new Blob([tinyLlama().bytes]), { backend: 'wasm', threads: 2 });
+      const { variant, reason, notes } = model.backend;
+      expect([variant?.includes('threads'), notes?.length]).toEqual([false, 1]);
+      expect(reason).toContain('no memory can be reserved');
       await expect(loadWasm(nodeHost, { variant: 'simd128-threads' })).rejects.toMatchObject({
         code: 'OUT_OF_MEMORY',
         message: expect.stringContaining('simd128-threads: could not allocate memory'),
         cure: expect.stringContaining('without threads'),
       });
-      await using model = await load(new Blob([tinyLlama().bytes]), { backend: 'wasm', threads: 2 });
-      const { variant, reason, notes } = model.backend;
-      expect([variant?.includes('threads'), notes?.length]).toEqual([false, 1]);
-      expect(reason).toContain('no memory can be reserved');
     } finally {
       WebAssembly.Memory = Memory;
     }
@@ -145,15 +148,24 @@ it('more threads than listeners an emitter takes without a warning end in silenc
 });
 
 it.each([
-  ['simd128', 32],
-  ['simd128-threads', 256],
+  ['simd128', {}, 32],
+  ['simd128', { attention: { decode: { policy: 'quest' } } }, 64],
+  ['simd128-threads', {}, 256],
 ] as const)(
-  'by %s, prompts are taken in steps of %i tokens, as an abort waits for a step where it must',
-  async (variant, chunk) => {
-    await using model = await load(new Blob([tinyLlama().bytes]), { backend: 'wasm', variant });
+  'by %s with %o, prompts are taken in steps of %i tokens, as an abort waits for a step where it must',
+  async (variant, options, chunk) => {
+    const source = new Blob([tinyLlama().bytes]);
+    await using model = await load(source, { backend: 'wasm', variant, ...options });
     expect(model.info.chunk).toBe(chunk);
   },
 );
+
+it('steps are long where they read experts, which they stop for', async () => {
+  const bytes = await readFile(resolve(ROOT, 'models/stories-moe-q8_0.gguf'));
+  const options = { backend: 'wasm', variant: 'simd128', expertMemory: 2e6 } as const;
+  await using model = await load(new Blob([new Uint8Array(bytes)]), options);
+  expect(model.info.chunk).toBe(256);
+});
 
 it('threads are at most 64 where nobody asks for more, and fewer help where they do not start', async () => {
   let started = 0;
@@ -214,7 +226,9 @@ it('the size of the weights is what the module keeps', async () => {
   const { plan } = buildPlan(gguf, { tensorTypes: backend.tensorTypes });
   const model = await backend.compile(plan, { maxStepTokens: 16 });
   const share = residentBytes(plan) / model.weightBytes;
+  const limited = [1000, 2000].map((limit) => residentBytes(plan, limit));
   await model.dispose();
+  expect((limited[1] ?? 0) - (limited[0] ?? 0)).toBe(1000);
   // Packing adds a few bytes for each row of tiles.
   expect(share).toBeGreaterThan(0.9);
   expect(share).toBeLessThanOrEqual(1);

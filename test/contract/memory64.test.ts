@@ -12,7 +12,9 @@ const GIB = 2 ** 30;
 const NEEDED = 11 * GIB;
 const whyNot =
   (deno === undefined ? 'want of the npm package deno for this machine' : undefined) ??
-  (totalmem() < NEEDED ? `want of ${NEEDED} bytes of memory` : undefined);
+  (Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY) < NEEDED
+    ? `want of ${NEEDED} bytes of memory`
+    : undefined);
 if (whyNot !== undefined) console.log(`not run, for ${whyNot}: a model of over 4 GiB on WebAssembly`);
 
 const PROMPT = [1, 5, 9, 2, 7];

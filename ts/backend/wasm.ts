@@ -38,7 +38,7 @@ const MODULES: Record<WasmVariant, () => URL> = {
  */
 export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promise<Backend> {
   const wanted = { variant: options.variant, isa: options.isa ?? host.isa };
-  const { setup, probe, lacks } = await begin(host, lacking(host.unshared), wanted);
+  const { glue: probe, lacks } = await begin(host, lacking(host.unshared), wanted);
   const isas = probe.isas();
   return {
     kind: 'wasm',
@@ -46,48 +46,37 @@ export async function loadWasm(host: WasmHost, options: WasmOptions = {}): Promi
     tensorTypes: probe.tensorTypes(),
     async compile(plan, compileOptions) {
       const bytes = residentBytes(plan, compileOptions.expertMemory);
-      const choice = chooseVariant(lacks, { ...wanted, large: bytes > LARGE_BYTES });
-      checkSize(plan, bytes, choice);
-      const used = choice.variant === setup.choice.variant ? setup : await setUp(host, choice);
-      return compile(used, isas, plan, compileOptions);
+      const sized = { ...wanted, large: bytes > LARGE_BYTES };
+      checkSize(plan, bytes, chooseVariant(lacks, sized), lacks);
+      return compile(host, await begin(host, lacks, sized), isas, plan, compileOptions);
     },
   };
 }
 
+/** An instance of a module. */
 interface Begun {
-  readonly setup: Setup;
-  readonly probe: Glue;
+  readonly choice: Choice;
+  readonly module: WebAssembly.Module;
+  readonly glue: Glue;
+  readonly memory: WebAssembly.Memory;
   readonly lacks: Lacks;
 }
 
-/** The best module of which there is an instance: some systems do not reserve addresses for memory that is shared. */
+/** An instance of the best module that has one: some systems do not reserve addresses for memory that is shared. */
 async function begin(host: WasmHost, lacks: Lacks, wanted: Wanted): Promise<Begun> {
-  const setup = await setUp(host, chooseVariant(lacks, wanted));
+  const choice = chooseVariant(lacks, wanted);
+  const module = await fetchModule(host, choice.variant);
+  const { createGlue } = await importGlue(choice);
   try {
-    return { setup, probe: instantiate(setup).glue, lacks };
+    return { choice, module, ...instantiate(module, choice, createGlue()), lacks };
   } catch (error) {
-    if (wanted.variant !== undefined || !setup.choice.threads) throw error;
+    if (wanted.variant !== undefined || !choice.threads) throw error;
     return begin(host, { ...lacks, threads: 'no memory can be reserved that threads share' }, wanted);
   }
 }
 
-/** A module, and what makes instances of it. */
-interface Setup {
-  readonly host: WasmHost;
-  readonly choice: Choice;
-  readonly module: WebAssembly.Module;
-  readonly createGlue: () => Glue;
-}
-
-async function setUp(host: WasmHost, choice: Choice): Promise<Setup> {
-  const module = await fetchModule(host, choice.variant);
-  const { createGlue } = await importGlue(choice);
-  return { host, choice, module, createGlue };
-}
-
 /** @throws FrugalError `OUT_OF_MEMORY` where the system does not give what a memory starts with or may grow to */
-function instantiate({ module, choice, createGlue }: Setup): { glue: Glue; memory: WebAssembly.Memory } {
-  const glue = createGlue();
+function instantiate(module: WebAssembly.Module, choice: Choice, glue: Glue): Pick<Begun, 'glue' | 'memory'> {
   try {
     return { glue, memory: glue.initSync({ module }).memory };
   } catch (cause) {
@@ -133,15 +122,14 @@ const MOST_BY_DEFAULT = 64;
 
 /** Each model has an instance, and so a memory, of its own: that is given back only as a whole. */
 async function compile(
-  setup: Setup,
+  host: WasmHost,
+  { choice, module, glue, memory }: Begun,
   isas: readonly Isa[],
   plan: Plan,
   options: BackendOptions,
 ): Promise<BackendModel> {
-  const { host, choice, module } = setup;
   const isa = chooseIsa(isas, options.isa ?? host.isa);
   const threads = choice.threads ? (options.threads ?? Math.min(host.cores, MOST_BY_DEFAULT)) : 1;
-  const { glue, memory } = instantiate(setup);
   const instance = createInstance(glue, memory, mostBytes(choice));
   const { maxStepTokens, expertMemory } = options;
   translate(() =>

@@ -58,7 +58,7 @@ export interface LoadOptions {
   readonly variant?: WasmVariant;
   /**
    * The most prompt tokens of one sequence in one step; it changes speed and memory, never a result.
-   * @default 256; 32 where WebAssembly has no threads, as an abort is only heard between steps there
+   * @default 256; where WebAssembly has no threads 32, or 64 with `attention`, as an abort is only heard between steps
    */
   readonly chunk?: number;
   /**
@@ -304,7 +304,7 @@ async function assemble(
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
     if (!compiled.keepsSources()) await gguf.close();
-    const chunk = settings.chunk ?? (compiled.holdsThread ? HELD_CHUNK : DEFAULT_CHUNK);
+    const chunk = settings.chunk ?? defaultChunk(compiled, attention !== undefined);
     const limits = { maxStepTokens, chunk, ...(attention ? { block: BLOCK } : {}) };
     const engine = {
       scheduler: createScheduler(closing(compiled, gguf), limits, tunerOf(compiled, plan, settings, meter)),
@@ -321,6 +321,12 @@ async function assemble(
     await Promise.allSettled(owned.map((resource) => resource.dispose()));
     throw error;
   }
+}
+
+function defaultChunk({ holdsThread, keepsSources }: BackendModel, sparse: boolean): number {
+  // Steps that read experts stop for that, and the fewer they are the less they read.
+  if (!holdsThread || keepsSources()) return DEFAULT_CHUNK;
+  return sparse ? Math.max(HELD_CHUNK, BLOCK) : HELD_CHUNK;
 }
 
 function tunerOf(

@@ -47,8 +47,11 @@ export function localModel({ call, ask, release }: Instance): LocalModel {
       return progressOf(call((glue) => glue.step(sequences, counts, tokens, wants)));
     },
     async dispose() {
-      ask((glue) => glue.dispose(), undefined);
-      await release();
+      try {
+        ask((glue) => glue.dispose(), undefined);
+      } finally {
+        await release();
+      }
     },
   };
 }

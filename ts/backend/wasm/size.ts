@@ -1,7 +1,7 @@
 import { FrugalError } from '../../errors.js';
 import { GGML_TYPES, type GgmlType } from '../../gguf/types.js';
 import type { Plan, PlanTensor } from '../../plan/types.js';
-import type { Choice } from './variant.js';
+import type { Choice, Lacks } from './variant.js';
 
 /** Rows that the kernels keep side by side: a matrix is padded to a multiple, a vector is not. */
 const TILE_ROWS = 16;
@@ -16,13 +16,19 @@ export const LARGE_BYTES = 3 * 2 ** 30;
 
 /** Bytes of weights that a plan keeps in memory; `expertMemory` as in `BackendOptions`. */
 export function residentBytes(plan: Plan, expertMemory = Number.POSITIVE_INFINITY): number {
-  const sum = (tensors: readonly PlanTensor[]) =>
-    tensors.reduce((total, each) => total + packedBytes(each), 0);
-  const experts = sum(plan.tensors.filter(isStack));
-  return sum(plan.tensors.filter((tensor) => !isStack(tensor))) + Math.min(experts, expertMemory);
+  const names = expertNames(plan);
+  let [experts, others] = [0, 0];
+  for (const tensor of plan.tensors) {
+    if (names.has(tensor.name)) experts += packedBytes(tensor);
+    else others += packedBytes(tensor);
+  }
+  return others + Math.min(experts, expertMemory);
 }
 
-const isStack = ({ experts }: PlanTensor) => experts !== undefined;
+/** Tensors that hold experts; other stacks of matrices are always in memory. */
+function expertNames({ ops }: Plan): Set<string> {
+  return new Set(ops.flatMap((op) => (op.op === 'experts' ? [op.gate, op.up, op.down] : [])));
+}
 
 function packedBytes({ type, rows, cols, experts = 1 }: PlanTensor): number {
   const { block, bytes } = GGML_TYPES[type as GgmlType];
@@ -31,11 +37,13 @@ function packedBytes({ type, rows, cols, experts = 1 }: PlanTensor): number {
 }
 
 /** @throws FrugalError `OUT_OF_MEMORY` unless the weights fit into a module's memory */
-export function checkSize(plan: Plan, bytes: number, choice: Choice): void {
+export function checkSize(plan: Plan, bytes: number, choice: Choice, { memory64, relaxed }: Lacks): void {
   const most = mostBytes(choice);
   if (bytes < most) return;
-  const other = choice.memory64 ? '' : ', a runtime that has 64-bit memory and relaxed SIMD';
-  const fewer = plan.tensors.some(isStack) ? 'Keep fewer experts in memory (expertMemory), or use' : 'Use';
+  const larger =
+    (memory64 ?? relaxed) ? 'a runtime with 64-bit memory and relaxed SIMD' : 'a variant with 64-bit memory';
+  const other = choice.memory64 ? '' : `, ${larger}`;
+  const fewer = expertNames(plan).size > 0 ? 'Keep fewer experts in memory (expertMemory), or use' : 'Use';
   throw new FrugalError(
     'OUT_OF_MEMORY',
     `the weights need ${bytes} bytes, and WebAssembly has at most ${most} (${choice.reason})`,

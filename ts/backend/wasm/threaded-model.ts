@@ -49,7 +49,11 @@ export async function threadedModel(
 
 /** The step in progress is cut short, and its memory is in use until then. */
 async function end(instance: Instance, crew: Crew): Promise<void> {
-  instance.ask((glue) => glue.dispose(), undefined);
+  try {
+    instance.ask((glue) => glue.dispose(), undefined);
+  } catch {
+    // An instance that crashes now goes all the same.
+  }
   await crew.idle();
   await crew.end();
   await instance.release();
