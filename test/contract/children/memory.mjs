@@ -20,6 +20,8 @@ if (args.path === undefined) {
   const source = args.blob ? await openAsBlob(args.path) : args.path;
   const model = await load(source, {
     threads: 2,
+    // What a step takes is to be the same with experts in their file and without.
+    chunk: 256,
     ...(variant ? { variant } : {}),
     ...(expertMemory ? { expertMemory } : {}),
   });
