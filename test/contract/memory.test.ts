@@ -116,7 +116,8 @@ it.runIf(linux).each(['simd128', 'simd128-threads'] as const)(
       console.log(
         `of the weights after each disposal: ${shares.map((share) => share.toFixed(2)).join(', ')}`,
       );
-      for (const share of shares) expect(share).toBeLessThan(0.5);
+      // Compiled code is some of it; a model that stayed would be one and more.
+      for (const share of shares) expect(share).toBeLessThan(0.8);
     });
   },
 );
