@@ -64,36 +64,35 @@ function inRustlib(...path) {
 const hasTarget = (target) => inRustlib(target, 'lib');
 const hasSource = () => inRustlib('src', 'rust', 'library', 'std');
 
-/** The route by rustup: the target's ready build and, if wanted, the standard library's source. */
-async function byRustup(target, source) {
-  const wanted = [[hasTarget, 'target', target], ...(source ? [[hasSource, 'component', 'rust-src']] : [])];
-  for (const [has, kind, name] of wanted) {
-    if (has(name)) continue;
-    const added = await step(`rustup ${kind} add ${name}`, ['rustup', kind, 'add', name], {
-      limit: DOWNLOAD_LIMIT,
-      optional: true,
-    });
-    if (!added.ok || !has(name)) return added.lines.at(-1) ?? added.reason;
-  }
-  return undefined;
+/** The route by rustup: the target's ready build, or the source of the standard library. Gives what was in the way. */
+async function byRustup(target, anew) {
+  const [has, kind, name] = anew ? [hasSource, 'component', 'rust-src'] : [hasTarget, 'target', target];
+  if (has(name)) return undefined;
+  const added = await step(`rustup ${kind} add ${name}`, ['rustup', kind, 'add', name], {
+    limit: DOWNLOAD_LIMIT,
+    optional: true,
+  });
+  return added.ok && has(name) ? undefined : (added.lines.at(-1) ?? added.reason);
 }
 
 /**
  * A cargo that compiles for `target`.
  *
  * @param {string} target a target triple
- * @param {string} std the crates of the standard library to build where no ready build can be had
- * @param {{ source?: boolean }} [options] `source`: for building the standard library anew
- * @returns {Promise<{ route: string, cargo: string, args: string[], sourceArgs: string[],
- *   env: Record<string, string> }>} `args` go behind cargo's subcommand; `sourceArgs` instead of them build the
- *   standard library with one's own flags
+ * @param {string} std the crates of the standard library to build where no ready build is used
+ * @param {{ anew?: boolean }} [options] `anew`: the standard library is built with one's own flags, for any target
+ * @returns {Promise<{ route: string, cargo: string, args: string[], env: Record<string, string> }>} `args` go behind
+ *   cargo's subcommand
  * @throws SetupError naming what each route failed on
  */
-export async function crossCargo(target, std, { source = false } = {}) {
+export async function crossCargo(target, std, { anew = false } = {}) {
   // Without what reads debug information for back traces, too.
-  const sourceArgs = [`-Zbuild-std=${std}`, '-Zbuild-std-features=optimize_for_size'];
-  const refused = await byRustup(target, source);
-  if (refused === undefined) return { route: 'rustup', cargo: 'cargo', args: [], sourceArgs, env: {} };
+  const args = [`-Zbuild-std=${std}`, '-Zbuild-std-features=optimize_for_size'];
+  // Building the standard library is not a stable option; this lets a stable compiler take it.
+  const env = { RUSTC_BOOTSTRAP: '1' };
+  const refused = await byRustup(target, anew);
+  if (refused === undefined)
+    return { route: 'rustup', cargo: 'cargo', ...(anew ? { args, env } : { args: [], env: {} }) };
   try {
     await debianPackages(DEBIAN_RUST);
   } catch (error) {
@@ -102,9 +101,7 @@ export async function crossCargo(target, std, { source = false } = {}) {
   return {
     route: 'debian',
     cargo: '/usr/bin/cargo',
-    args: sourceArgs,
-    sourceArgs,
-    // Building the standard library is not a stable option; this lets a stable compiler take it.
-    env: { RUSTC: '/usr/bin/rustc', RUSTDOC: '/usr/bin/rustdoc', RUSTC_BOOTSTRAP: '1' },
+    args,
+    env: { ...env, RUSTC: '/usr/bin/rustc', RUSTDOC: '/usr/bin/rustdoc' },
   };
 }

@@ -152,6 +152,7 @@ export async function ensureWasm(rustc) {
     'Cargo.lock',
     'scripts/bindgen/Cargo.lock',
     'scripts/bindgen/src',
+    'scripts/lib/cross.mjs',
     'scripts/lib/wasm.mjs',
   ];
   const files = WASM_VARIANTS.map(({ name }) => at(WASM_FOLDER, `${name}.wasm`));

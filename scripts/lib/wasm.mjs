@@ -82,7 +82,7 @@ async function withLinker(cargo) {
 
 /** Builds all modules, and the glue of those with threads and those without, into `dist/wasm`. */
 export async function buildWasm() {
-  const cargo = await withLinker(await crossCargo(TARGETS[32], 'std,panic_abort', { source: true }));
+  const cargo = await withLinker(await crossCargo(TARGETS[32], 'std,panic_abort', { anew: true }));
   const out = join(ROOT, WASM_FOLDER);
   rmSync(out, { recursive: true, force: true });
   mkdirSync(out, { recursive: true });
@@ -109,19 +109,11 @@ async function buildModules(cargo, bindgen, threads, out) {
 const glueName = ({ bits, threads }) =>
   `glue${bits === 64 ? '-memory64' : ''}${threads ? '-threads' : ''}.js`;
 
-async function buildModule({ route, cargo, sourceArgs, env }, variant, target) {
+async function buildModule({ route, cargo, args, env }, variant, target) {
   await need(
     `${variant.name}.wasm (cargo, ${route})`,
-    [cargo, 'build', '--release', '-p', CRATE, '--target', TARGETS[variant.bits], ...sourceArgs],
-    {
-      env: {
-        ...env,
-        // Building the standard library is not a stable option; this lets a stable compiler take it.
-        RUSTC_BOOTSTRAP: '1',
-        RUSTFLAGS: rustFlags(variant),
-        CARGO_TARGET_DIR: target,
-      },
-    },
+    [cargo, 'build', '--release', '-p', CRATE, '--target', TARGETS[variant.bits], ...args],
+    { env: { ...env, RUSTFLAGS: rustFlags(variant), CARGO_TARGET_DIR: target } },
   );
 }
 

@@ -132,13 +132,18 @@ async function compile(
   const threads = choice.threads ? (options.threads ?? Math.min(host.cores, MOST_BY_DEFAULT)) : 1;
   const instance = createInstance(glue, memory, mostBytes(choice));
   const { maxStepTokens, expertMemory } = options;
-  translate(() =>
-    instance.call(({ compile }) => compile(planBytes(plan), threads, isa, maxStepTokens, expertMemory)),
-  );
-  const local = localModel(instance);
-  const model: RuntimeModel = choice.threads
-    ? await threadedModel(host, { module, memory, memory64: choice.memory64 }, { threads, instance, local })
-    : local;
+  let model: RuntimeModel;
+  try {
+    translate(() =>
+      instance.call(({ compile }) => compile(planBytes(plan), threads, isa, maxStepTokens, expertMemory)),
+    );
+    const local = localModel(instance);
+    const shared = { module, memory, memory64: choice.memory64 };
+    model = choice.threads ? await threadedModel(host, shared, { threads, instance, local }) : local;
+  } catch (error) {
+    await instance.release();
+    throw error;
+  }
   const { variant, reason } = choice;
   const wanted = options.threads ?? 1;
   return backendModel(model, plan, {

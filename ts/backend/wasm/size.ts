@@ -7,7 +7,7 @@ import type { Choice, Lacks } from './variant.js';
 const TILE_ROWS = 16;
 
 /** The most memory that engines give a module, in bytes. */
-export function mostBytes({ memory64 }: Pick<Choice, 'memory64'>): number {
+export function mostBytes({ memory64 }: Choice): number {
   return memory64 ? 2 ** 34 : 2 ** 32;
 }
 
