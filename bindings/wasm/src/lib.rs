@@ -1,6 +1,9 @@
 //! The runtime for WebAssembly: converts, calls, converts back. One instance holds one model, as the
 //! memory of an instance is only given back as a whole.
 
+// The compiler offers assembly for WebAssembly as a feature that may still change.
+#![cfg_attr(target_feature = "relaxed-simd", feature(asm_experimental_arch))]
+
 use js_sys::{Array, Float32Array, Uint32Array};
 use kernels::packed::Format;
 use kernels::sampling::SamplerSettings;
@@ -15,6 +18,9 @@ use runtime::threads::{Lender, LentPool};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wasm_bindgen::prelude::*;
+
+#[cfg(target_feature = "relaxed-simd")]
+kernels::wasm_functions!("../../../crates/kernels/src/simd/wasm_slab.s");
 
 static MODEL: Mutex<Option<Arc<Model>>> = Mutex::new(None);
 static LENDER: Mutex<Option<Lender>> = Mutex::new(None);

@@ -1,5 +1,7 @@
 //! Every ISA's kernels equal the scalar reference bit for bit, on odd shapes and extreme values.
 
+#![cfg_attr(all(target_family = "wasm", target_feature = "relaxed-simd"), feature(asm_experimental_arch))]
+
 mod common;
 
 use common::{Random, bits, fast, scalar};
@@ -13,6 +15,9 @@ use kernels::table::{KernelTable, available};
 use kernels::view::Shared;
 use kernels::ways::{WAYS, choose};
 use proptest::prelude::*;
+
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
+kernels::wasm_functions!("../src/simd/wasm_slab.s");
 
 const KINDS: [ActKind; 9] = [
     ActKind::F32,

@@ -32,7 +32,7 @@ use super::rows::{Activation, gated};
 use super::scales;
 use crate::acts::Acts;
 use crate::packed::{ActKind, Format, Matrix};
-use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Six, Three, Two};
+use crate::simd::values::{Bytes, E2m1, Five, Four, Iq4, Item, Six, Three, Two};
 use crate::simd::{ActBlock, LANES, QK, Simd, Work};
 use crate::view::Shared;
 use std::iter::StepBy;
@@ -83,9 +83,19 @@ fn column_block<S: Simd>(acts: &Acts) -> usize {
 /// eight with one.
 const fn at_once<S: Simd, K: Kernel, const R: usize>() -> usize {
     match (S::TILES, R) {
+        // More are multiplied with unpacked weights.
+        _ if own_slabs::<S, K>() => STREAMED,
         (2, 1) => 8,
         (2, _) if !K::PAIRS => STREAMED,
         _ => S::COLUMNS,
+    }
+}
+
+/// Whether the ISA's own loops multiply unpacked weights.
+const fn own_slabs<S: Simd, K: Kernel>() -> bool {
+    match K::ITEM.max() {
+        None => false,
+        Some(max) => max <= S::OWN_SLABS,
     }
 }
 
@@ -464,30 +474,36 @@ impl<S: Simd, K: Kernel, const R: usize> Work<S> for Pass<'_, K, R> {
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        if R == 1 && K::slabs::<S>() > 0 && self.columns.len() >= UNPACKED_FROM {
+        if R == 1
+            && const { !own_slabs::<S, K>() }
+            && K::slabs::<S>() > 0
+            && self.columns.len() >= const { S::UNPACKED_FROM }
+        {
             let Self { tiles, acts, columns, sink, slabs, kernel, .. } = self;
-            return s.call(Unpacking { tile: tiles[0], acts, columns, sink, slabs, kernel });
+            return s.call(Unpacking { tile: tiles[0], acts, columns, sink, slabs, by: OfKernel(kernel) });
         }
-        walk::<S, K, R>(s, self.columns.clone(), &mut self);
+        walk(s, self.columns.clone(), &mut self);
     }
 }
 
 /// Work on groups of columns.
 trait OfColumns<S: Simd> {
+    /// The most columns of a group.
+    const MOST: usize;
     /// C columns from `column` on.
     fn group<const C: usize>(&mut self, s: S, column: usize);
 }
 
-/// Groups of as many columns as are multiplied with R tiles at once, one after the other.
+/// Groups of as many columns as there may be, one after the other.
 #[inline(always)]
-fn walk<S: Simd, K: Kernel, const R: usize>(s: S, columns: Range<usize>, work: &mut impl OfColumns<S>) {
+fn walk<S: Simd, W: OfColumns<S>>(s: S, columns: Range<usize>, work: &mut W) {
     let mut column = columns.start;
     while column < columns.end {
-        let size = group(columns.end - column, const { at_once::<S, K, R>() });
+        let size = group(columns.end - column, const { W::MOST });
         match size {
-            8 if const { at_once::<S, K, R>() >= 8 } => work.group::<8>(s, column),
-            6 if const { at_once::<S, K, R>() >= 6 } => work.group::<6>(s, column),
-            4 if const { at_once::<S, K, R>() >= 4 } => work.group::<4>(s, column),
+            8 if const { W::MOST >= 8 } => work.group::<8>(s, column),
+            6 if const { W::MOST >= 6 } => work.group::<6>(s, column),
+            4 if const { W::MOST >= 4 } => work.group::<4>(s, column),
             2 => work.group::<2>(s, column),
             _ => work.group::<1>(s, column),
         }
@@ -496,6 +512,8 @@ fn walk<S: Simd, K: Kernel, const R: usize>(s: S, columns: Range<usize>, work: &
 }
 
 impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for Pass<'_, K, R> {
+    const MOST: usize = at_once::<S, K, R>();
+
     #[inline(always)]
     fn group<const C: usize>(&mut self, s: S, column: usize) {
         if C > STREAMED {
@@ -511,32 +529,127 @@ impl<S: Simd, K: Kernel, const R: usize> OfColumns<S> for Pass<'_, K, R> {
 /// How many columns' sums are kept, of a gate until those of the up matrix are known, and while a slab after the other is
 /// unpacked; a multiple of every group's size.
 const SUMS: usize = 144;
-/// From how many columns on it is worth it to unpack weights into memory.
-const UNPACKED_FROM: usize = 24;
-
 /// Unpacked weights, which are cleared once for all of a job's tiles, and only if there will be any.
 type Room = Option<[Slab; SLABS]>;
 
+/// How a kind of weights is unpacked, for loops that are compiled once for all kinds.
+#[derive(Clone, Copy)]
+struct Form<S> {
+    item: Item,
+    unpack: fn(S, &[u8], usize, usize, &mut Slab),
+    /// See [`Kernel::slabs`].
+    slabs: usize,
+}
+
+/// None of floating-point weights.
+struct FormOf;
+
+impl<S: Simd> ForKernel<S> for FormOf {
+    type Output = Option<Form<S>>;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, _: S) -> Option<Form<S>> {
+        let unpack: fn(S, &[u8], usize, usize, &mut Slab) = |s, tile, first, count, slab| {
+            s.call(Unpack::<K> { tile, first, count, slab, kernel: PhantomData })
+        };
+        (!matches!(K::ITEM, Item::Float)).then_some(Form { item: K::ITEM, unpack, slabs: K::slabs::<S>() })
+    }
+}
+
+struct Unpack<'a, K> {
+    tile: &'a [u8],
+    first: usize,
+    count: usize,
+    slab: &'a mut Slab,
+    kernel: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kernel> Work<S> for Unpack<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        K::unpack(s, self.tile, self.first, self.count, self.slab);
+    }
+}
+
+/// What unpacks weights and multiplies them.
+trait Slabs<S: Simd>: Copy {
+    /// How many columns are multiplied at once.
+    const COLUMNS: usize;
+    /// See [`Kernel::slabs`].
+    fn count(self) -> usize;
+    /// See [`Kernel::unpack`].
+    fn unpack(self, s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab);
+    /// See [`Kernel::add_products`].
+    fn add<const C: usize>(self, s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]);
+}
+
+/// A kernel's own loops.
+struct OfKernel<K>(PhantomData<K>);
+
+impl<K> Clone for OfKernel<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<K> Copy for OfKernel<K> {}
+
+impl<S: Simd, K: Kernel> Slabs<S> for OfKernel<K> {
+    const COLUMNS: usize = at_once::<S, K, 1>();
+
+    #[inline(always)]
+    fn count(self) -> usize {
+        K::slabs::<S>()
+    }
+    #[inline(always)]
+    fn unpack(self, s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
+        K::unpack(s, tile, first, count, slab);
+    }
+    #[inline(always)]
+    fn add<const C: usize>(self, s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]) {
+        K::add_products(s, slab, x, sums);
+    }
+}
+
+/// The ISA's loops, which tell kinds apart as they run.
+impl<S: Simd> Slabs<S> for Form<S> {
+    const COLUMNS: usize = S::COLUMNS;
+
+    #[inline(always)]
+    fn count(self) -> usize {
+        self.slabs
+    }
+    #[inline(always)]
+    fn unpack(self, s: S, tile: &[u8], first: usize, count: usize, slab: &mut Slab) {
+        (self.unpack)(s, tile, first, count, slab);
+    }
+    #[inline(always)]
+    fn add<const C: usize>(self, s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]) {
+        s.add_slab(self.item, slab.parts(), x, sums);
+    }
+}
+
 /// Some blocks of a tile are unpacked and multiplied with all columns, then the next. A function of its own: few columns do
 /// without all that it keeps.
-struct Unpacking<'a, K> {
+struct Unpacking<'a, B> {
     tile: &'a [u8],
     acts: &'a Acts<'a>,
     columns: Range<usize>,
     sink: Sink<'a>,
     slabs: &'a mut Room,
-    kernel: PhantomData<K>,
+    by: B,
 }
 
-impl<S: Simd, K: Kernel> Work<S> for Unpacking<'_, K> {
+impl<S: Simd, B: Slabs<S>> Work<S> for Unpacking<'_, B> {
     type Output = ();
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        let Self { tile, acts, .. } = self;
+        let Self { tile, acts, by, .. } = self;
         let blocks = acts.k / QK;
         let slabs = self.slabs.get_or_insert_with(|| [Slab::EMPTY; SLABS]);
-        let at_once = SLAB * K::slabs::<S>();
+        let at_once = SLAB * by.count();
         for start in self.columns.clone().step_by(SUMS) {
             let columns = start..(start + SUMS).min(self.columns.end);
             let mut sums = [[0.0; LANES]; SUMS];
@@ -545,32 +658,36 @@ impl<S: Simd, K: Kernel> Work<S> for Unpacking<'_, K> {
                 let count = of_slabs.len().div_ceil(SLAB);
                 for (i, slab) in slabs[..count].iter_mut().enumerate() {
                     let first = first + i * SLAB;
-                    K::unpack(s, tile, first, SLAB.min(blocks - first), slab);
+                    by.unpack(s, tile, first, SLAB.min(blocks - first), slab);
                 }
-                s.call(SlabPass::<K> {
+                s.call(SlabPass {
                     slabs: &slabs[..count],
                     acts,
                     columns: columns.clone(),
                     blocks: of_slabs,
                     sums: &mut sums,
-                    kernel: PhantomData,
+                    by,
                 });
             }
-            let mut finished = Finished { sink: &mut self.sink, kind: acts.kind, start, sums: &sums };
-            walk::<S, K, 1>(s, columns, &mut finished);
+            let mut finished = Finished { sink: &mut self.sink, kind: acts.kind, start, sums: &sums, by };
+            walk(s, columns, &mut finished);
         }
     }
 }
 
 /// Sums of columns from `start` on, which are complete.
-struct Finished<'a, 'b> {
+struct Finished<'a, 'b, B> {
     sink: &'a mut Sink<'b>,
     kind: ActKind,
     start: usize,
     sums: &'a [[f32; LANES]],
+    #[expect(dead_code, reason = "its type tells how many columns go together")]
+    by: B,
 }
 
-impl<S: Simd> OfColumns<S> for Finished<'_, '_> {
+impl<S: Simd, B: Slabs<S>> OfColumns<S> for Finished<'_, '_, B> {
+    const MOST: usize = B::COLUMNS;
+
     #[inline(always)]
     fn group<const C: usize>(&mut self, s: S, column: usize) {
         let sums = loaded::<S, C>(s, &self.sums[column - self.start..]);
@@ -579,26 +696,28 @@ impl<S: Simd> OfColumns<S> for Finished<'_, '_> {
 }
 
 /// Unpacked slabs times columns.
-struct SlabPass<'a, K> {
+struct SlabPass<'a, B> {
     slabs: &'a [Slab],
     acts: &'a Acts<'a>,
     columns: Range<usize>,
     blocks: Range<usize>,
     /// Of `columns`.
     sums: &'a mut [[f32; LANES]],
-    kernel: PhantomData<K>,
+    by: B,
 }
 
-impl<S: Simd, K: Kernel> Work<S> for SlabPass<'_, K> {
+impl<S: Simd, B: Slabs<S>> Work<S> for SlabPass<'_, B> {
     type Output = ();
 
     #[inline(always)]
     fn run(mut self, s: S) {
-        walk::<S, K, 1>(s, self.columns.clone(), &mut self);
+        walk(s, self.columns.clone(), &mut self);
     }
 }
 
-impl<S: Simd, K: Kernel> OfColumns<S> for SlabPass<'_, K> {
+impl<S: Simd, B: Slabs<S>> OfColumns<S> for SlabPass<'_, B> {
+    const MOST: usize = B::COLUMNS;
+
     #[inline(always)]
     fn group<const C: usize>(&mut self, s: S, column: usize) {
         let kept = &mut self.sums[column - self.columns.start..][..C];
@@ -609,7 +728,7 @@ impl<S: Simd, K: Kernel> OfColumns<S> for SlabPass<'_, K> {
             for c in 0..C {
                 of_slab[c] = &x[c][i * SLAB..(i * SLAB + SLAB).min(x[0].len())];
             }
-            K::add_products::<S, C>(s, slab, of_slab, &mut sums);
+            self.by.add(s, slab, of_slab, &mut sums);
         }
         for c in 0..C {
             s.store(sums[c], &mut kept[c]);
@@ -699,5 +818,12 @@ fn pass<S: Simd, const R: usize>(
     sink: Sink,
     slabs: &mut Room,
 ) {
+    if const { S::OWN_SLABS > 0 && R == 1 }
+        && columns.len() >= const { S::UNPACKED_FROM }
+        && let Some(by) = with_kernel(s, format, FormOf)
+        && by.slabs > 0
+    {
+        return s.call(Unpacking { tile: tiles[0], acts, columns, sink, slabs, by });
+    }
     with_kernel(s, format, Started { format, tiles, acts, columns, sink, slabs });
 }

@@ -3,8 +3,8 @@
 use super::scales::{RunScales, Scales};
 use crate::acts::Acts;
 use crate::packed::{Layout, RUN, VECTOR, group_of};
-use crate::simd::values::{SIGNED_VECTORS, Values};
-use crate::simd::{ActBlock, LANES, QK, Simd, Words};
+use crate::simd::values::{Item, SIGNED_VECTORS, Values};
+use crate::simd::{ActBlock, LANES, QK, Simd, VECTORS, Words};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -17,23 +17,12 @@ pub(crate) struct Place {
     pub next: usize,
 }
 
-/// Floating-point numbers; or blocks of 32 bytes, larger by `offset` than the values, that have a scale each or whole numbers
-/// as scales within a run, each or each half.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-#[derive(Clone, Copy)]
-pub(crate) enum Item {
-    Float,
-    Block { offset: i32, minimum: bool },
-    Run { offset: i32, halves: bool, minimum: bool },
-}
-
 /// How R tiles of a kind of weights are multiplied with C columns.
 pub(crate) trait Kernel {
     /// Whether an ISA that multiplies six columns with two tiles at once does so with these, so that each activation is loaded for
     /// both: otherwise eight columns with one.
     const PAIRS: bool;
     /// What the weights are made of.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const ITEM: Item;
 
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -61,6 +50,9 @@ pub(crate) trait Kernel {
 /// So many blocks of a tile are unpacked at once: a run, or blocks that fill whole groups.
 pub(crate) const SLAB: usize = RUN;
 
+/// Vectors of an unpacked block at most.
+const MOST_VECTORS: usize = if cfg!(target_arch = "x86_64") { SIGNED_VECTORS } else { VECTORS };
+
 /// Unpacked blocks of a tile: each value in a byte, or in two (see [`Values::SIGNED`]), scales in 32 bits.
 #[repr(align(64))]
 #[derive(Clone, Copy)]
@@ -68,26 +60,20 @@ pub(crate) struct Slab {
     /// Of each block its scale, or the number that is its scale within a run; of each its minimum, or of each or of each
     /// half its number; then a run's scale and minimum.
     pub scales: [[f32; LANES]; SLAB * 2 + 2],
-    values: [[f32; LANES]; SLAB * SIGNED_VECTORS],
+    values: [[f32; LANES]; SLAB * MOST_VECTORS],
 }
-
-/// Vectors of a block's unpacked values, a group of four values each.
-const VECTORS: usize = QK / 4;
 
 impl Slab {
     pub const EMPTY: Self =
-        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * SIGNED_VECTORS] };
+        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * MOST_VECTORS] };
 
     #[inline(always)]
-    fn put_values<S: Simd, V: Values>(&mut self, s: S, block: usize, packed: &[u8]) {
+    fn put_values<S: Simd, V: Values>(&mut self, s: S, block: usize, packed: &[u8], halves: bool) {
         if const { signed::<S, V>() } {
             s.split::<V>(packed, &mut self.values.as_chunks_mut().0[block]);
             return;
         }
-        for group in 0..VECTORS {
-            let words = V::group(s, packed, group);
-            s.store(s.float_bits(words), &mut self.values[block * VECTORS + group]);
-        }
+        s.unpack::<V>(packed, halves, &mut self.values.as_chunks_mut().0[block]);
     }
 
     /// A group of four of a block's values.
@@ -95,6 +81,12 @@ impl Slab {
     #[inline(always)]
     pub fn group<S: Simd>(&self, s: S, block: usize, group: usize) -> S::I {
         s.int_bits(s.load(&self.values[block * VECTORS + group]))
+    }
+
+    /// Values and scales.
+    #[inline(always)]
+    pub fn parts(&self) -> [&[[f32; LANES]]; 2] {
+        [&self.values, &self.scales]
     }
 
     /// A block's values, of so many bytes, and the scales from its own on.
@@ -353,7 +345,7 @@ fn range<const N: usize>(slices: [&[u8]; N], at: usize, len: usize) -> [&[u8]; N
 impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
     // Five bits with six columns of two tiles run out of registers and are less than half as fast.
     const PAIRS: bool = !matches!(V::LAYOUT, Layout::Five);
-    const ITEM: Item = Item::Block { offset: V::OFFSET, minimum: K::MINIMUM };
+    const ITEM: Item = Item::Block { offset: V::OFFSET, max: V::MAX, minimum: K::MINIMUM };
 
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -406,7 +398,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
         for to in 0..count {
             let [scales, values] = Self::ITEMS.places(first + to, first + count);
             let scales = &tile[scales..][..K::BYTES];
-            slab.put_values::<S, V>(s, to, &tile[values..][..bytes]);
+            slab.put_values::<S, V>(s, to, &tile[values..][..bytes], false);
             s.store(K::scale(s, scales), &mut slab.scales[to]);
             if K::MINIMUM {
                 s.store(K::minimum(s, scales), &mut slab.scales[SLAB + to]);
@@ -416,9 +408,6 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
 
     #[inline(always)]
     fn add_products<S: Simd, const C: usize>(s: S, slab: &Slab, x: [&[ActBlock]; C], sums: &mut [S::F; C]) {
-        if s.slab::<V, C>([slab.values.as_flattened(), slab.scales.as_flattened()], x, sums) {
-            return;
-        }
         let sums = std::array::from_mut(sums);
         if const { signed::<S, V>() } {
             add_blocks::<S, Signed, Unpacked<K>, C>(s, slab, x, sums);
@@ -496,7 +485,7 @@ fn add_scaled<S: Simd, const R: usize, const C: usize>(
 impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
     // Two scales for each block, or signed ones, take as much unpacking as eight columns should share.
     const PAIRS: bool = K::MINIMUM && !K::HALVES;
-    const ITEM: Item = Item::Run { offset: V::OFFSET, halves: K::HALVES, minimum: K::MINIMUM };
+    const ITEM: Item = Item::Run { offset: V::OFFSET, max: V::MAX, halves: K::HALVES, minimum: K::MINIMUM };
 
     #[inline(always)]
     fn multiply<S: Simd, const R: usize, const C: usize>(
@@ -533,7 +522,7 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         let [scales, values] = Self::ITEMS.places(first / RUN, (first + count) / RUN);
         let run = &tile[scales..][..K::BYTES];
         for block in 0..RUN {
-            slab.put_values::<S, V>(s, block, &tile[values + block * bytes..][..bytes]);
+            slab.put_values::<S, V>(s, block, &tile[values + block * bytes..][..bytes], K::HALVES);
             s.store(s.float_bits(K::scales(s, run, block)), &mut slab.scales[block]);
         }
         s.store(K::scale(s, run), &mut slab.scales[SLAB * 2]);

@@ -30,14 +30,18 @@ pub mod wasm;
 mod wasm_columns;
 #[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 pub mod wasm_relaxed;
+#[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
+mod wasm_slab;
 
 use crate::packed::Format;
-use values::{SIGNED_VECTORS, Values};
+use values::{Item, SIGNED_VECTORS, Values};
 
 /// Lanes of a vector: outputs of a weight tile, keys of a cache sub-block.
 pub const LANES: usize = 16;
 /// Elements of one quantisation block along the reduction.
 pub const QK: usize = 32;
+/// Vectors of a block's unpacked values, a group of four values each.
+pub const VECTORS: usize = QK / 4;
 /// Every group of four values of a block, with `$group` a constant: loops are not sure to be unrolled.
 #[allow(unused_macros)]
 macro_rules! each_group {
@@ -324,16 +328,26 @@ pub trait Simd: Words {
     fn split<V: Values>(self, _packed: &[u8], _: &mut [[f32; LANES]; SIGNED_VECTORS]) {
         unreachable!("nothing is split")
     }
-    /// Adds the products of unpacked blocks of 32, `[values, scales]`, with as many of each of C columns, where the ISA has a
-    /// better loop than blocks one by one; otherwise gives false.
+    /// From how many columns on it is worth it to unpack weights into memory.
+    const UNPACKED_FROM: usize = 24;
+    /// Up to which largest byte [`Simd::add_slab`] multiplies what is unpacked, instead of loops for each format.
+    const OWN_SLABS: i32 = 0;
+    /// Unpacks a block into a vector for each group of four of its values; `halves`: each half of it has a scale.
     #[inline(always)]
-    fn slab<V: Values, const C: usize>(
+    fn unpack<V: Values>(self, packed: &[u8], _halves: bool, to: &mut [[f32; LANES]; VECTORS]) {
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            self.store(self.float_bits(V::group(self, packed, group)), &mut to[group]);
+        });
+    }
+    /// Adds the products of unpacked blocks of 32, `[values, scales]`, with as many of each of C columns.
+    fn add_slab<const C: usize>(
         self,
-        _: [&[f32]; 2],
+        _: Item,
+        _slab: [&[[f32; LANES]]; 2],
         _: [&[ActBlock]; C],
-        _: &mut [Self::F; C],
-    ) -> bool {
-        false
+        _sums: &mut [Self::F; C],
+    ) {
+        unreachable!("the ISA has no loops of its own")
     }
     /// Exact dot products of packed blocks of 16 rows, one of each of R tiles, with each of C columns.
     fn dot<V: Values, const R: usize, const C: usize>(

@@ -20,6 +20,25 @@ pub trait Values {
     fn group<W: Words>(w: W, block: &[u8], group: usize) -> W::I;
 }
 
+/// Floating-point numbers; or blocks of 32 bytes up to `max`, larger by `offset` than the values, that have a scale each or
+/// whole numbers as scales within a run, each or each half.
+#[derive(Clone, Copy)]
+pub enum Item {
+    Float,
+    Block { offset: i32, max: i32, minimum: bool },
+    Run { offset: i32, max: i32, halves: bool, minimum: bool },
+}
+
+impl Item {
+    /// The largest byte; none of floating-point numbers.
+    pub const fn max(self) -> Option<i32> {
+        match self {
+            Self::Float => None,
+            Self::Block { max, .. } | Self::Run { max, .. } => Some(max),
+        }
+    }
+}
+
 /// Vectors of a block of magnitudes and signs: two for each group, and one more.
 pub const SIGNED_VECTORS: usize = QK / 4 * 2 + 1;
 

@@ -1,10 +1,10 @@
 //! WebAssembly with 128-bit SIMD: four v128 are the 16 lanes. Integer dot products have a form that every
 //! engine with simd128 has, of 16-bit numbers, and two that relaxed SIMD adds ([`super::wasm_relaxed`]).
 
-use super::values::{Sevens, Values};
+use super::values::{Item, Sevens, Values};
 use super::wasm_arch::*;
 use super::wasm_columns::{Whole, multiply_all};
-use super::{ActBlock, LANES, Simd, Words, Work, each_group};
+use super::{ActBlock, LANES, Simd, VECTORS, Words, Work, each_group};
 use crate::packed::{Format, Layout};
 use relaxable::{mul_add, select, swizzle};
 use std::hint::black_box;
@@ -33,15 +33,25 @@ pub trait Dots: Copy {
     ) -> bool {
         false
     }
-    /// See [`Simd::unpacks`].
+    /// See [`Simd::OWN_SLABS`].
+    const OWN_SLABS: i32 = 0;
+    /// See [`Simd::UNPACKED_FROM`].
+    const UNPACKED_FROM: usize = 4;
+    /// What is added to the bytes of a block as it is unpacked; `halves`: each half of it has a scale.
     #[inline(always)]
-    fn unpacks<V: Values>() -> bool {
-        false
+    fn added<V: Values>(self, _halves: bool) -> Option<u8> {
+        None
     }
-    /// See [`Simd::slab`].
+    /// See [`Simd::add_slab`]. Of forms that unpack alone.
     #[inline(always)]
-    fn slab<V: Values, const C: usize>(_: [&[f32]; 2], _: [&[ActBlock]; C], _: &mut [F32x16; C]) -> bool {
-        false
+    fn add_slab<const C: usize>(
+        self,
+        _: Item,
+        _slab: [&[F32s]; 2],
+        _: [&[ActBlock]; C],
+        _sums: &mut [F32x16; C],
+    ) {
+        unreachable!("nothing is unpacked")
     }
     /// What the bytes that are multiplied are larger by than the values that they stand for.
     fn offset<V: Values>(self) -> i32;
@@ -78,6 +88,8 @@ impl Wasm<WordDots> {
     }
 }
 
+/// Floats of 16 lanes in memory.
+pub(super) type F32s = [f32; LANES];
 pub(super) type F32x16 = [v128; 4];
 pub(super) type I32x16 = [v128; 4];
 
@@ -133,6 +145,73 @@ macro_rules! each_quad {
         };
         [of(0), of(1), of(2), of(3)]
     }};
+}
+
+/// Four rows with the bits that a layout's bytes are masked with, from memory once: engines make constants anew for each use.
+#[derive(Clone, Copy)]
+struct Masked {
+    quad: Quad,
+    bits: [u32; 2],
+    masks: [v128; 2],
+}
+
+impl Masked {
+    #[inline(always)]
+    fn new(layout: Layout) -> Self {
+        let bits = match layout {
+            Layout::Bytes | Layout::Four => [0x0f0f_0f0f; 2],
+            Layout::Five => [0x0f0f_0f0f, 0x1010_1010],
+            Layout::Six => [0x0f0f_0f0f, 0x3030_3030],
+            Layout::Three => [0x0303_0303, 0x0404_0404],
+            Layout::Two => [0x0303_0303; 2],
+        };
+        Self { quad: QUADS[0], bits, masks: bits.map(|bits| black_box(u32x4_splat(bits))) }
+    }
+}
+
+impl Words for Masked {
+    type I = v128;
+
+    #[inline(always)]
+    fn load_words(self, from: &[u8], index: usize) -> v128 {
+        self.quad.load_words(from, index)
+    }
+    #[inline(always)]
+    fn and_bits(self, v: v128, bits: u32) -> v128 {
+        let at = self.bits.iter().position(|&of| of == bits).expect("bits of the layout");
+        v128_and(v, self.masks[at])
+    }
+    #[inline(always)]
+    fn or(self, a: v128, b: v128) -> v128 {
+        self.quad.or(a, b)
+    }
+    #[inline(always)]
+    fn shift_left(self, v: v128, by: usize) -> v128 {
+        self.quad.shift_left(v, by)
+    }
+    #[inline(always)]
+    fn shift_right(self, v: v128, by: usize) -> v128 {
+        self.quad.shift_right(v, by)
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], v: v128) -> v128 {
+        self.quad.lookup(table, v)
+    }
+}
+
+/// See [`Simd::unpack`].
+#[inline(always)]
+fn unpack<V: Values>(packed: &[u8], add: Option<u8>, to: &mut [F32s; VECTORS]) {
+    let mut words = Masked::new(V::LAYOUT);
+    let add = add.map(|add| black_box(u8x16_splat(add)));
+    for quad in QUADS {
+        words.quad = quad;
+        each_group!(group in [0 1 2 3 4 5 6 7] {
+            let bytes = V::group(words, packed, group);
+            let bytes = add.map_or(bytes, |add| i8x16_add(bytes, add));
+            store(bytes, &mut to[group].as_chunks_mut::<4>().0[quad.0]);
+        });
+    }
 }
 
 impl<D: Dots> Words for Wasm<D> {
@@ -372,17 +451,25 @@ impl<D: Dots> Simd for Wasm<D> {
         self.0.streams(format, tiles, x, sums)
     }
     #[inline(always)]
-    fn unpacks<V: Values>(half: bool) -> bool {
-        half && D::unpacks::<V>()
+    fn unpacks<V: Values>(_: bool) -> bool {
+        V::MAX <= D::OWN_SLABS
     }
     #[inline(always)]
-    fn slab<V: Values, const C: usize>(
+    fn unpack<V: Values>(self, packed: &[u8], halves: bool, to: &mut [F32s; VECTORS]) {
+        unpack::<V>(packed, self.0.added::<V>(halves), to);
+    }
+    const LEAST_COLUMNS: usize = 72;
+    const UNPACKED_FROM: usize = D::UNPACKED_FROM;
+    const OWN_SLABS: i32 = D::OWN_SLABS;
+    #[inline(always)]
+    fn add_slab<const C: usize>(
         self,
-        slab: [&[f32]; 2],
+        item: Item,
+        slab: [&[F32s]; 2],
         x: [&[ActBlock]; C],
         sums: &mut [F32x16; C],
-    ) -> bool {
-        D::slab::<V, C>(slab, x, sums)
+    ) {
+        self.0.add_slab(item, slab, x, sums);
     }
     #[inline(always)]
     fn tile<V: Values, const C: usize>(self, tile: &[u8], x: [&[ActBlock]; C]) -> Option<[F32x16; C]> {

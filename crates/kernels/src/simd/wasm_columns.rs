@@ -37,7 +37,7 @@ fn kept(constant: v128) -> v128 {
 /// # Safety
 /// 16 bytes follow `at`.
 #[inline(always)]
-unsafe fn load(at: *const u8) -> v128 {
+pub(super) unsafe fn load(at: *const u8) -> v128 {
     // SAFETY: the caller's promise; it needs no alignment.
     unsafe { v128_load(at.cast()) }
 }
@@ -45,7 +45,7 @@ unsafe fn load(at: *const u8) -> v128 {
 /// # Safety
 /// Four bytes follow `at`.
 #[inline(always)]
-unsafe fn broadcast(at: *const u8) -> v128 {
+pub(super) unsafe fn broadcast(at: *const u8) -> v128 {
     // SAFETY: the caller's promise; it needs no alignment.
     unsafe { v128_load32_splat(at.cast()) }
 }
@@ -381,111 +381,4 @@ unsafe fn add_block<L: Line, const C: usize>(
         }
     }
     true
-}
-
-/// Four rows' of a block's unpacked scales.
-#[cfg(target_feature = "relaxed-simd")]
-#[inline(always)]
-fn scales_of(scales: &[f32; LANES], quad: usize) -> v128 {
-    // SAFETY: within the array, and no alignment is needed.
-    unsafe { load(scales.as_ptr().add(quad * 4).cast()) }
-}
-
-/// Bytes of an unpacked block of 16 rows.
-#[cfg(target_feature = "relaxed-simd")]
-const UNPACKED: usize = Layout::Bytes.bytes();
-
-/// Adds the products of unpacked blocks of Q4_0, `[values, scales]`, with C columns, two at a time.
-#[cfg(target_feature = "relaxed-simd")]
-#[inline(always)]
-pub fn add_unpacked<const C: usize>(slab: [&[f32]; 2], x: [&[ActBlock]; C], sums: &mut [F32x16; C]) {
-    if C == 1 {
-        // Twice: a loop of its own would have to be downloaded for a column at the end.
-        let mut both = [sums[0]; 2];
-        add_slab(slab, [x[0]; 2], &mut both);
-        sums[0] = both[0];
-    }
-    for (sums, x) in sums.as_chunks_mut().0.iter_mut().zip(x.as_chunks().0) {
-        add_slab(slab, *x, sums);
-    }
-}
-
-/// As [`multiply`] with two columns, without loops: the sums of 16 rows and two columns, their values and a vector of weights are all that
-/// registers hold. `never` is 0, which no compiler knows: otherwise the sums would be needed as they are after so many
-/// values, which keeps LLVM from moving the terms of each together.
-#[cfg(target_feature = "relaxed-simd")]
-#[inline(never)]
-fn add_slab([values, scales]: [&[f32]; 2], x: [&[ActBlock]; 2], to: &mut [F32x16; 2]) {
-    let blocks = x[0].len();
-    assert!(values.len() * 4 >= blocks * UNPACKED && scales.len() >= blocks * LANES);
-    assert!(x.iter().all(|x| x.len() == blocks));
-    let (never, ones) = (black_box(0), kept(i16x8_splat(1)));
-    // Steps that LLVM does not know either: it would take the offsets out of loads.
-    let [to_values, to_scales, to_x] =
-        [UNPACKED, size_of::<[f32; LANES]>(), size_of::<ActBlock>()].map(black_box);
-    let (mut w, mut scales) = (values.as_ptr().cast::<u8>(), scales.as_ptr().cast::<[f32; LANES]>());
-    let (mut x, mut sums) = (x.map(<[ActBlock]>::as_ptr), *to);
-    for _ in 0..blocks {
-        let (mut dots, mut halves) = ([[ones; 2]; 4], [[ones; 2]; 2]);
-        for c in 0..2 {
-            let column: *const u8 = x[c].cast();
-            // SAFETY: the lengths were checked for so many blocks, of the slab and of the columns.
-            unsafe {
-                let values = column.add(offset_of!(ActBlock, values));
-                halves[c] = [load(values), load(values.add(super::QK / 2))];
-                let minus_halves = broadcast(column.add(offset_of!(ActBlock, minus_halves)));
-                for dots in &mut dots {
-                    dots[c] = i16x8_shl(minus_halves, 3);
-                }
-            }
-        }
-        super::each_group!(group in [0 1 2 3 4 5 6 7] {
-            let mut four = [ones; 2];
-            for c in 0..2 {
-                four[c] = splat_lane(halves[c][group / 4], group % 4);
-            }
-            for quad in 0..4 {
-                // SAFETY: as above.
-                let bytes = unsafe { load(w.add(group * 64 + quad * 16)) };
-                for c in 0..2 {
-                    dots[quad][c] = i16x8_add(dots[quad][c], i16x8_relaxed_dot_i8x16_i7x16(four[c], bytes));
-                }
-            }
-            if group < 7 && never == group + 1 {
-                for c in 0..2 {
-                    for quad in 0..4 {
-                        to[c][quad] = dots[quad][c];
-                    }
-                }
-                return;
-            }
-        });
-        for c in 0..2 {
-            // SAFETY: as above.
-            let (d_w, d_x) = unsafe { (&*scales, broadcast(x[c].cast())) };
-            for quad in 0..4 {
-                let t = f32x4_mul(scales_of(d_w, quad), d_x);
-                let dots = f32x4_convert_i32x4(i32x4_dot_i16x8(dots[quad][c], ones));
-                sums[c][quad] = f32x4_add(sums[c][quad], f32x4_mul(t, dots));
-            }
-        }
-        w = w.wrapping_add(to_values);
-        scales = scales.wrapping_byte_add(to_scales);
-        for x in &mut x {
-            *x = x.wrapping_byte_add(to_x);
-        }
-    }
-    *to = sums;
-}
-
-/// One of four words in all of them.
-#[cfg(target_feature = "relaxed-simd")]
-#[inline(always)]
-fn splat_lane(v: v128, lane: usize) -> v128 {
-    match lane {
-        0 => i32x4_shuffle::<0, 0, 0, 0>(v, v),
-        1 => i32x4_shuffle::<1, 1, 1, 1>(v, v),
-        2 => i32x4_shuffle::<2, 2, 2, 2>(v, v),
-        _ => i32x4_shuffle::<3, 3, 3, 3>(v, v),
-    }
 }

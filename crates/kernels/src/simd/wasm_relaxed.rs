@@ -6,13 +6,12 @@
 //! Other x86 CPUs add pairs of products in 16 bits (vpmaddubsw), which whole bytes overflow. A probe tells
 //! which it is, and whether bytes of seven bits are multiplied right at all.
 
-use super::values::Values;
-use super::wasm::{Dots, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
+use super::values::{Item, Values};
+use super::wasm::{Dots, F32s, F32x16, I32x16, QUADS, Wasm, add_words, broadcast};
 use super::wasm_arch::*;
-use super::wasm_columns::{
-    Nibbles, Whole, WholeBytes, WholeNibbles, add_unpacked, multiply_all, multiply_streams,
-};
-use super::{ActBlock, each_group};
+use super::wasm_columns::{Nibbles, Whole, WholeBytes, WholeNibbles, multiply_all, multiply_streams};
+use super::wasm_slab::{add_by_pairs, add_whole};
+use super::{ActBlock, HALVES_OFFSET, OFFSET, each_group};
 use crate::packed::{Format, Layout};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -101,6 +100,8 @@ fn multiplies(flip: u8, bytes: &[u8]) -> bool {
 
 impl Dots for WholeDots {
     const STREAMS: usize = 4;
+    const OWN_SLABS: i32 = 255;
+    const UNPACKED_FROM: usize = 6;
     #[inline(always)]
     fn streams<const C: usize>(
         self,
@@ -114,6 +115,24 @@ impl Dots for WholeDots {
             Format::Q8_0 => multiply_streams::<WholeBytes, C>(self.flip, tiles, x, sums),
             _ => false,
         }
+    }
+    /// What makes signed bytes of them where the engine takes these, or larger than the values by what activations have a start
+    /// for, whatever the format.
+    #[inline(always)]
+    fn added<V: Values>(self, halves: bool) -> Option<u8> {
+        let unsigned = if halves { HALVES_OFFSET } else { OFFSET };
+        let offset = if self.flip == 0 { unsigned } else { 0 };
+        Some((offset - V::OFFSET) as u8)
+    }
+    #[inline(always)]
+    fn add_slab<const C: usize>(
+        self,
+        item: Item,
+        slab: [&[F32s]; 2],
+        x: [&[ActBlock]; C],
+        sums: &mut [F32x16; C],
+    ) {
+        add_whole(self.flip, item, slab, x, sums);
     }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {
@@ -135,21 +154,16 @@ impl Dots for PairDots {
             _ => None,
         }
     }
+    const OWN_SLABS: i32 = 63;
     #[inline(always)]
-    fn unpacks<V: Values>() -> bool {
-        matches!((V::LAYOUT, V::OFFSET), (Layout::Four, 8))
-    }
-    #[inline(always)]
-    fn slab<V: Values, const C: usize>(
-        slab: [&[f32]; 2],
+    fn add_slab<const C: usize>(
+        self,
+        item: Item,
+        slab: [&[F32s]; 2],
         x: [&[ActBlock]; C],
         sums: &mut [F32x16; C],
-    ) -> bool {
-        let ours = Self::unpacks::<V>();
-        if ours {
-            add_unpacked(slab, x, sums);
-        }
-        ours
+    ) {
+        add_by_pairs(item, slab, x, sums);
     }
     #[inline(always)]
     fn offset<V: Values>(self) -> i32 {

@@ -13,18 +13,18 @@
 //!
 //! A run's blocks need not be multiplied by their numbers one by one, as 8 + 7 bits hold each value times its number.
 
-use super::{ForKernel, Gated, Glu, GluJob, LinearJob, Target, bias_of, biased, sum_of, with_kernel};
+use super::{FormOf, Gated, Glu, GluJob, LinearJob, Target, bias_of, biased, sum_of, with_kernel};
 use crate::acts::Acts;
-use crate::kernels::products::{Item, Kernel, SLAB, Slab};
+use crate::kernels::products::{SLAB, Slab};
 use crate::packed::RUN;
 use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
 use crate::simd::avx512::Avx512;
+use crate::simd::values::Item;
 use crate::simd::{ActBlock, LANES, QK, Simd, Work, each_group};
 use crate::view::{Aligned, Plain};
 use std::alloc::{Layout, alloc_zeroed};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// From how many columns on tiles are faster than vectors.
@@ -272,47 +272,11 @@ impl Work<Avx512> for Finishing<'_> {
 }
 
 /// What a format's weights become.
-#[derive(Clone, Copy)]
-struct Form {
-    item: Item,
-    unpack: fn(Avx512, &[u8], usize, usize, &mut Slab),
-}
+type Form = super::Form<Avx512>;
 
 impl Form {
     fn is_run(self) -> bool {
         matches!(self.item, Item::Run { .. })
-    }
-}
-
-/// None of floating-point weights.
-struct FormOf;
-
-impl ForKernel<Avx512> for FormOf {
-    type Output = Option<Form>;
-
-    #[inline(always)]
-    fn run<K: Kernel>(self, _: Avx512) -> Option<Form> {
-        let unpack: fn(Avx512, &[u8], usize, usize, &mut Slab) = |s, tile, first, count, slab| {
-            s.call(Unpack::<K> { tile, first, count, slab, kernel: PhantomData })
-        };
-        (!matches!(K::ITEM, Item::Float)).then_some(Form { item: K::ITEM, unpack })
-    }
-}
-
-struct Unpack<'a, K> {
-    tile: &'a [u8],
-    first: usize,
-    count: usize,
-    slab: &'a mut Slab,
-    kernel: PhantomData<K>,
-}
-
-impl<K: Kernel> Work<Avx512> for Unpack<'_, K> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, s: Avx512) {
-        K::unpack(s, self.tile, self.first, self.count, self.slab);
     }
 }
 
@@ -525,7 +489,7 @@ impl Part for BlocksPart {
 
     #[inline(always)]
     fn put_weights(s: Avx512, item: Item, slab: &Slab, at: usize, count: usize, to: &mut BlockWeights) {
-        let Item::Block { offset, minimum } = item else { unreachable!("runs take other activations") };
+        let Item::Block { offset, minimum, .. } = item else { unreachable!("runs take other activations") };
         (to.minimum, to.count) = (minimum, at + count);
         for block in 0..count {
             let values = to.values[at + block].as_flattened_mut().as_chunks_mut::<ROW_BYTES>().0;
@@ -687,7 +651,7 @@ impl Part for RunPart {
 
     #[inline(always)]
     fn put_weights(s: Avx512, item: Item, slab: &Slab, _: usize, _: usize, to: &mut RunWeights) {
-        let Item::Run { offset, halves, minimum } = item else {
+        let Item::Run { offset, halves, minimum, .. } = item else {
             unreachable!("blocks take other activations")
         };
         (to.halves, to.minimums) = (halves, minimum);
