@@ -26,7 +26,8 @@ pub mod tiles;
 
 use super::padded;
 use super::products::{
-    Blocks, Floats, Half, Kernel, Place, Runs, SLAB, SLABS, STREAMED, Single, Slab, block_columns,
+    Blocks, Floats, Half, Kernel, MOST_STREAMS, Place, Runs, SLAB, SLABS, STREAMED, Single, Slab, Turns,
+    block_columns,
 };
 use super::rows::{Activation, gated};
 use super::scales;
@@ -118,9 +119,6 @@ fn in_pairs<S: Simd>(s: S, format: Format, columns: usize) -> bool {
 /// So many columns are few: memory is as slow as their products.
 const FEW: usize = 16;
 
-/// Tiles that an ISA multiplies by turns.
-const MOST_STREAMS: usize = 4;
-
 #[inline(always)]
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let (weight, acts) = (job.weight, &job.acts);
@@ -149,16 +147,9 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
             let apart = job.tiles.len().div_ceil(S::STREAMS);
             for first in job.tiles.start..job.tiles.start + apart {
                 let of = (first..job.tiles.end).step_by(apart);
-                let done = match columns.len() {
-                    2 => linear_turn::<S, 2>(s, job, columns.start, of.clone(), sink),
-                    _ => linear_turn::<S, 1>(s, job, columns.start, of.clone(), sink),
-                };
-                if done {
-                    continue;
-                }
-                for tile in of {
-                    let tiles = [weight.tile(tile)];
-                    pass(s, weight.format(), tiles, acts, columns.clone(), sink(tile), &mut slabs);
+                match columns.len() {
+                    2 => linear_turn::<S, 2>(s, job, columns.start, of, sink),
+                    _ => linear_turn::<S, 1>(s, job, columns.start, of, sink),
                 }
             }
             continue;
@@ -174,7 +165,7 @@ pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     }
 }
 
-/// The sums of up to [`Simd::STREAMS`] tiles with C columns. None where the ISA has no loop for them.
+/// The sums of up to [`Simd::STREAMS`] tiles with C columns.
 #[inline(always)]
 fn by_turns<S: Simd, const C: usize>(
     s: S,
@@ -182,14 +173,37 @@ fn by_turns<S: Simd, const C: usize>(
     tiles: &[&[u8]],
     acts: &Acts,
     column: usize,
-) -> Option<[[S::F; C]; MOST_STREAMS]> {
+) -> [[S::F; C]; MOST_STREAMS] {
     const { assert!(S::STREAMS <= MOST_STREAMS) };
     let x = block_columns::<C>(acts, column, 0..acts.k / QK);
-    let mut sums = [[s.splat(0.0); C]; MOST_STREAMS];
-    s.streams(format, tiles, x, &mut sums[..tiles.len()]).then_some(sums)
+    let mut all = [[s.splat(0.0); C]; MOST_STREAMS];
+    let sums = &mut all[..tiles.len()];
+    if !s.streams(format, tiles, x, sums) {
+        // It may have begun.
+        sums.fill([s.splat(0.0); C]);
+        with_kernel(s, format, OfTurns { tiles, x, sums });
+    }
+    all
 }
 
-/// Some of a job's tiles by turns; false where none are done.
+/// [`Turns`] whose kind of weights is not known yet.
+struct OfTurns<'a, S: Simd, const C: usize> {
+    tiles: &'a [&'a [u8]],
+    x: [&'a [ActBlock]; C],
+    sums: &'a mut [[S::F; C]],
+}
+
+impl<S: Simd, const C: usize> ForKernel<S> for OfTurns<'_, S, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, s: S) {
+        let Self { tiles, x, sums } = self;
+        s.call(Turns { tiles, x, sums, kernel: PhantomData::<K> });
+    }
+}
+
+/// Some of a job's tiles by turns.
 #[inline(always)]
 fn linear_turn<'a, S: Simd, const C: usize>(
     s: S,
@@ -197,16 +211,14 @@ fn linear_turn<'a, S: Simd, const C: usize>(
     column: usize,
     of: StepBy<Range<usize>>,
     sink: impl Fn(usize) -> Sink<'a>,
-) -> bool {
+) {
     let mut tiles: [&[u8]; MOST_STREAMS] = [&[]; MOST_STREAMS];
     tiles.iter_mut().zip(of.clone()).for_each(|(to, tile)| *to = job.weight.tile(tile));
     let sums = by_turns::<S, C>(s, job.weight.format(), &tiles[..of.len()], &job.acts, column);
-    let Some(sums) = sums else { return false };
     of.zip(sums).for_each(|(tile, sums)| sink(tile).take(s, job.acts.kind, column, [sums]));
-    true
 }
 
-/// The same for two tiles of the gate and of the up matrix each, or for one.
+/// The same for two tiles of the gate and of the up matrix each, or for one; false where their formats differ.
 #[inline(always)]
 fn glu_turn<'a, S: Simd, const C: usize>(
     s: S,
@@ -223,7 +235,6 @@ fn glu_turn<'a, S: Simd, const C: usize>(
         to.copy_from_slice(&[job.gate.tile(tile), job.up.tile(tile)]);
     }
     let sums = by_turns::<S, C>(s, job.gate.format(), &tiles[..of.len() * 2], &job.acts, column);
-    let Some(sums) = sums else { return false };
     for (tile, sums) in of.zip(sums.as_chunks::<2>().0) {
         Sink::Glu(&glu(tile)).take(s, job.acts.kind, column, *sums);
     }

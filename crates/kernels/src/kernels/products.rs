@@ -4,7 +4,7 @@ use super::scales::{RunScales, Scales};
 use crate::acts::Acts;
 use crate::packed::{Layout, RUN, VECTOR, group_of};
 use crate::simd::values::{Item, SIGNED_VECTORS, Values};
-use crate::simd::{ActBlock, LANES, QK, Simd, VECTORS, Words};
+use crate::simd::{ActBlock, LANES, QK, Simd, VECTORS, Words, Work};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -32,6 +32,16 @@ pub(crate) trait Kernel {
         place: Place,
     ) -> [[S::F; C]; R];
 
+    /// Adds the products of some tiles with C columns, a block of each tile by turns. Of kernels of quantised weights alone.
+    #[inline(always)]
+    fn by_turns<S: Simd, const C: usize>(
+        _: S,
+        _tiles: &[&[u8]],
+        _: [&[ActBlock]; C],
+        _sums: &mut [[S::F; C]],
+    ) {
+        unreachable!("floats have no turns")
+    }
     /// How many slabs are unpacked at once, half of a first-level cache, where many columns gain by that; otherwise 0.
     #[inline(always)]
     fn slabs<S: Simd>() -> usize {
@@ -44,6 +54,26 @@ pub(crate) trait Kernel {
     /// Adds the products of unpacked blocks with as many of each column.
     fn add_products<S: Simd, const C: usize>(_: S, _: &Slab, _: [&[ActBlock]; C], _: &mut [S::F; C]) {
         unreachable!("nothing is unpacked")
+    }
+}
+
+/// Tiles that an ISA multiplies by turns.
+pub(crate) const MOST_STREAMS: usize = 4;
+
+/// See [`Kernel::by_turns`]: a function of its own.
+pub(crate) struct Turns<'a, S: Simd, K, const C: usize> {
+    pub tiles: &'a [&'a [u8]],
+    pub x: [&'a [ActBlock]; C],
+    pub sums: &'a mut [[S::F; C]],
+    pub kernel: PhantomData<K>,
+}
+
+impl<S: Simd, K: Kernel, const C: usize> Work<S> for Turns<'_, S, K, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, s: S) {
+        K::by_turns(s, self.tiles, self.x, self.sums);
     }
 }
 
@@ -364,6 +394,10 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             sums[0] = own;
             return sums;
         }
+        if const { S::STREAMS > 1 && R == 1 && C <= STREAMED } {
+            s.call(Turns { tiles: &tiles, x, sums: &mut sums, kernel: PhantomData::<Self> });
+            return sums;
+        }
         let (blocks, of_group) = (acts.k / QK, const { group_of(K::BYTES) });
         let grouped = if const { S::SHORT } { 0 } else { blocks / of_group * of_group };
         for first in (0..grouped).step_by(of_group) {
@@ -385,6 +419,18 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             add_block::<S, V, K, R, C>(s, values, scales, at(x, block), &mut sums);
         }
         sums
+    }
+
+    #[inline(always)]
+    fn by_turns<S: Simd, const C: usize>(s: S, tiles: &[&[u8]], x: [&[ActBlock]; C], sums: &mut [[S::F; C]]) {
+        let (blocks, bytes) = (x[0].len(), const { V::BYTES });
+        for block in 0..blocks {
+            let [scales, values] = Self::ITEMS.places(block, blocks);
+            for (tile, sums) in tiles.iter().zip(&mut *sums) {
+                let (scales, values) = (range([tile], scales, K::BYTES), range([tile], values, bytes));
+                add_block::<S, V, K, 1, C>(s, values, scales, at(x, block), std::array::from_mut(sums));
+            }
+        }
     }
 
     #[inline(always)]
@@ -497,6 +543,10 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
         let x = block_columns::<C>(acts, place.column, 0..acts.k / QK);
         let run_bytes = const { V::BYTES * RUN };
         let mut sums = [[s.splat(0.0); C]; R];
+        if const { S::STREAMS > 1 && R == 1 && C <= STREAMED } {
+            s.call(Turns { tiles: &tiles, x, sums: &mut sums, kernel: PhantomData::<Self> });
+            return sums;
+        }
         let runs = acts.k / QK / RUN;
         for run in 0..runs {
             let [scales, values] = Self::ITEMS.places(run, runs);
@@ -509,6 +559,30 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
             add_run::<S, V, K, R, C>(s, values, scales, of_run, place, &mut sums);
         }
         sums
+    }
+
+    #[inline(always)]
+    fn by_turns<S: Simd, const C: usize>(s: S, tiles: &[&[u8]], x: [&[ActBlock]; C], sums: &mut [[S::F; C]]) {
+        let (runs, bytes) = (x[0].len() / RUN, const { V::BYTES });
+        for run in 0..runs {
+            let [scales, values] = Self::ITEMS.places(run, runs);
+            let mut of_run = x;
+            for c in 0..C {
+                of_run[c] = &x[c][run * RUN..][..RUN];
+            }
+            let mut all = [[[s.pairs(0); C]; 1]; MOST_STREAMS];
+            for block in 0..RUN {
+                for (tile, dots) in tiles.iter().zip(&mut all) {
+                    let values = range([tile], values + block * bytes, bytes);
+                    let scales = range([tile], scales, K::BYTES);
+                    add_block_dots::<S, V, K, 1, C>(s, values, scales, at(of_run, block), block, dots);
+                }
+            }
+            for ((tile, sums), dots) in tiles.iter().zip(&mut *sums).zip(all) {
+                let scales = range([tile], scales, K::BYTES);
+                add_run_dots::<S, K, 1, C>(s, scales, of_run, dots, std::array::from_mut(sums));
+            }
+        }
     }
 
     #[inline(always)]
@@ -568,6 +642,18 @@ fn add_run<S: Simd, V: Values, K: RunScales, const R: usize, const C: usize>(
     sums: &mut [[S::F; C]; R],
 ) {
     let dots = run_dots::<S, V, K, R, C>(s, values, scales, x, place);
+    add_run_dots::<S, K, R, C>(s, scales, x, dots, sums);
+}
+
+/// Adds the dot products of a run times its scale, and what its minimums give.
+#[inline(always)]
+fn add_run_dots<S: Simd, K: RunScales, const R: usize, const C: usize>(
+    s: S,
+    scales: [&[u8]; R],
+    x: [&[ActBlock]; C],
+    dots: [[S::I; C]; R],
+    sums: &mut [[S::F; C]; R],
+) {
     let (first, mut d) = (at(x, 0), [s.splat(0.0); R]);
     for r in 0..R {
         d[r] = K::scale(s, scales[r]);
@@ -595,17 +681,30 @@ fn run_dots<S: Simd, V: Values, K: RunScales, const R: usize, const C: usize>(
     for block in 0..RUN {
         let values = range(values, block * bytes, bytes);
         ask::<S, _, R, C>(s, values, place);
-        let mut numbers = [s.pairs(0); R];
-        for r in 0..R {
-            numbers[r] = K::scales(s, scales[r], block);
-        }
-        if const { K::HALVES } {
-            s.add_dot_halves::<V, R, C>(&mut sums, values, numbers, at(x, block));
-        } else {
-            s.add_dots::<V, R, C>(&mut sums, values, numbers, at(x, block));
-        }
+        add_block_dots::<S, V, K, R, C>(s, values, scales, at(x, block), block, &mut sums);
     }
     sums
+}
+
+/// Adds the dot products of a run's block times its numbers.
+#[inline(always)]
+fn add_block_dots<S: Simd, V: Values, K: RunScales, const R: usize, const C: usize>(
+    s: S,
+    values: [&[u8]; R],
+    scales: [&[u8]; R],
+    x: [&ActBlock; C],
+    block: usize,
+    sums: &mut [[S::I; C]; R],
+) {
+    let mut numbers = [s.pairs(0); R];
+    for r in 0..R {
+        numbers[r] = K::scales(s, scales[r], block);
+    }
+    if const { K::HALVES } {
+        s.add_dot_halves::<V, R, C>(sums, values, numbers, x);
+    } else {
+        s.add_dots::<V, R, C>(sums, values, numbers, x);
+    }
 }
 
 /// Minus the sums of a run's activations times their numbers.
