@@ -15,21 +15,24 @@ const RELAXED = Uint8Array.of(
   ...[0x41, 0, 0xfd, 0x0f, 0x41, 0, 0xfd, 0x0f, 0xfd, 0x80, 0x02, 0x0b],
 );
 
-/** What runs programs with relaxed SIMD: this Node where its engine has it, else the package deno. */
-function relaxedRunner() {
-  if (WebAssembly.validate(RELAXED)) return `node --no-warnings ${RUN}`;
+/** What runs programs with relaxed SIMD: this Node where its engine has it, else the package deno; both with a flag of V8. */
+function relaxedRunner(flag) {
+  if (WebAssembly.validate(RELAXED)) return `node --no-warnings ${flag} ${RUN}`;
   const deno = join(ROOT, 'node_modules', 'deno', 'deno');
-  if (existsSync(deno)) return `${deno} run --quiet --allow-all ${RUN}`;
+  if (existsSync(deno)) return `${deno} run --quiet --allow-all --v8-flags=${flag} ${RUN}`;
   throw new SetupError('neither this Node nor an installed package deno has relaxed SIMD');
 }
 
 /**
  * The command that tests the kernels as WebAssembly.
  * @param {boolean} relaxed with relaxed SIMD
+ * @param {boolean} whole as the engine multiplies bytes; otherwise without the CPU's products of whole ones
  * @throws SetupError when this cannot be had, with the reason
  */
-export async function wasmTest(relaxed) {
-  const runner = relaxed ? relaxedRunner() : `node --no-warnings ${RUN}`;
+export async function wasmTest(relaxed, whole = true) {
+  const runner = relaxed
+    ? relaxedRunner(`--${whole ? '' : 'no-'}enable-avx-vnni`)
+    : `node --no-warnings ${RUN}`;
   const { route, cargo } = await crossCargo(TARGET, 'std,panic_abort');
   if (route !== 'rustup') throw new SetupError(`only rustup has a ready build of ${TARGET}`);
   const tests = relaxed ? ['--test', 'twins'] : ['--tests'];

@@ -60,6 +60,7 @@ const FOREIGN = [
   ['kernels on NEON (QEMU)', neonTest],
   ['kernels as WebAssembly with simd128', () => wasmTest(false)],
   ['kernels as WebAssembly with relaxed SIMD', () => wasmTest(true)],
+  ['kernels as WebAssembly with relaxed SIMD, bytes in pairs', () => wasmTest(true, false)],
 ];
 
 async function foreignTests() {

@@ -31,6 +31,8 @@ const KINDS: [ActKind; 9] = [
     ActKind::Q8KPair,
 ];
 
+const EXTREMES: [u8; 4] = [0x80, 0x00, 0xff, 0x7f];
+
 impl Random {
     /// A matrix as a file has it, scales finite, every quantised value possible.
     fn matrix(&mut self, format: Format, rows: usize, cols: usize) -> Matrix {
@@ -41,7 +43,11 @@ impl Random {
 
     /// A block as a file has it: random bytes, or all the same extreme one, around its scales.
     fn file_block(&mut self, format: Format) -> Vec<u8> {
-        let extreme = [0x80, 0x00, 0xff, 0x7f].get(self.next() as usize % 16).copied();
+        let extreme = EXTREMES.get(self.next() as usize % 16).copied();
+        self.block_of(format, extreme)
+    }
+
+    fn block_of(&mut self, format: Format, extreme: Option<u8>) -> Vec<u8> {
         let mut block: Vec<u8> =
             (0..format.block_bytes()).map(|_| extreme.unwrap_or(self.next() as u8)).collect();
         if format == Format::MXFP4 {
@@ -347,6 +353,31 @@ fn bytes_of_any_size_with_many_columns() {
     }
 }
 
+/// Sums of 16 bits, where an ISA has them, are largest when the halves of a block, or pairs of values, have opposite signs.
+#[test]
+fn extreme_bytes_of_every_format_with_many_columns() {
+    let mut random = Random(91);
+    let (rows, cols, count) = (LANES, 512, 13);
+    let quantised = Format::ALL.into_iter().filter(|format| format.activations().quantised());
+    for format in quantised {
+        for extreme in EXTREMES {
+            let blocks = rows * cols / format.block();
+            let source: Vec<u8> = (0..blocks).flat_map(|_| random.block_of(format, Some(extreme))).collect();
+            let w = packed(format, rows, cols, &source);
+            for period in [1, 2, 4, 8, 16, 32, 64] {
+                let sign = |i: usize| if (i / period).is_multiple_of(2) { -1.0 } else { 1.0 };
+                let x: Vec<f32> = (0..cols * count).map(|i| sign(i + i / cols * period / 2)).collect();
+                let start = vec![0.0; rows * count];
+                let want = run_linear(scalar(), &w, &x, false, None, &start);
+                for table in fast() {
+                    let got = run_linear(table, &w, &x, false, None, &start);
+                    assert_eq!(bits(&got), bits(&want), "{} {format:?} {extreme} {period}", table.isa);
+                }
+            }
+        }
+    }
+}
+
 /// Files may have them: the row's products are infinite, and those of the rows beside it what they were.
 #[test]
 fn an_infinite_scale() {
@@ -357,7 +388,7 @@ fn an_infinite_scale() {
         let at = (3 * 37 + 33) * format.block_bytes();
         source[at..at + 2].copy_from_slice(&0x7c00_u16.to_le_bytes());
         let w = packed(format, rows, cols, &source);
-        for (count, precise) in [(1, false), (1, true), (2, false), (5, false)] {
+        for (count, precise) in [(1, false), (1, true), (2, false), (5, false), (13, false)] {
             let (x, start) = (random.floats(cols * count), vec![0.0; rows * count]);
             let want = run_linear(scalar(), &w, &x, precise, None, &start);
             assert!(want.iter().enumerate().all(|(i, y)| y.is_infinite() == (i % rows == 3)), "{want:?}");

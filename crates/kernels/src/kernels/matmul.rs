@@ -15,7 +15,7 @@
 //! With one or two columns the work is as fast as memory, if that is asked for early and in order. Whether whole
 //! numbers go tile by tile there, or two at a time, is what the CPU's own reading ahead makes faster.
 //!
-//! Where an ISA gains by it, a tile's next 1,024 weights of each row (512 whole bytes) are unpacked first and
+//! Where an ISA gains by it, a tile's next 1,024 weights of each row (512 that become magnitudes and signs) are unpacked first and
 //! multiplied with all of these columns, whose sums are kept meanwhile.
 //!
 //! Columns go in groups so that a weight vector in a register serves several tokens, and tiles in
@@ -71,20 +71,28 @@ const COLUMN_BYTES: usize = 384 << 10;
 
 /// How many columns are multiplied with all of a job's tiles before the next: a multiple of every
 /// group's size.
-fn column_block<S: Simd>(acts: &Acts) -> usize {
-    let (bytes, least) = if acts.kind.quantised() {
-        (acts.k / QK * size_of::<ActBlock>(), S::LEAST_COLUMNS)
-    } else {
-        (acts.k * 4, 12)
-    };
-    (COLUMN_BYTES / bytes / 12 * 12).max(least)
+fn column_block<S: Simd>(s: S, format: Format, acts: &Acts) -> usize {
+    let bytes = if acts.kind.quantised() { acts.k / QK * size_of::<ActBlock>() } else { acts.k * 4 };
+    (COLUMN_BYTES / bytes / 12 * 12).max(with_kernel(s, format, LeastColumns))
+}
+
+/// See [`Simd::LEAST_COLUMNS`].
+struct LeastColumns;
+
+impl<S: Simd> ForKernel<S> for LeastColumns {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, _: S) -> usize {
+        if K::slabs::<S>() > 0 { S::LEAST_COLUMNS } else { 12 }
+    }
 }
 
 /// How many columns are multiplied with R tiles at once. Where registers hold the sums of six with two tiles, they hold those of
 /// eight with one.
 const fn at_once<S: Simd, K: Kernel, const R: usize>() -> usize {
     match (S::TILES, R) {
-        // More are multiplied with unpacked weights.
+        // Many are multiplied with unpacked weights, and modules are smaller for it where some more go two by two.
         _ if own_slabs::<S, K>() => STREAMED,
         (2, 1) => 8,
         (2, _) if !K::PAIRS => STREAMED,
@@ -122,7 +130,7 @@ const FEW: usize = 16;
 #[inline(always)]
 pub fn linear<S: Simd>(s: S, job: &LinearJob) {
     let (weight, acts) = (job.weight, &job.acts);
-    let block = column_block::<S>(acts);
+    let block = column_block(s, weight.format(), acts);
     let mut slabs = None;
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
@@ -218,7 +226,7 @@ fn linear_turn<'a, S: Simd, const C: usize>(
     of.zip(sums).for_each(|(tile, sums)| sink(tile).take(s, job.acts.kind, column, [sums]));
 }
 
-/// The same for two tiles of the gate and of the up matrix each, or for one; false where their formats differ.
+/// The same for two tiles of the gate and of the up matrix each, or for one, of one format.
 #[inline(always)]
 fn glu_turn<'a, S: Simd, const C: usize>(
     s: S,
@@ -226,10 +234,7 @@ fn glu_turn<'a, S: Simd, const C: usize>(
     column: usize,
     of: StepBy<Range<usize>>,
     glu: impl Fn(usize) -> Glu<'a>,
-) -> bool {
-    if job.gate.format() != job.up.format() {
-        return false;
-    }
+) {
     let mut tiles: [&[u8]; MOST_STREAMS] = [&[]; MOST_STREAMS];
     for (to, tile) in tiles.chunks_exact_mut(2).zip(of.clone()) {
         to.copy_from_slice(&[job.gate.tile(tile), job.up.tile(tile)]);
@@ -238,14 +243,13 @@ fn glu_turn<'a, S: Simd, const C: usize>(
     for (tile, sums) in of.zip(sums.as_chunks::<2>().0) {
         Sink::Glu(&glu(tile)).take(s, job.acts.kind, column, *sums);
     }
-    true
 }
 
 /// The gate and the up matrix take the places of two tiles, or follow each other.
 #[inline(always)]
 pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let (acts, formats) = (&job.acts, [job.gate.format(), job.up.format()]);
-    let block = column_block::<S>(acts);
+    let block = column_block(s, formats[0], acts);
     // Cleared once for all tiles, of which decoding has one column each.
     let mut gates = [[0.0; LANES]; SUMS];
     let mut slabs = None;
@@ -258,7 +262,8 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
             activation: job.activation,
             biases: job.biases.map(|bias| bias_of(bias, tile)),
         };
-        if const { S::STREAMS > 1 } && columns.len() <= STREAMED && acts.kind.quantised() {
+        let alike = formats[0] == formats[1];
+        if const { S::STREAMS > 1 } && columns.len() <= STREAMED && acts.kind.quantised() && alike {
             let apart = job.tiles.len().div_ceil(S::STREAMS / 2);
             let turn = |first: usize| {
                 let of = (first..job.tiles.end).step_by(apart);
@@ -267,10 +272,8 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
                     _ => glu_turn::<S, 1>(s, job, columns.start, of, glu),
                 }
             };
-            // Otherwise all of it is done below, as if nothing had been.
-            if (job.tiles.start..job.tiles.start + apart).all(turn) {
-                continue;
-            }
+            (job.tiles.start..job.tiles.start + apart).for_each(turn);
+            continue;
         }
         for tile in job.tiles.clone() {
             let tiles = [job.gate.tile(tile), job.up.tile(tile)];

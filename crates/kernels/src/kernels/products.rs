@@ -4,7 +4,7 @@ use super::scales::{RunScales, Scales};
 use crate::acts::Acts;
 use crate::packed::{Layout, RUN, VECTOR, group_of};
 use crate::simd::values::{Item, SIGNED_VECTORS, Values};
-use crate::simd::{ActBlock, LANES, QK, Simd, VECTORS, Words, Work};
+use crate::simd::{ActBlock, LANES, MINIMUMS, QK, RUN_MINIMUM, RUN_SCALE, Simd, VECTORS, Words, Work};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -89,13 +89,13 @@ const MOST_VECTORS: usize = if cfg!(target_arch = "x86_64") { SIGNED_VECTORS } e
 pub(crate) struct Slab {
     /// Of each block its scale, or the number that is its scale within a run; of each its minimum, or of each or of each
     /// half its number; then a run's scale and minimum.
-    pub scales: [[f32; LANES]; SLAB * 2 + 2],
+    pub scales: [[f32; LANES]; RUN_MINIMUM + 1],
     values: [[f32; LANES]; SLAB * MOST_VECTORS],
 }
 
 impl Slab {
     pub const EMPTY: Self =
-        Self { scales: [[0.0; LANES]; SLAB * 2 + 2], values: [[0.0; LANES]; SLAB * MOST_VECTORS] };
+        Self { scales: [[0.0; LANES]; RUN_MINIMUM + 1], values: [[0.0; LANES]; SLAB * MOST_VECTORS] };
 
     #[inline(always)]
     fn put_values<S: Simd, V: Values>(&mut self, s: S, block: usize, packed: &[u8], halves: bool) {
@@ -185,22 +185,22 @@ impl<K: Scales> Scales for Unpacked<K> {
     }
     #[inline(always)]
     fn minimum<S: Simd>(s: S, scales: &[u8]) -> S::F {
-        s.float_bits(s.load_words(scales, SLAB))
+        s.float_bits(s.load_words(scales, MINIMUMS))
     }
 }
 
 impl<K: RunScales> RunScales for Unpacked<K> {
-    const BYTES: usize = VECTOR * (SLAB * 2 + 2);
+    const BYTES: usize = VECTOR * (RUN_MINIMUM + 1);
     const HALVES: bool = K::HALVES;
     const MINIMUM: bool = K::MINIMUM;
 
     #[inline(always)]
     fn scale<S: Simd>(s: S, run: &[u8]) -> S::F {
-        s.float_bits(s.load_words(run, SLAB * 2))
+        s.float_bits(s.load_words(run, RUN_SCALE))
     }
     #[inline(always)]
     fn minimum<S: Simd>(s: S, run: &[u8]) -> S::F {
-        s.float_bits(s.load_words(run, SLAB * 2 + 1))
+        s.float_bits(s.load_words(run, RUN_MINIMUM))
     }
     #[inline(always)]
     fn scales<S: Simd>(s: S, run: &[u8], block: usize) -> S::I {
@@ -208,7 +208,7 @@ impl<K: RunScales> RunScales for Unpacked<K> {
     }
     #[inline(always)]
     fn minimums<S: Simd>(s: S, run: &[u8], i: usize) -> S::I {
-        s.load_words(run, SLAB + i)
+        s.load_words(run, MINIMUMS + i)
     }
 }
 
@@ -435,7 +435,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
 
     #[inline(always)]
     fn slabs<S: Simd>() -> usize {
-        if S::unpacks::<V>(K::HALF) { slabs_at_once::<S, V>() } else { 0 }
+        if S::unpacks::<V>() { slabs_at_once::<S, V>() } else { 0 }
     }
 
     #[inline(always)]
@@ -447,7 +447,7 @@ impl<V: Values, K: Scales> Kernel for Blocks<V, K> {
             slab.put_values::<S, V>(s, to, &tile[values..][..bytes], false);
             s.store(K::scale(s, scales), &mut slab.scales[to]);
             if K::MINIMUM {
-                s.store(K::minimum(s, scales), &mut slab.scales[SLAB + to]);
+                s.store(K::minimum(s, scales), &mut slab.scales[MINIMUMS + to]);
             }
         }
     }
@@ -587,7 +587,7 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
 
     #[inline(always)]
     fn slabs<S: Simd>() -> usize {
-        if S::unpacks::<V>(false) { slabs_at_once::<S, V>() } else { 0 }
+        if S::unpacks::<V>() { slabs_at_once::<S, V>() } else { 0 }
     }
 
     #[inline(always)]
@@ -599,12 +599,12 @@ impl<V: Values, K: RunScales> Kernel for Runs<V, K> {
             slab.put_values::<S, V>(s, block, &tile[values + block * bytes..][..bytes], K::HALVES);
             s.store(s.float_bits(K::scales(s, run, block)), &mut slab.scales[block]);
         }
-        s.store(K::scale(s, run), &mut slab.scales[SLAB * 2]);
+        s.store(K::scale(s, run), &mut slab.scales[RUN_SCALE]);
         if K::MINIMUM {
             for i in 0..const { minimum_vectors::<K>() } {
-                s.store(s.float_bits(K::minimums(s, run, i)), &mut slab.scales[SLAB + i]);
+                s.store(s.float_bits(K::minimums(s, run, i)), &mut slab.scales[MINIMUMS + i]);
             }
-            s.store(K::minimum(s, run), &mut slab.scales[SLAB * 2 + 1]);
+            s.store(K::minimum(s, run), &mut slab.scales[RUN_MINIMUM]);
         }
     }
 

@@ -125,7 +125,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const COLUMNS: usize = 4;
     const TILES: usize = 1;
     #[inline(always)]
-    fn unpacks<V: Values>(_: bool) -> bool {
+    fn unpacks<V: Values>() -> bool {
         true
     }
     const LEAST_COLUMNS: usize = 72;

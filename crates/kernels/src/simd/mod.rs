@@ -33,7 +33,7 @@ pub mod wasm_relaxed;
 #[cfg(all(target_family = "wasm", target_feature = "relaxed-simd"))]
 mod wasm_slab;
 
-use crate::packed::Format;
+use crate::packed::{Format, RUN};
 use values::{Item, SIGNED_VECTORS, Values};
 
 /// Lanes of a vector: outputs of a weight tile, keys of a cache sub-block.
@@ -42,6 +42,10 @@ pub const LANES: usize = 16;
 pub const QK: usize = 32;
 /// Vectors of a block's unpacked values, a group of four values each.
 pub const VECTORS: usize = QK / 4;
+/// Where the scales of unpacked blocks, as many as a run's, have the minimums; then a run's own scale and minimum.
+pub const MINIMUMS: usize = RUN;
+pub const RUN_SCALE: usize = RUN * 2;
+pub const RUN_MINIMUM: usize = RUN_SCALE + 1;
 /// Every group of four values of a block, with `$group` a constant: loops are not sure to be unrolled.
 #[allow(unused_macros)]
 macro_rules! each_group {
@@ -298,7 +302,7 @@ pub trait Simd: Words {
     fn tile<V: Values, const C: usize>(self, _: &[u8], _: [&[ActBlock]; C]) -> Option<[Self::F; C]> {
         None
     }
-    /// How many tiles are multiplied with one or two columns by turns, by [`Simd::streams`].
+    /// How many tiles are multiplied with one or two columns by turns, by [`Simd::streams`] or as they would be alone.
     const STREAMS: usize = 1;
     /// Up to [`Simd::STREAMS`] tiles of as many blocks times C columns, in a loop of the ISA's own where it has one for the
     /// format and for these tiles; otherwise gives false.
@@ -312,11 +316,10 @@ pub trait Simd: Words {
     ) -> bool {
         false
     }
-    /// Whether products of many columns gain by weights that are unpacked into memory before; `half`: of blocks with an F16
-    /// scale each and no minimum.
+    /// Whether products of many columns gain by weights that are unpacked into memory before.
     #[inline(always)]
-    fn unpacks<V: Values>(_half: bool) -> bool {
-        false
+    fn unpacks<V: Values>() -> bool {
+        V::MAX <= Self::OWN_SLABS
     }
     /// So many columns of quantised activations are multiplied with a job's tiles before the next at least, whether a
     /// cache holds them or not: a multiple of 12. What is unpacked before should serve many.

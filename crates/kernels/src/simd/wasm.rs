@@ -35,8 +35,8 @@ pub trait Dots: Copy {
     }
     /// See [`Simd::OWN_SLABS`].
     const OWN_SLABS: i32 = 0;
-    /// See [`Simd::UNPACKED_FROM`].
-    const UNPACKED_FROM: usize = 4;
+    /// See [`Simd::UNPACKED_FROM`]. Of forms that unpack alone.
+    const UNPACKED_FROM: usize = usize::MAX;
     /// What is added to the bytes of a block as it is unpacked; `halves`: each half of it has a scale.
     #[inline(always)]
     fn added<V: Values>(self, _halves: bool) -> Option<u8> {
@@ -451,10 +451,6 @@ impl<D: Dots> Simd for Wasm<D> {
         self.0.streams(format, tiles, x, sums)
     }
     #[inline(always)]
-    fn unpacks<V: Values>(_: bool) -> bool {
-        V::MAX <= D::OWN_SLABS
-    }
-    #[inline(always)]
     fn unpack<V: Values>(self, packed: &[u8], halves: bool, to: &mut [F32s; VECTORS]) {
         unpack::<V>(packed, self.0.added::<V>(halves), to);
     }
@@ -610,7 +606,7 @@ fn store<T: Copy, const N: usize>(v: v128, to: &mut [T; N]) {
 }
 
 #[inline(always)]
-fn load_quads(from: &[f32; LANES]) -> [v128; 4] {
+pub(super) fn load_quads(from: &[f32; LANES]) -> [v128; 4] {
     let [a, b, c, d] = from.as_chunks::<4>().0 else { unreachable!("16 lanes") };
     [load(a), load(b), load(c), load(d)]
 }
@@ -736,7 +732,7 @@ fn pow2(n: v128) -> v128 {
 
 /// Two numbers in every lane.
 #[inline(always)]
-fn splat_pair(numbers: &[i16; 2]) -> v128 {
+pub(super) fn splat_pair(numbers: &[i16; 2]) -> v128 {
     // SAFETY: the load covers the array, and needs no alignment.
     unsafe { v128_load32_splat(numbers.as_ptr().cast()) }
 }

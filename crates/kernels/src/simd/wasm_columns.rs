@@ -37,7 +37,7 @@ fn kept(constant: v128) -> v128 {
 /// # Safety
 /// 16 bytes follow `at`.
 #[inline(always)]
-pub(super) unsafe fn load(at: *const u8) -> v128 {
+unsafe fn load(at: *const u8) -> v128 {
     // SAFETY: the caller's promise; it needs no alignment.
     unsafe { v128_load(at.cast()) }
 }
@@ -45,7 +45,7 @@ pub(super) unsafe fn load(at: *const u8) -> v128 {
 /// # Safety
 /// Four bytes follow `at`.
 #[inline(always)]
-pub(super) unsafe fn broadcast(at: *const u8) -> v128 {
+unsafe fn broadcast(at: *const u8) -> v128 {
     // SAFETY: the caller's promise; it needs no alignment.
     unsafe { v128_load32_splat(at.cast()) }
 }

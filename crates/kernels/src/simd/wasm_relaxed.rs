@@ -155,6 +155,7 @@ impl Dots for PairDots {
         }
     }
     const OWN_SLABS: i32 = 63;
+    const UNPACKED_FROM: usize = 4;
     #[inline(always)]
     fn add_slab<const C: usize>(
         self,

@@ -2,18 +2,14 @@
 //! [`super::wasm_columns`].
 
 use super::values::Item;
-use super::wasm::{F32s, F32x16, I32x16};
+use super::wasm::{F32s, F32x16, I32x16, load_quads, splat_pair};
 use super::wasm_arch::*;
-use super::wasm_columns::{broadcast, load};
-use super::{ActBlock, LANES, OFFSET};
+use super::{ActBlock, MINIMUMS, OFFSET, RUN_MINIMUM, RUN_SCALE};
 use crate::packed::{Layout, RUN};
 use std::mem::offset_of;
 
 /// Bytes of an unpacked block of 16 rows.
 const BLOCK: usize = Layout::Bytes.bytes();
-
-/// Where a slab has a run's scale and minimum.
-const D: usize = RUN * 2;
 
 /// Puts the functions of `wasm_slab.s`, whose path it is given, into what is linked. Libraries cannot hold them: as they are
 /// archived, the compiler looks for symbols without knowing which features there are.
@@ -71,7 +67,7 @@ const _: () = assert!(
         && offset_of!(ActBlock, starts) == 16
         && offset_of!(ActBlock, values) == 24
         && BLOCK == 512
-        && RUN * size_of::<F32s>() == 512
+        && MINIMUMS * size_of::<F32s>() == 512
         && OFFSET == 1 << 7
 );
 
@@ -85,22 +81,15 @@ fn call(
     sums: &mut [F32x16; 2],
 ) {
     let blocks = x[0].len();
-    assert!(size_of_val(values) >= blocks * BLOCK && scales.len() >= RUN + blocks);
+    assert!(size_of_val(values) >= blocks * BLOCK && scales.len() >= MINIMUMS + blocks);
     assert!(blocks > 0 && x[1].len() == blocks);
-    // SAFETY: the lengths were checked for so many blocks, of the slab and of the columns.
+    // SAFETY: all functions are those above, which read so many blocks of the slab and of the columns, whose lengths were
+    // checked, and add to the sums.
     unsafe {
         let [first, second] = x.map(<[ActBlock]>::as_ptr);
         let sums = sums.as_mut_ptr().cast();
         function(blocks as u32, values.as_ptr(), scales.as_ptr(), first, second, sums, told[0], told[1]);
     }
-}
-
-/// Four rows of 16 numbers in memory.
-#[inline(always)]
-fn four<T>(of: &[T; LANES], quad: usize) -> v128 {
-    const { assert!(size_of::<T>() == 4) }
-    // SAFETY: within the array, and no alignment is needed.
-    unsafe { load(of.as_ptr().add(quad * 4).cast()) }
 }
 
 /// Columns two at a time; a last one alone twice, as a loop of its own would have to be downloaded.
@@ -154,14 +143,16 @@ pub fn add_by_pairs<const C: usize>(
     by_two(x, sums, |x, sums| match item {
         Item::Float => unreachable!("floats are not unpacked"),
         Item::Block { offset, max, minimum } => {
-            let function = if max <= 15 { frugal_pair_blocks } else { frugal_pair_wide_blocks };
+            let function =
+                if max <= 15 && offset <= 8 { frugal_pair_blocks } else { frugal_pair_wide_blocks };
             add_blocks(function, [offset << 16 | offset, minimum as i32], slab, x, sums);
         }
         Item::Run { offset, halves: true, minimum, .. } => {
             add_run(frugal_pair_halves, [offset, offset << 16], (true, minimum), slab, x, sums);
         }
         Item::Run { offset, max, halves: false, minimum } => {
-            let function = if max <= 15 { frugal_pair_numbers } else { frugal_pair_wide_numbers };
+            let function =
+                if max <= 15 && offset <= 8 { frugal_pair_numbers } else { frugal_pair_wide_numbers };
             add_run(function, [offset << 16 | offset, 0], (false, minimum), slab, x, sums);
         }
     });
@@ -170,9 +161,10 @@ pub fn add_by_pairs<const C: usize>(
 /// Adds whole numbers times the scales of weights and activations.
 #[inline(always)]
 fn add_scaled(sums: &mut [F32x16; 2], scales: &F32s, d_x: [v128; 2], numbers: [I32x16; 2]) {
+    let scales = load_quads(scales);
     for c in 0..2 {
         for quad in 0..4 {
-            let t = f32x4_mul(four(scales, quad), d_x[c]);
+            let t = f32x4_mul(scales[quad], d_x[c]);
             let product = f32x4_mul(t, f32x4_convert_i32x4(numbers[c][quad]));
             sums[c][quad] = f32x4_add(sums[c][quad], product);
         }
@@ -206,10 +198,10 @@ fn add_run(
     let mut sums = [[i32x4_splat(0); 4]; 2];
     call(function, told, slab, x, &mut sums);
     let d_x = x.map(|x| f32x4_splat(x[0].scale));
-    add_scaled(to, &scales[D], d_x, sums);
+    add_scaled(to, &scales[RUN_SCALE], d_x, sums);
     if minimum {
-        let minimums = &scales[RUN..][..if halves { RUN } else { RUN / 2 }];
-        add_scaled(to, &scales[D + 1], d_x, minimum_sums(halves, minimums, x));
+        let minimums = &scales[MINIMUMS..][..if halves { RUN } else { RUN / 2 }];
+        add_scaled(to, &scales[RUN_MINIMUM], d_x, minimum_sums(halves, minimums, x));
     }
 }
 
@@ -220,10 +212,8 @@ fn minimum_sums(halves: bool, minimums: &[F32s], x: [&[ActBlock]; 2]) -> [I32x16
     for (i, numbers) in minimums.iter().enumerate() {
         for (sums, x) in sums.iter_mut().zip(x) {
             let of_x = if halves { &x[i].minus_halves } else { &x[i * 2 + 1].minus_both };
-            // SAFETY: two numbers of 16 bits.
-            let of_x = unsafe { broadcast(of_x.as_ptr().cast()) };
-            for (quad, sum) in sums.iter_mut().enumerate() {
-                *sum = i32x4_add(*sum, i32x4_dot_i16x8(of_x, four(numbers, quad)));
+            for (sum, numbers) in sums.iter_mut().zip(load_quads(numbers)) {
+                *sum = i32x4_add(*sum, i32x4_dot_i16x8(splat_pair(of_x), numbers));
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::packed::RUN;
 use crate::simd::amx::{Amx, ROW_BYTES, ROWS, Tiles};
 use crate::simd::avx512::Avx512;
 use crate::simd::values::Item;
-use crate::simd::{ActBlock, LANES, QK, Simd, Work, each_group};
+use crate::simd::{ActBlock, LANES, MINIMUMS, QK, RUN_MINIMUM, RUN_SCALE, Simd, Work, each_group};
 use crate::view::{Aligned, Plain};
 use std::alloc::{Layout, alloc_zeroed};
 use std::arch::x86_64::*;
@@ -501,7 +501,7 @@ impl Part for BlocksPart {
                 }
             }
             to.scales[at + block] = slab.scales[block];
-            to.minimums[at + block] = slab.scales[SLAB + block];
+            to.minimums[at + block] = slab.scales[MINIMUMS + block];
         }
     }
 
@@ -673,9 +673,9 @@ impl Part for RunPart {
                 }
             }
         }
-        to.scale = slab.scales[SLAB * 2];
-        to.minimum = slab.scales[SLAB * 2 + 1];
-        to.numbers = *slab.scales[SLAB..].first_chunk().expect("a run's numbers");
+        to.scale = slab.scales[RUN_SCALE];
+        to.minimum = slab.scales[RUN_MINIMUM];
+        to.numbers = *slab.scales[MINIMUMS..].first_chunk().expect("a run's numbers");
     }
 
     /// Between the products of one tile are the sums of the tile before, as units of both are busy then.
