@@ -1,5 +1,5 @@
-# The products of unpacked rows with two columns: what wasm_slab.rs calls, which says what each takes. Written out since compilers that know
-# what it means order it otherwise: they compute addresses apart from loads, move a sum's terms together and keep sums in memory.
+# The products of unpacked rows with two columns: what wasm_slab.rs calls. Written by hand, as compilers order such loops otherwise: they
+# compute addresses apart from loads, move a sum's terms together and keep sums in memory.
 #
 # All functions have these locals:
 #   0       how many blocks are left
@@ -92,6 +92,13 @@
     group \product, 52, 448, 464, 480, 496
 .endm
 
+.macro all_quarters product
+    first_quarter \product, \product
+    second_quarter \product, \product
+    third_quarter \product, \product
+    fourth_quarter \product, \product
+.endm
+
 # Sums begin with two values on the stack.
 .macro begin
     local.tee 16
@@ -177,6 +184,17 @@
     local.tee 33
     local.tee 34
     local.set 35
+.endm
+
+# A block in pairs, of which half fits into 16 bits.
+.macro wide_block
+    begin_wide 36
+    first_quarter pairs, more_pairs
+    second_quarter more_pairs, more_pairs
+    each_sum widen_more
+    third_quarter pairs, more_pairs
+    fourth_quarter more_pairs, more_pairs
+    each_sum join
 .endm
 
 .macro scaled_column scale, dots, sum
@@ -363,10 +381,7 @@ function frugal_whole_blocks, \pointer
     constant 6, 11
     loop
     begin_masked 12
-    first_quarter whole, whole
-    second_quarter whole, whole
-    third_quarter whole, whole
-    fourth_quarter whole, whole
+    all_quarters whole
     add_scaled
     add_minimums
     next \pointer
@@ -375,10 +390,7 @@ function frugal_whole_numbers, \pointer
     constant 6, 11
     loop
     begin_masked 12
-    first_quarter whole, whole
-    second_quarter whole, whole
-    third_quarter whole, whole
-    fourth_quarter whole, whole
+    all_quarters whole
     add_times number
     next \pointer
 
@@ -401,10 +413,7 @@ function frugal_pair_blocks, \pointer
     constant 6, 36
     loop
     begin_pairs 36
-    first_quarter more_pairs, more_pairs
-    second_quarter more_pairs, more_pairs
-    third_quarter more_pairs, more_pairs
-    fourth_quarter more_pairs, more_pairs
+    all_quarters more_pairs
     each_sum widen_here
     add_scaled
     add_minimums
@@ -415,10 +424,7 @@ function frugal_pair_numbers, \pointer
     constant 6, 36
     loop
     begin_pairs 36
-    first_quarter more_pairs, more_pairs
-    second_quarter more_pairs, more_pairs
-    third_quarter more_pairs, more_pairs
-    fourth_quarter more_pairs, more_pairs
+    all_quarters more_pairs
     each_sum widen_here
     add_times number
     next \pointer
@@ -428,13 +434,7 @@ function frugal_pair_wide_blocks, \pointer
     ones
     constant 6, 36
     loop
-    begin_wide 36
-    first_quarter pairs, more_pairs
-    second_quarter more_pairs, more_pairs
-    each_sum widen_more
-    third_quarter pairs, more_pairs
-    fourth_quarter more_pairs, more_pairs
-    each_sum join
+    wide_block
     add_scaled
     add_minimums
     next \pointer
@@ -443,13 +443,7 @@ function frugal_pair_wide_numbers, \pointer
     ones
     constant 6, 36
     loop
-    begin_wide 36
-    first_quarter pairs, more_pairs
-    second_quarter more_pairs, more_pairs
-    each_sum widen_more
-    third_quarter pairs, more_pairs
-    fourth_quarter more_pairs, more_pairs
-    each_sum join
+    wide_block
     add_times number
     next \pointer
 
