@@ -62,7 +62,11 @@ function inRustlib(...path) {
 }
 
 const hasTarget = (target) => inRustlib(target, 'lib');
-const hasSource = () => inRustlib('src', 'rust', 'library', 'std');
+const RUST_LLD = `rust-lld${process.platform === 'win32' ? '.exe' : ''}`;
+/** Whether there is a linker for any target, too: Debian's Rust has the same folders without it. */
+const hasSource = () =>
+  inRustlib('src', 'rust', 'library', 'std') &&
+  existsSync(join(output('rustc', ['--print', 'target-libdir']) ?? '', '..', 'bin', RUST_LLD));
 
 /** The route by rustup: the target's ready build, or the source of the standard library. Gives what was in the way. */
 async function byRustup(target, anew) {

@@ -255,14 +255,13 @@ pub fn glu<S: Simd>(s: S, job: &GluJob) {
     let mut slabs = None;
     for start in (0..acts.count).step_by(block) {
         let columns = start..(start + block).min(acts.count);
-        let pairs =
-            formats[0] == formats[1] && (columns.len() <= STREAMED || in_pairs(s, formats[0], columns.len()));
+        let alike = formats[0] == formats[1];
+        let pairs = alike && (columns.len() <= STREAMED || in_pairs(s, formats[0], columns.len()));
         let glu = |tile: usize| Glu {
             to: Target { out: job.out, width: job.width, row: tile * LANES, apart: 0, rows: job.gate.rows() },
             activation: job.activation,
             biases: job.biases.map(|bias| bias_of(bias, tile)),
         };
-        let alike = formats[0] == formats[1];
         if const { S::STREAMS > 1 } && columns.len() <= STREAMED && acts.kind.quantised() && alike {
             let apart = job.tiles.len().div_ceil(S::STREAMS / 2);
             let turn = |first: usize| {
@@ -683,8 +682,8 @@ impl<S: Simd, B: Slabs<S>> Work<S> for Unpacking<'_, B> {
                     by,
                 });
             }
-            let mut finished = Finished { sink: &mut self.sink, kind: acts.kind, start, sums: &sums, by };
-            walk(s, columns, &mut finished);
+            let (sink, kind, by) = (&mut self.sink, acts.kind, PhantomData::<B>);
+            walk(s, columns, &mut Finished { sink, kind, start, sums: &sums, by });
         }
     }
 }
@@ -695,8 +694,7 @@ struct Finished<'a, 'b, B> {
     kind: ActKind,
     start: usize,
     sums: &'a [[f32; LANES]],
-    #[expect(dead_code, reason = "its type tells how many columns go together")]
-    by: B,
+    by: PhantomData<B>,
 }
 
 impl<S: Simd, B: Slabs<S>> OfColumns<S> for Finished<'_, '_, B> {

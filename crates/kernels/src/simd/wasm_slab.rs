@@ -72,7 +72,7 @@ const _: () = assert!(
 );
 
 /// Adds all blocks of two columns.
-#[inline(always)]
+#[inline(never)]
 fn call(
     function: Function,
     told: [i32; 2],
@@ -122,7 +122,7 @@ pub fn add_whole<const C: usize>(
     let mask = if flip == 0 { -1 } else { 0 };
     by_two(x, sums, |x, sums| match item {
         Item::Float => unreachable!("floats are not unpacked"),
-        Item::Block { minimum, .. } => add_blocks(frugal_whole_blocks, [mask, minimum as i32], slab, x, sums),
+        Item::Block { minimum, .. } => call(frugal_whole_blocks, [mask, minimum as i32], slab, x, sums),
         Item::Run { halves, minimum, .. } => {
             let function = if halves { frugal_whole_halves } else { frugal_whole_numbers };
             add_run(function, [mask, 0], (halves, minimum), slab, x, sums);
@@ -145,7 +145,7 @@ pub fn add_by_pairs<const C: usize>(
         Item::Block { offset, max, minimum } => {
             let function =
                 if max <= 15 && offset <= 8 { frugal_pair_blocks } else { frugal_pair_wide_blocks };
-            add_blocks(function, [offset << 16 | offset, minimum as i32], slab, x, sums);
+            call(function, [offset << 16 | offset, minimum as i32], slab, x, sums);
         }
         Item::Run { offset, halves: true, minimum, .. } => {
             add_run(frugal_pair_halves, [offset, offset << 16], (true, minimum), slab, x, sums);
@@ -169,18 +169,6 @@ fn add_scaled(sums: &mut [F32x16; 2], scales: &F32s, d_x: [v128; 2], numbers: [I
             sums[c][quad] = f32x4_add(sums[c][quad], product);
         }
     }
-}
-
-/// Blocks with a scale each, and a minimum.
-#[inline(never)]
-fn add_blocks(
-    function: Function,
-    told: [i32; 2],
-    slab: [&[F32s]; 2],
-    x: [&[ActBlock]; 2],
-    sums: &mut [F32x16; 2],
-) {
-    call(function, told, slab, x, sums);
 }
 
 /// A run of blocks with a number each, or one for each half, and minimums.
