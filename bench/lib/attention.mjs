@@ -4,7 +4,7 @@
 import { sparsePlan } from '../../dist/attention/index.js';
 import { loadNative } from '../../dist/backend/native.js';
 import { SAMPLING_DEFAULTS } from '../../dist/engine/options.js';
-import { attentionPlan } from './cases.mjs';
+import { attentionPlan, lookupPlan } from './cases.mjs';
 
 // Few different tokens, so that their rows, which are looked up as embeddings are, stay in the cache: that is not attention.
 const [HEADS, KV_HEADS, HEAD_DIM, VOCAB, STEP] = [32, 8, 64, 2048, 512];
@@ -61,11 +61,16 @@ const placements = ({ tensors }) =>
   }));
 
 /** A model of one layer, which its caller disposes of. */
-export async function openLayer(threads, attention) {
-  const plan = {
+export const openLayer = (threads, attention) =>
+  open(threads, {
     ...attentionPlan(HEADS, KV_HEADS, HEAD_DIM, { vocab: VOCAB }),
     ...(attention && { sparse: sparsePlan(attention, 1) }),
-  };
+  });
+
+/** The same without the attention: what is left is no part of its time. */
+export const openLookup = (threads) => open(threads, lookupPlan(HEADS, KV_HEADS, HEAD_DIM, VOCAB));
+
+async function open(threads, plan) {
   const backend = await loadNative();
   const model = await backend.compile(plan, { maxStepTokens: STEP, threads });
   await model.loadTensors(placements(plan), {});

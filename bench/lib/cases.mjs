@@ -130,11 +130,20 @@ function expertsCase(type, batch, [width, inner, experts, topK], label) {
   };
 }
 
-/** Queries, keys and values are embeddings: no matrix is in the way. */
-export function attentionPlan(heads, kvHeads, headDim, { window, vocab } = {}) {
+/** Embeddings for queries, keys and values: what a plan of attention does beside it. */
+function startAttention(heads, kvHeads, headDim, vocab) {
   const of = createPlan(heads * headDim, vocab);
   of.embed('k', kvHeads * headDim);
   of.embed('v', kvHeads * headDim);
+  return of;
+}
+
+export const lookupPlan = (heads, kvHeads, headDim, vocab) =>
+  startAttention(heads, kvHeads, headDim, vocab).finish('x');
+
+/** Queries, keys and values are embeddings: no matrix is in the way. */
+export function attentionPlan(heads, kvHeads, headDim, { window, vocab } = {}) {
+  const of = startAttention(heads, kvHeads, headDim, vocab);
   of.plan.kvLayers.push({ kvHeads, headDim });
   of.add({
     ...{ op: 'attention', q: 'x', k: 'k', v: 'v', out: of.buffer('y', heads * headDim), layer: 0, heads },

@@ -551,13 +551,15 @@ pub fn sign_halves(queries: &[f32], dim: usize, out: &mut [ActBlock]) {
 
 pub fn buckets(job: &Hashing, out: &mut [u16]) {
     let rounds = job.rotations.len() / job.dim;
-    for (row, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(rounds)) {
-        for (directions, out) in job.rotations.chunks_exact(job.dim).zip(out) {
-            let along: [f32; LANES] = std::array::from_fn(|lane| {
-                directions.iter().zip(row).fold(0.0, |sum, (of_dim, x)| sum + of_dim[lane] * x)
-            });
-            let (first, last) = along.split_at(LANES / 2);
-            *out = (nearest(first) * LANES + nearest(last)) as u16;
+    for (rows, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(LANES * rounds)) {
+        for (row, out) in out.chunks_exact_mut(rounds).enumerate() {
+            for (directions, out) in job.rotations.chunks_exact(job.dim).zip(out) {
+                let along: [f32; LANES] = std::array::from_fn(|lane| {
+                    directions.iter().zip(rows).fold(0.0, |sum, (of_dim, x)| sum + of_dim[lane] * x[row])
+                });
+                let (first, last) = along.split_at(LANES / 2);
+                *out = (nearest(first) * LANES + nearest(last)) as u16;
+            }
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct KernelTable {
     pub add_shares: AddShares,
     pub buckets: fn(&Hashing, &mut [u16]),
     pub page_scores: fn(&PageScores, &mut [[f32; LANES]]),
+    /// Queries whose bounds of pages are best computed at once.
+    pub page_rows: usize,
     pub stand_out: StandOut,
     /// See [`crate::select::sign_halves`].
     pub sign_halves: fn(queries: &[f32], dim: usize, out: &mut [ActBlock]),
@@ -62,6 +64,9 @@ pub type ShrinkRows = fn(rows: &[f32], dim: usize, values: &mut [[i8; LANES]], o
 
 /// See [`crate::select::add_shares`].
 pub type AddShares = fn(sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]);
+
+/// Few enough that their bounds stay in a first-level cache.
+const PAGE_ROWS: usize = 4;
 
 static SCALAR: KernelTable = KernelTable {
     isa: "scalar",
@@ -87,6 +92,7 @@ static SCALAR: KernelTable = KernelTable {
     add_shares: reference::add_shares,
     buckets: reference::buckets,
     page_scores: reference::page_scores,
+    page_rows: PAGE_ROWS,
     stand_out: reference::stand_out,
     sign_halves: reference::sign_halves,
 };
@@ -119,6 +125,7 @@ macro_rules! isa_table {
             add_shares: $module::add_shares,
             buckets: $module::buckets,
             page_scores: $module::page_scores,
+            page_rows: PAGE_ROWS,
             stand_out: $module::stand_out,
             sign_halves: $module::sign_halves,
         };
@@ -205,12 +212,20 @@ isa_table!(
 );
 /// Where there are many columns, tiles multiply them; everything else is for vectors.
 #[cfg(target_arch = "x86_64")]
-static AMX: KernelTable = KernelTable { isa: "amx", linear: amx::linear, glu: amx::glu, ..AVX512 };
+static AMX: KernelTable = KernelTable {
+    isa: "amx",
+    linear: amx::linear,
+    glu: amx::glu,
+    page_scores: amx::page_scores,
+    page_rows: crate::simd::amx::ROWS,
+    ..AVX512
+};
 
 #[cfg(target_arch = "x86_64")]
 mod amx {
     use super::*;
     use crate::kernels::matmul::tiles;
+    use crate::select::bounds;
     use crate::simd::amx::Amx;
 
     /// As above.
@@ -227,6 +242,12 @@ mod amx {
     pub fn glu(job: &GluJob) {
         if !tiles::glu(token(), job) {
             avx512::glu(job);
+        }
+    }
+
+    pub fn page_scores(job: &PageScores, out: &mut [[f32; LANES]]) {
+        if !bounds::tiles::page_scores(token(), job, out) {
+            avx512::page_scores(job, out);
         }
     }
 }

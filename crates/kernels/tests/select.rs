@@ -178,13 +178,14 @@ fn every_isa_gives_the_bits_of_the_reference() {
     let tables = available();
     let (reference, others) = tables.split_last().expect("the reference");
     let mut random = Random(6);
-    for (dim, rows, subs) in [(32, 1, 4), (80, 3, 5), (64, 7, 8), (20, 16, 3)] {
+    let sizes = [(32, 1, 4), (80, 3, 5), (64, 7, 8), (20, 16, 3), (64, 16, 9), (96, 16, 12), (256, 16, 4)];
+    for (dim, rows, subs) in sizes {
         let keys: Vec<[u16; LANES]> =
             (0..subs * dim).map(|_| std::array::from_fn(|_| f32_to_f16(random.normal()))).collect();
         let half = |random: &mut Random| f16_to_f32(f32_to_f16(3.0 * random.normal()));
         let queries: Vec<f32> = (0..rows * dim).map(|_| half(&mut random)).collect();
-        let rotations: Vec<[f32; LANES]> =
-            (0..rows * dim).map(|_| std::array::from_fn(|_| random.normal())).collect();
+        let sixteen = |random: &mut Random| std::array::from_fn(|_| half(random));
+        let rotations: Vec<[f32; LANES]> = (0..rows * dim).map(|_| sixteen(&mut random)).collect();
         let unrounded = random.normals(rows * dim + 5);
         let byte = |random: &mut Random| PageVector(std::array::from_fn(|_| random.below(256) as u8));
         let tiles: Vec<PageVector> = (0..subs * dim).map(|_| byte(&mut random)).collect();
@@ -207,8 +208,8 @@ fn every_isa_gives_the_bits_of_the_reference() {
             (table.row_sums)(whole, &mut sums);
             let mut shares = whole.to_vec();
             (table.softmax)(&mut shares);
-            let mut hashes = vec![0; rows * rows];
-            (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &queries }, &mut hashes);
+            let mut hashes = vec![0; subs * LANES * rows];
+            (table.buckets)(&Hashing { rotations: &rotations, dim, rows: &wide }, &mut hashes);
             let vectors = subs.div_ceil(2);
             let tiles = &tiles[..vectors * blocks * QK / 4];
             let job = PageScores { tiles, scales: &page_scales[..vectors], queries: &columns };
@@ -433,11 +434,12 @@ fn keys_of_a_q8_cache_are_seen_as_f16() {
 fn buckets_go_to_the_lowest_of_equal_places() {
     let directions = [3.0, -3.0, 3.0, 1.0, 0.0, -0.0, 2.0, -2.0, 1.0, -5.0, 5.0, 0.0, 1.0, 2.0, 3.0, 4.0];
     for table in available() {
-        let mut out = [9; 3];
-        let job = Hashing { rotations: &[directions], dim: 1, rows: &[1.0, 0.0, -1.0] };
-        (table.buckets)(&job, &mut out);
+        let mut out = [9; LANES];
+        let mut rows = [0.0; LANES];
+        (rows[0], rows[2]) = (1.0, -1.0);
+        (table.buckets)(&Hashing { rotations: &[directions], dim: 1, rows: &[rows] }, &mut out);
         // 3 at 0, 5 at 2; all zero: 0 and 0; turned round: 3 at 1, 5 at 1.
-        assert_eq!(out, [2, 0, LANES as u16 + 1], "{}", table.isa);
+        assert_eq!(out[..3], [2, 0, LANES as u16 + 1], "{}", table.isa);
     }
 }
 

@@ -1,5 +1,8 @@
 //! The vector kernels of page bounds; see [`super::pages`].
 
+#[cfg(target_arch = "x86_64")]
+pub mod tiles;
+
 use super::pages::{PageScores, PageVector, padded_dim, row_blocks};
 use super::scores::magnitude;
 use crate::kernels::{padded, tree_sum};

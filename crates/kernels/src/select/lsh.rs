@@ -8,6 +8,7 @@
 //! buckets cost 16 products per dimension.
 
 use super::{Hashing, Keys, Queries, Room, SUB};
+use crate::float16::round_f16;
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
 use crate::simd::LANES;
@@ -22,7 +23,8 @@ const BUCKETS: usize = LANES * LANES;
 const GAINS: [f32; 9] = [0.0, 0.0, 1.0, 15.0, 240.0, 3840.0, 61440.0, 983_040.0, 15_728_640.0];
 pub const MAX_ROUNDS: usize = GAINS.len() - 1;
 
-/// Random directions, standard normal in each dimension: the same for a seed everywhere.
+/// Random directions, standard normal in each dimension: the same for a seed everywhere. Rounded to F16, so that
+/// products with queries and keys are exact.
 #[derive(Debug, PartialEq)]
 pub struct Rotations {
     /// [rounds][head_dim][16]: 8 directions for each of the two places.
@@ -40,13 +42,13 @@ impl Rotations {
         Self { values, rounds, head_dim }
     }
 
-    /// The buckets of rows [rows][head_dim]: [rows][rounds].
-    fn buckets(&self, table: &KernelTable, rows: &[f32], out: &mut [u16]) {
+    /// The buckets of rows [rows / 16][head_dim][16 rows]: [rows][rounds].
+    fn buckets(&self, table: &KernelTable, rows: &[[f32; LANES]], out: &mut [u16]) {
         (table.buckets)(&Hashing { rotations: &self.values, dim: self.head_dim, rows }, out);
     }
 }
 
-/// 16 standard normal numbers by Box and Muller (1958), in f64 with `libm`, rounded once.
+/// 16 standard normal numbers by Box and Muller (1958), in f64 with `libm`.
 fn normals(seed: u64, at: u32) -> [f32; LANES] {
     let key = [seed as u32, (seed >> 32) as u32];
     let mut out = [0.0; LANES];
@@ -55,7 +57,7 @@ fn normals(seed: u64, at: u32) -> [f32; LANES] {
         let unit = |bits: u32| (f64::from(bits) + 0.5) / (1u64 << 32) as f64;
         let radius = libm::sqrt(-2.0 * libm::log(unit(bits[0])));
         let angle = TAU * unit(bits[1]);
-        *pair = [(radius * libm::cos(angle)) as f32, (radius * libm::sin(angle)) as f32];
+        *pair = [libm::cos(angle), libm::sin(angle)].map(|x| round_f16((radius * x) as f32));
     }
     out
 }
@@ -77,16 +79,11 @@ impl Hashes {
             self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
         }
         let dim = keys.head_dim;
-        let (mut keys_f32, mut rows) = (vec![[0.0; LANES]; SUB * dim], vec![0.0; BLOCK * dim]);
+        let mut rows = vec![[0.0; LANES]; SUB * dim];
         let mut buckets = vec![0; BLOCK * rotations.rounds];
         let mut room = Room::new();
         for block in self.blocks..blocks {
-            (table.widen)(keys.block(table, block, &mut room), &mut keys_f32);
-            for (values, rows) in keys_f32.chunks_exact(dim).zip(rows.chunks_exact_mut(LANES * dim)) {
-                for (i, row) in rows.chunks_exact_mut(dim).enumerate() {
-                    row.iter_mut().zip(values).for_each(|(x, of_dim)| *x = of_dim[i]);
-                }
-            }
+            (table.widen)(keys.block(table, block, &mut room), &mut rows);
             rotations.buckets(table, &rows, &mut buckets);
             for (slot, of_key) in buckets.chunks_exact(rotations.rounds).enumerate() {
                 for (round, &bucket) in of_key.iter().enumerate() {
@@ -104,6 +101,16 @@ impl Hashes {
     }
 }
 
+/// Rows [rows][dim] as [rows / 16][dim][16 rows]; what is missing of the last 16 is zeros.
+fn side_by_side(rows: &[f32], dim: usize) -> Vec<[f32; LANES]> {
+    let mut to = vec![[0.0; LANES]; (rows.len() / dim).div_ceil(LANES) * dim];
+    for (i, row) in rows.chunks_exact(dim).enumerate() {
+        let to = &mut to[i / LANES * dim..][..dim];
+        to.iter_mut().zip(row).for_each(|(to, &x)| to[i % LANES] = x);
+    }
+    to
+}
+
 /// Scores of the `blocks`, the last that the hashes know: how many buckets their keys share with the queries.
 pub fn lsh(
     table: &KernelTable,
@@ -116,9 +123,10 @@ pub fn lsh(
     let (start, blocks) = (blocks.start * BLOCK, blocks.len());
     let mut scores = vec![0.0f32; blocks];
     let mut counts = vec![0u8; blocks * BLOCK];
-    let mut buckets = vec![0; queries.heads * queries.tokens * rotations.rounds];
-    rotations.buckets(table, &queries.values, &mut buckets);
-    for of_query in buckets.chunks_exact(rotations.rounds) {
+    let rows = side_by_side(&queries.values, queries.head_dim);
+    let mut buckets = vec![0; rows.len() / queries.head_dim * LANES * rotations.rounds];
+    rotations.buckets(table, &rows, &mut buckets);
+    for of_query in buckets.chunks_exact(rotations.rounds).take(queries.heads * queries.tokens) {
         counts.fill(0);
         for (round, &bucket) in of_query.iter().enumerate() {
             let list = &hashes.lists[round * BUCKETS + usize::from(bucket)];
@@ -127,7 +135,10 @@ pub fn lsh(
                 let at = position as usize - start;
                 let count = &mut counts[at];
                 *count += 1;
-                scores[at / BLOCK] += GAINS[usize::from(*count)];
+                // Most are alone, and a sum in memory is waited for.
+                if *count > 1 {
+                    scores[at / BLOCK] += GAINS[usize::from(*count)];
+                }
             }
         }
     }

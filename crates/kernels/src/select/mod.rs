@@ -16,7 +16,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod antidiagonal;
-mod bounds;
+pub(crate) mod bounds;
 mod lsh;
 mod mass;
 pub(crate) mod pages;

@@ -63,9 +63,6 @@ pub(crate) fn row_blocks(head_dim: usize) -> usize {
     2 * padded_dim(head_dim) / QK
 }
 
-/// Queries whose bounds are computed at once, few enough that these stay in the first-level cache.
-const ROWS: usize = 4;
-
 impl Bounds {
     /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
     pub fn update(&mut self, table: &KernelTable, keys: Keys, blocks: usize) {
@@ -143,10 +140,11 @@ pub fn bounds(table: &KernelTable, bounds: &Bounds, queries: &Queries, blocks: R
     let first = blocks.start * per_block / LANES;
     let (before, blocks) = (blocks.start - first * LANES / per_block, blocks.end - first * LANES / per_block);
     let (vectors, row) = ((blocks * per_block).div_ceil(LANES), row_blocks(dim));
+    let at_once = table.page_rows;
     let mut most = vec![[f32::NEG_INFINITY; LANES]; vectors];
-    let mut scores = vec![[0.0f32; LANES]; ROWS.min(queries.heads * queries.tokens) * vectors];
-    let mut halves = vec![ActBlock::new(0.0, [0; QK]); ROWS * row];
-    for some in queries.values.chunks(ROWS * dim) {
+    let mut scores = vec![[0.0f32; LANES]; at_once.min(queries.heads * queries.tokens) * vectors];
+    let mut halves = vec![ActBlock::new(0.0, [0; QK]); at_once * row];
+    for some in queries.values.chunks(at_once * dim) {
         let rows = some.len() / dim;
         let halves = &mut halves[..rows * row];
         (table.sign_halves)(some, dim, halves);

@@ -80,7 +80,9 @@ pub fn row_scores<S: Simd>(s: S, job: &RowScores, out: &mut [[f32; LANES]]) {
         let left = rows - row;
         let queries = &job.queries[row * job.dim..];
         let out = &mut out[row * subs..];
-        row += if left >= 4 && S::SUMS >= 16 {
+        row += if left >= 8 && S::SUMS >= 16 {
+            score_rows::<S, 8, 2>(s, job, queries, out)
+        } else if left >= 4 && S::SUMS >= 16 {
             score_rows::<S, 4, 4>(s, job, queries, out)
         } else if left >= 4 {
             score_rows::<S, 4, 1>(s, job, queries, out)
@@ -370,62 +372,69 @@ fn share_groups<S: Simd, const G: usize>(
 
 /// Rows and random directions to hash them with.
 pub struct Hashing<'a> {
-    /// [rounds][dim][16]: 8 directions for each of a bucket's two places.
+    /// [rounds][dim][16]: 8 directions for each of a bucket's two places, rounded to F16.
     pub rotations: &'a [[f32; LANES]],
     pub dim: usize,
-    /// [rows][dim]
-    pub rows: &'a [f32],
+    /// [rows / 16][dim][16 rows], F16 values.
+    pub rows: &'a [[f32; LANES]],
 }
+
+/// Directions of a place, beside their opposites.
+const DIRECTIONS: usize = LANES / 2;
 
 /// `out`: [rows][rounds], each row's bucket: the place among 8 directions and their opposites that the row
 /// points along most, 16 times that of the first 8 and that of the last. Ties go to the lowest.
 #[inline(always)]
 pub fn buckets<S: Simd>(s: S, job: &Hashing, out: &mut [u16]) {
     let rounds = job.rotations.len() / job.dim;
-    for (row, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(rounds)) {
-        let mut round = 0;
-        while round < rounds {
-            let (rotations, out) = (&job.rotations[round * job.dim..], &mut out[round..]);
-            round += if rounds - round >= 4 {
-                hash::<S, 4>(s, rotations, row, out)
-            } else {
-                hash::<S, 1>(s, rotations, row, out)
-            };
+    for (rows, out) in job.rows.chunks_exact(job.dim).zip(out.chunks_exact_mut(LANES * rounds)) {
+        for (round, rotations) in job.rotations.chunks_exact(job.dim).enumerate() {
+            let mut places = [[0.0; LANES]; 2];
+            for (place, to) in places.iter_mut().enumerate() {
+                s.store(nearest(s, rotations, rows, place * DIRECTIONS), to);
+            }
+            for lane in 0..LANES {
+                out[lane * rounds + round] = (places[0][lane] * LANES as f32 + places[1][lane]) as u16;
+            }
         }
     }
 }
 
-/// The first N rounds' buckets of a row. Gives N.
+/// Which of the 8 directions from `first` on or, after them, of their opposites each of 16 rows points along most.
 #[inline(always)]
-fn hash<S: Simd, const N: usize>(s: S, rotations: &[[f32; LANES]], row: &[f32], out: &mut [u16]) -> usize {
-    let rounds: [&[[f32; LANES]]; N] = std::array::from_fn(|n| &rotations[n * row.len()..][..row.len()]);
-    let mut along = [s.splat(0.0); N];
-    for (d, &x) in row.iter().enumerate() {
-        let x = s.splat(x);
-        for n in 0..N {
-            along[n] = s.add(along[n], s.mul(s.load(&rounds[n][d]), x));
-        }
+fn nearest<S: Simd>(s: S, rotations: &[[f32; LANES]], rows: &[[f32; LANES]], first: usize) -> S::F {
+    let mut along = [s.splat(0.0); DIRECTIONS];
+    match S::QUERIES {
+        8 => add_along::<S, 8>(s, rotations, rows, first, &mut along),
+        4 => add_along::<S, 4>(s, rotations, rows, first, &mut along),
+        _ => add_along::<S, 2>(s, rotations, rows, first, &mut along),
     }
-    for n in 0..N {
-        let mut lanes = [0.0; LANES];
-        s.store(along[n], &mut lanes);
-        let (first, last) = lanes.split_at(LANES / 2);
-        out[n] = place(first) * LANES as u16 + place(last);
+    let (mut place, mut most) = (s.splat(0.0), along[0]);
+    for i in 1..2 * DIRECTIONS {
+        let x = if i < DIRECTIONS { along[i] } else { s.sub(s.splat(0.0), along[i - DIRECTIONS]) };
+        place = s.select_less(most, x, s.splat(i as f32), place);
+        most = s.max(most, x);
     }
-    N
+    place
 }
 
-/// Which of 8 directions or, from 8 on, of their opposites; without a branch that could be guessed wrong.
+/// Products of rows with directions, as many at a time as registers hold.
 #[inline(always)]
-fn place(along: &[f32]) -> u16 {
-    let mut most = 0.0f32;
-    for &x in along {
-        most = if x.abs() > most { x.abs() } else { most };
+fn add_along<S: Simd, const N: usize>(
+    s: S,
+    rotations: &[[f32; LANES]],
+    rows: &[[f32; LANES]],
+    first: usize,
+    along: &mut [S::F; DIRECTIONS],
+) {
+    for (i, along) in along.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        let mut sums = *along;
+        for (of_dim, row) in rotations.iter().zip(rows) {
+            let x = s.load(row);
+            for n in 0..N {
+                sums[n] = s.mul_each_add_exact(x, &of_dim[first + i * N + n], sums[n]);
+            }
+        }
+        *along = sums;
     }
-    let (mut there, mut opposite) = (0u32, 0u32);
-    for (i, &x) in along.iter().enumerate() {
-        there |= u32::from(x == most) << i;
-        opposite |= u32::from(-x == most) << i;
-    }
-    (there | opposite << (LANES / 2)).trailing_zeros() as u16 % LANES as u16
 }

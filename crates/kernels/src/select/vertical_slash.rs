@@ -12,7 +12,7 @@ use crate::table::KernelTable;
 /// How many queries of each head are looked at.
 pub const LAST_QUERIES: usize = 2;
 /// Heads whose queries are multiplied with a block of keys at once: as many rows as share what becomes of a key.
-const HEADS: usize = 2;
+const HEADS: usize = 4;
 
 /// Scores of the first `blocks`, all of which lie before the queries.
 pub fn vertical_slash(

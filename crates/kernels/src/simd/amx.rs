@@ -109,6 +109,25 @@ impl<const K: usize> Tiles<K> {
         }
     }
 
+    /// Weights that are bytes without a sign to tile `T`.
+    #[inline(always)]
+    pub fn load_bytes<const T: usize>(&self, from: &[u8; ROWS * ROW_BYTES]) {
+        const { assert!(K == ROW_BYTES && (T == 6 || T == 7)) };
+        // SAFETY: reads K / 4 = 16 rows of 64 bytes.
+        unsafe { load::<T>(from.as_ptr(), ROW_BYTES) }
+    }
+
+    /// Adds the products of signed bytes, the columns', with such weights.
+    #[inline(always)]
+    pub fn add_mixed_dots<const SUM: usize, const COLUMNS: usize, const WEIGHTS: usize>(&self) {
+        const { assert!(SUM < 4 && (COLUMNS == 4 || COLUMNS == 5) && (WEIGHTS == 6 || WEIGHTS == 7)) };
+        // SAFETY: tiles are configured, and their sizes fit one another.
+        unsafe {
+            asm!("tdpbsud tmm{}, tmm{}, tmm{}", const SUM, const COLUMNS, const WEIGHTS,
+                options(nomem, nostack, preserves_flags))
+        }
+    }
+
     /// Sums of each of 16 columns with 16 rows.
     #[inline(always)]
     pub fn store<const SUM: usize>(&self, to: &mut [[i32; 16]; ROWS]) {
