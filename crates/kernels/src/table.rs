@@ -254,13 +254,19 @@ mod amx {
 
 /// Dot products of bytes are one instruction; everything else is AVX2's.
 #[cfg(target_arch = "x86_64")]
-static AVX_VNNI: KernelTable =
-    KernelTable { isa: "avx-vnni", linear: avx_vnni::linear, glu: avx_vnni::glu, ..AVX2 };
+static AVX_VNNI: KernelTable = KernelTable {
+    isa: "avx-vnni",
+    linear: avx_vnni::linear,
+    glu: avx_vnni::glu,
+    page_scores: avx_vnni::page_scores,
+    ..AVX2
+};
 
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni {
     use super::*;
     use crate::kernels::matmul;
+    use crate::select;
     use crate::simd::avx2::Avx2;
 
     /// As above.
@@ -270,6 +276,8 @@ mod avx_vnni {
 
     isa_table!(@entry "avx2,fma,f16c,avxvnni", linear(job: &LinearJob) -> (), matmul::linear);
     isa_table!(@entry "avx2,fma,f16c,avxvnni", glu(job: &GluJob) -> (), matmul::glu);
+    isa_table!(@entry "avx2,fma,f16c,avxvnni",
+        page_scores(job: &PageScores, out: &mut [[f32; LANES]]) -> (), select::page_scores);
 }
 #[cfg(target_arch = "aarch64")]
 isa_table!(NEON, neon, crate::simd::neon::Neon<false>, "neon", "neon");

@@ -192,9 +192,19 @@ fn every_isa_gives_the_bits_of_the_reference() {
         let page_scales: Vec<[f32; LANES]> =
             (0..subs).map(|_| std::array::from_fn(|_| random.normal())).collect();
         let blocks = 2 * dim.next_multiple_of(LANES) / QK;
-        let column = |random: &mut Random| std::array::from_fn(|_| (random.below(255) as i32 - 127) as i8);
-        let columns: Vec<ActBlock> =
-            (0..rows * blocks).map(|_| ActBlock::new(1.0, column(&mut random))).collect();
+        let mut columns: Vec<ActBlock> = Vec::new();
+        for row in 0..rows {
+            let mut values: Vec<i8> =
+                (0..blocks * QK).map(|_| (random.below(255) as i32 - 127) as i8).collect();
+            // Most rows are a query's negative and positive parts.
+            if row % 5 != 4 {
+                let (negative, positive) = values.split_at_mut(blocks * QK / 2);
+                for (low, high) in negative.iter_mut().zip(positive) {
+                    (*low, *high) = if *low < *high { ((*low).min(0), 0) } else { (0, (*high).max(0)) };
+                }
+            }
+            columns.extend(values.as_chunks::<QK>().0.iter().map(|&values| ActBlock::new(1.0, values)));
+        }
         let run = |table: &KernelTable| {
             let scale = scale(dim);
             let mut wide = vec![[0.0; LANES]; keys.len()];

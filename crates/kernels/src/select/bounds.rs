@@ -7,7 +7,7 @@ use super::pages::{PageScores, PageVector, padded_dim, row_blocks};
 use super::scores::magnitude;
 use crate::kernels::{padded, tree_sum};
 use crate::simd::values::{Bytes, Values};
-use crate::simd::{ActBlock, LANES, QK, Simd};
+use crate::simd::{ActBlock, LANES, QK, Simd, Wish};
 
 /// Bytes of a block of 32 values of 16 pages.
 const TILE_BLOCK: usize = Bytes::LAYOUT.bytes();
@@ -89,37 +89,34 @@ fn score_tiles<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// Four values of a query, and which of them are multiplied by a page's lowest values: the same four bits for each row.
-#[derive(Clone, Copy)]
-struct Wish {
-    values: [i8; 4],
-    lowest: u64,
-}
-
 /// Groups of four values that a query whose bounds are chosen has at most, which heads of 256 have.
 const MOST_GROUPS: usize = 64;
 
-/// Writes the wishes of a query, its negative part followed by its positive one, as column `c`. False where a value has
-/// both.
+/// Writes the wishes of a query, its negative part followed by its positive one, as column `c`. Gives the sum of the
+/// negative part; none where a value has both.
 #[inline(always)]
-fn write_wishes<const C: usize>(query: &[ActBlock], c: usize, wishes: &mut [[Wish; C]]) -> bool {
+fn write_wishes<const C: usize>(query: &[ActBlock], c: usize, wishes: &mut [[Wish; C]]) -> Option<i32> {
     let mut values = [[0i8; QK]; 2 * MOST_GROUPS * 4 / QK];
     for (values, block) in values.iter_mut().zip(query) {
         *values = block.values;
     }
     let (groups, _) = values.as_flattened().as_chunks::<4>();
     let (negative, positive) = groups[..2 * wishes.len()].split_at(wishes.len());
-    let mut both = false;
+    let (mut both, mut sum) = (false, 0);
     for ((low, high), wish) in negative.iter().zip(positive).zip(wishes) {
-        let mut lowest = 0;
+        let wish = &mut wish[c];
+        let mut bits = 0;
         for i in 0..4 {
             both |= low[i] != 0 && high[i] != 0;
-            wish[c].values[i] = low[i] | high[i];
-            lowest |= u64::from(low[i] != 0) << i;
+            wish.values[i] = low[i] | high[i];
+            wish.magnitudes[i] = wish.values[i].unsigned_abs();
+            wish.lowest[i] = if low[i] == 0 { 0 } else { u8::MAX };
+            bits |= u64::from(low[i] != 0) << i;
+            sum += i32::from(low[i]);
         }
-        wish[c].lowest = lowest * 0x1111_1111_1111_1111;
+        wish.lowest_bits = bits * 0x1111_1111_1111_1111;
     }
-    !both
+    (!both).then_some(sum)
 }
 
 /// C rows from `row` on, with half the products: the lowest or the highest of each value is chosen before. False,
@@ -136,20 +133,21 @@ fn choose_pages<S: Simd, const C: usize>(
     if groups > MOST_GROUPS {
         return false;
     }
-    let mut wishes = [[Wish { values: [0; 4], lowest: 0 }; C]; MOST_GROUPS];
+    let mut wishes = [[Wish::NOTHING; C]; MOST_GROUPS];
     let wishes = &mut wishes[..groups];
     let mut starts = [0; C];
     for c in 0..C {
         let query = &job.queries[(row + c) * blocks..][..blocks];
-        if !write_wishes(query, c, wishes) {
-            return false;
-        }
-        let minus = query.iter().map(|block| block.minus_sum()).sum::<i32>();
-        starts[c] = minus * Bytes::OFFSET;
+        let Some(negative) = write_wishes(query, c, wishes) else { return false };
+        starts[c] = if S::MAGNITUDES {
+            -negative
+        } else {
+            query.iter().map(ActBlock::minus_sum).sum::<i32>() * Bytes::OFFSET
+        };
     }
     let out = &mut out[row * vectors..][..C * vectors];
     let mut vector = 0;
-    while vector + 4 <= vectors {
+    while const { S::SUMS >= 16 } && vector + 4 <= vectors {
         choose_tiles::<S, 4, C>(s, job, wishes, starts, vector, out);
         vector += 4;
     }
@@ -181,15 +179,14 @@ fn choose_tiles<S: Simd, const R: usize, const C: usize>(
         }
     }
     for (group, wishes) in wishes.iter().enumerate() {
-        let (mut low, mut high) = ([s.splat_int(0); R], [s.splat_int(0); R]);
+        let mut pages = [[s.splat_int(0); 2]; R];
         for r in 0..R {
-            low[r] = s.load_words(&tiles[r][0][group].0, 0);
-            high[r] = s.load_words(&tiles[r][1][group].0, 0);
+            let [low, high] = [&tiles[r][0][group].0, &tiles[r][1][group].0];
+            pages[r] = s.pages(s.load_words(low, 0), s.load_words(high, 0));
         }
         for c in 0..C {
             for r in 0..R {
-                let chosen = s.choose_bytes(wishes[c].lowest, low[r], high[r]);
-                sums[r][c] = s.add_quads(sums[r][c], chosen, wishes[c].values);
+                sums[r][c] = s.add_wish(sums[r][c], pages[r], &wishes[c]);
             }
         }
     }

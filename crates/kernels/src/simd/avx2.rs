@@ -4,7 +4,7 @@ mod vnni;
 
 use super::ahead::{Ahead, ask};
 use super::values::{SIGNED_VECTORS, Values};
-use super::{ActBlock, LANES, QK, Simd, Words, Work, each_group};
+use super::{ActBlock, LANES, QK, Simd, Wish, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -131,6 +131,31 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LEAST_COLUMNS: usize = 72;
     const ASKS_NEXT: bool = true;
     const SPLITS: bool = !VNNI;
+    const CHOOSES: bool = true;
+    const MAGNITUDES: bool = true;
+    #[inline(always)]
+    fn pages(self, low: I32x16, high: I32x16) -> [I32x16; 2] {
+        unsafe {
+            let (flip, turn) = (_mm256_set1_epi8(0x7f), _mm256_set1_epi8(-0x80));
+            [
+                I32x16(_mm256_xor_si256(low.0, flip), _mm256_xor_si256(low.1, flip)),
+                I32x16(_mm256_xor_si256(high.0, turn), _mm256_xor_si256(high.1, turn)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn add_wish(self, sum: I32x16, [low, high]: [I32x16; 2], wish: &Wish) -> I32x16 {
+        unsafe {
+            let four = |bytes| _mm256_set1_epi32(i32::from_le_bytes(bytes));
+            let (magnitudes, lowest) = (four(wish.magnitudes), four(wish.lowest));
+            let chosen =
+                I32x16(_mm256_blendv_epi8(high.0, low.0, lowest), _mm256_blendv_epi8(high.1, low.1, lowest));
+            if VNNI {
+                return vnni::add_quads(sum, magnitudes, chosen);
+            }
+            self.add_sevens(sum, I32x16(magnitudes, magnitudes), chosen)
+        }
+    }
     #[inline(always)]
     fn split<V: Values>(self, packed: &[u8], to: &mut [[f32; LANES]; SIGNED_VECTORS]) {
         let (low, high) = (split::<V>(EIGHTS[0], packed), split::<V>(EIGHTS[1], packed));

@@ -3,7 +3,7 @@
 use super::ahead::{Ahead, ask};
 use super::avx2::sum_i8;
 use super::values::Values;
-use super::{ActBlock, HALVES_OFFSET, LANES, Simd, Words, Work, each_group};
+use super::{ActBlock, HALVES_OFFSET, LANES, Simd, Wish, Words, Work, each_group};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -254,13 +254,12 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpwssd_epi32(sum, pairs, splat_pair(numbers)) }
     }
     #[inline(always)]
-    fn choose_bytes(self, bytes: u64, yes: __m512i, no: __m512i) -> __m512i {
-        unsafe { _mm512_mask_blend_epi8(bytes, no, yes) }
-    }
-    #[inline(always)]
-    fn add_quads(self, sum: __m512i, bytes: __m512i, values: [i8; 4]) -> __m512i {
-        let four = i32::from_le_bytes(values.map(|value| value as u8));
-        unsafe { _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi32(four)) }
+    fn add_wish(self, sum: __m512i, [low, high]: [__m512i; 2], wish: &Wish) -> __m512i {
+        let four = i32::from_le_bytes(wish.values.map(|value| value as u8));
+        unsafe {
+            let chosen = _mm512_mask_blend_epi8(wish.lowest_bits, high, low);
+            _mm512_dpbusd_epi32(sum, chosen, _mm512_set1_epi32(four))
+        }
     }
 
     // vpdpbusd multiplies unsigned by signed bytes: the stored offset makes weights unsigned, and

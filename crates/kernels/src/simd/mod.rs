@@ -147,6 +147,21 @@ pub trait Words: Copy {
     fn lookup(self, table: &[u8; 16], v: Self::I) -> Self::I;
 }
 
+/// Four values of a query, and which of them are multiplied by a page's lowest values, in three forms.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    pub values: [i8; 4],
+    pub magnitudes: [u8; 4],
+    /// All bits, or none.
+    pub lowest: [u8; 4],
+    /// The same four bits for each row.
+    pub lowest_bits: u64,
+}
+
+impl Wish {
+    pub const NOTHING: Self = Self { values: [0; 4], magnitudes: [0; 4], lowest: [0; 4], lowest_bits: 0 };
+}
+
 /// Work for the vectors of one ISA.
 pub trait Work<S> {
     type Output;
@@ -169,8 +184,11 @@ pub trait Simd: Words {
     const WIDENS: bool = true;
     /// How many vectors of sums attention keeps: `QUERIES` or a multiple.
     const SUMS: usize = Self::QUERIES;
-    /// Whether page bounds are chosen by signs before they are multiplied, by [`Simd::choose_bytes`] and [`Simd::add_quads`].
+    /// Whether page bounds are chosen by signs before they are multiplied, by [`Simd::add_wish`].
     const CHOOSES: bool = false;
+    /// Whether that multiplies magnitudes with signed bytes: lowest values as x flipped to -1 - x, others as they are. Otherwise it
+    /// multiplies values with bytes that have their offset.
+    const MAGNITUDES: bool = false;
     /// Whether code is kept short, as a module of WebAssembly, which is downloaded: attention over Q8_0 caches makes floats of a block even
     /// for few queries, and goes over it one vector at a time; blocks of weights are multiplied one by one, not group by group.
     const SHORT: bool = false;
@@ -269,12 +287,13 @@ pub trait Simd: Words {
     /// Adds two numbers times each lane's pair of 16-bit numbers.
     fn add_pair_dot(self, sum: Self::I, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
 
-    /// The bytes of `yes` where `bytes` has ones, of `no` where it has none: the same four bits for every row.
-    fn choose_bytes(self, _bytes: u64, _yes: Self::I, _no: Self::I) -> Self::I {
-        unreachable!("bounds are not chosen")
+    /// Lowest and highest values of pages as [`Simd::add_wish`] takes them.
+    #[inline(always)]
+    fn pages(self, low: Self::I, high: Self::I) -> [Self::I; 2] {
+        [low, high]
     }
-    /// Adds the products of each row's four unsigned bytes with four values.
-    fn add_quads(self, _sum: Self::I, _bytes: Self::I, _values: [i8; 4]) -> Self::I {
+    /// Adds the products of four values with each row's lowest or highest ones, as the wish says.
+    fn add_wish(self, _sum: Self::I, _pages: [Self::I; 2], _: &Wish) -> Self::I {
         unreachable!("bounds are not chosen")
     }
 

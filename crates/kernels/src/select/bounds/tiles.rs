@@ -20,7 +20,7 @@ type Part = [[i8; ROW_BYTES]; ROWS];
 /// Gives false where tiles cannot do it: whole ones only.
 pub fn page_scores(amx: Amx, job: &PageScores, out: &mut [[f32; LANES]]) -> bool {
     let blocks = job.blocks();
-    let whole = blocks * QK % ROW_BYTES == 0 && blocks * QK / ROW_BYTES <= MOST_PARTS;
+    let whole = (blocks * QK).is_multiple_of(ROW_BYTES) && blocks * QK / ROW_BYTES <= MOST_PARTS;
     let fits = whole && job.queries.len() == ROWS * blocks;
     if fits {
         amx.0.call(Scores { amx, job, out });

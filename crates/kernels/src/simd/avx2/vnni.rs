@@ -68,6 +68,13 @@ fn add_dot_half<V: Values, const HALF: usize, const FIRST: usize, const C: usize
     add_products(sums, dots, numbers);
 }
 
+/// Adds the products of the same four unsigned bytes with each row's four signed ones.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+#[inline]
+pub(super) fn add_quads(sum: I32x16, bytes: __m256i, values: I32x16) -> I32x16 {
+    I32x16(_mm256_dpbusd_avx_epi32(sum.0, bytes, values.0), _mm256_dpbusd_avx_epi32(sum.1, bytes, values.1))
+}
+
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 #[inline]
 fn zero() -> I32x16 {
