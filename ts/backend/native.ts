@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { FrugalError } from '../errors.js';
@@ -76,7 +77,9 @@ export function loadAddon(): Addon {
     }
   }
   throw new FrugalError('BACKEND_UNAVAILABLE', `The native addon cannot be loaded: ${failures.join('; ')}`, {
-    cure: 'Build it with `npm run build`, which needs Rust.',
+    cure: existsSync(new URL('../../scripts/build.mjs', import.meta.url))
+      ? 'Build it with `npm run build`, which needs Rust.'
+      : `This package has none for ${process.platform}-${process.arch}: use the backend wasm, or build frugal from its source.`,
     data: { failures },
   });
 }

@@ -6,10 +6,10 @@ import { inRange } from '../engine/check.js';
 import { THREADS_RANGE } from '../engine/load.js';
 import { formatBytes, numberParser, toJson } from './numbers.js';
 import { createProgress } from './progress.js';
-import { addLoadFlags, type LoadFlags, loadOptions } from './shared.js';
+import { addComputingFlags, addPlanFlags, type LoadFlags, loadOptions } from './shared.js';
 import { interruptible, print, usageError } from './terminal.js';
 
-interface BenchFlags extends Omit<LoadFlags, 'threads'> {
+interface BenchFlags extends Omit<LoadFlags, 'threads' | 'efficiency'> {
   readonly prompt: number;
   readonly generate: number;
   readonly depth: number;
@@ -31,8 +31,13 @@ export function addBench(program: Command): void {
     .option('-p, --prompt <tokens>', 'tokens of the prompt', numberParser(COUNT), 512)
     .option('-n, --generate <tokens>', 'tokens to generate', numberParser(COUNT), 128)
     .option('-d, --depth <tokens>', 'tokens in the cache before', numberParser(COUNT), 0)
-    .option('-r, --repetitions <count>', 'times', numberParser({ min: 1, max: 1000, integer: true }), 3);
-  addLoadFlags(command, (text) => parseThreads(text))
+    .option('-r, --repetitions <count>', 'times', numberParser({ min: 1, max: 1000, integer: true }), 3)
+    .option(
+      '-t, --threads <counts>',
+      'numbers of threads to compute with, such as 1,2 (default: all cores)',
+      parseThreads,
+    );
+  addPlanFlags(addComputingFlags(command))
     .option('--json', 'print one JSON object')
     .action(bench);
 }

@@ -3,10 +3,10 @@ import { checkProvenance } from '../engine/provenance.js';
 import { replay } from '../engine/replay.js';
 import { FrugalError } from '../errors.js';
 import { toJson } from './numbers.js';
-import { addLoadFlags, type LoadFlags, readText, withModel } from './shared.js';
+import { addComputingFlags, addThreadFlags, type LoadFlags, readText, withModel } from './shared.js';
 import { interruptible, print } from './terminal.js';
 
-interface ReplayFlags extends Omit<LoadFlags, 'ctx' | 'kvCache'> {
+interface ReplayFlags extends Omit<LoadFlags, 'ctx' | 'kvCache' | 'attention'> {
   readonly model?: string;
   readonly json?: boolean;
 }
@@ -17,7 +17,8 @@ export function addReplay(program: Command): void {
     .description('Make a text again from its provenance record, and compare. Exit code 1 where they differ.')
     .argument('<record>', 'a file that frugal run --provenance wrote')
     .option('-m, --model <path>', 'the model (default: where the record says it was)');
-  addLoadFlags(command).option('--json', 'print one JSON object').action(check);
+  // What the text depends on is the record's.
+  addComputingFlags(addThreadFlags(command)).option('--json', 'print one JSON object').action(check);
 }
 
 async function check(path: string, { model: given, json, ...flags }: ReplayFlags): Promise<void> {

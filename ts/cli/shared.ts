@@ -46,29 +46,42 @@ export interface ModelSettings extends LoadFlags {
   readonly provenance?: boolean;
 }
 
-/** @param parse for commands that take more than one number of threads */
-export function addLoadFlags(command: Command, parse: (text: string) => unknown = parseThreads): Command {
-  return addHeaderFlag(command)
-    .option('-t, --threads <count>', 'threads to compute with, or auto (default: auto)', parse)
+export function addLoadFlags(command: Command): Command {
+  return addPlanFlags(addComputingFlags(addThreadFlags(command)));
+}
+
+export function addThreadFlags(command: Command): Command {
+  return command
+    .option('-t, --threads <count>', 'threads to compute with, or auto (default: auto)', parseThreads)
     .addOption(
       new Option('--efficiency <goal>', 'what auto looks for (default: balanced)').choices([...EFFICIENCIES]),
-    )
+    );
+}
+
+/** What changes how fast results come and in how much memory, but not what they are. */
+export function addComputingFlags(command: Command): Command {
+  return addHeaderFlag(command)
     .addOption(new Option('--backend <name>', 'what computes').choices(['native', 'wasm']))
     .addOption(new Option('--isa <name>', 'instruction set (default: the fastest here)').choices([...ISAS]))
     .option('--chunk <tokens>', 'prompt tokens per step', numberParser(CHUNK_RANGE))
-    .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
-    .addOption(kvCacheOption())
     .option(
       '--expert-memory <size>',
       'memory for experts, such as 6GiB; the others stay in the file',
       parseBytes,
     )
+    .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
+}
+
+/** What results depend on. */
+export function addPlanFlags(command: Command): Command {
+  return command
+    .option('--ctx <tokens>', 'context length', numberParser(CONTEXT_RANGE))
+    .addOption(kvCacheOption())
     .option(
       '--attention <policy>',
       `what attention keeps of the keys: ${POLICIES.join(', ')}, or the option as JSON (default: dense)`,
       parseAttention,
-    )
-    .option('--watts <idle,busy>', 'what the machine takes, for energy where it has no counters', parseWatts);
+    );
 }
 
 /** For models at an address. */

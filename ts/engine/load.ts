@@ -54,7 +54,7 @@ export interface LoadOptions {
   readonly isa?: Isa;
   /** @default 'auto': the fastest that works here */
   readonly backend?: 'auto' | 'native' | 'wasm';
-  /** Forces a module of WebAssembly. @default the best that works here */
+  /** Forces a module of WebAssembly, and so the backend `wasm`. @default the best that works here */
   readonly variant?: WasmVariant;
   /**
    * The most prompt tokens of one sequence in one step; it changes speed and memory, never a result.
@@ -163,13 +163,16 @@ function checkLoad(options: LoadOptions): LoadSettings {
     throw invalid('chatTemplate', 'a string', chatTemplate);
   if (onProgress !== undefined && typeof onProgress !== 'function')
     throw invalid('onProgress', 'a function', onProgress);
+  const backend = checkChoice('backend', options.backend, BACKENDS, 'auto');
+  if (options.variant !== undefined && backend === 'native')
+    throw invalid('variant', 'left out with the backend native', options.variant);
   return {
     contextLength: checkNumber('contextLength', options.contextLength, CONTEXT_RANGE, undefined),
     kvCache: checkChoice('kvCache', options.kvCache, KV_CACHES, 'f16'),
     threads: options.threads === 'auto' ? undefined : checkThreads(options.threads),
     efficiency: checkChoice('efficiency', options.efficiency, EFFICIENCIES, 'balanced'),
     isa: options.isa === undefined ? undefined : checkChoice('isa', options.isa, ISAS, 'scalar'),
-    backend: checkChoice('backend', options.backend, BACKENDS, 'auto'),
+    backend: options.variant === undefined ? backend : 'wasm',
     variant:
       options.variant === undefined
         ? undefined

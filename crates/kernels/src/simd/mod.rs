@@ -287,7 +287,7 @@ pub trait Simd: Words {
     /// Adds two numbers times each lane's pair of 16-bit numbers.
     fn add_pair_dot(self, sum: Self::I, numbers: &[i16; 2], pairs: Self::I) -> Self::I;
 
-    /// Lowest and highest values of pages as [`Simd::add_wish`] takes them.
+    /// Pages' lowest and highest values as [`Simd::add_wish`] takes them.
     #[inline(always)]
     fn pages(self, low: Self::I, high: Self::I) -> [Self::I; 2] {
         [low, high]
