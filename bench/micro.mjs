@@ -1,4 +1,4 @@
-// npm run bench [-- --filter TEXT] [--isa NAME] [--threads N] [--json FILE] [--compare FILE] [--all]
+// npm run bench [-- --filter TEXT] [--isa NAME] [--threads N] [--time MS] [--json FILE] [--compare FILE] [--all]
 //
 // Times every kernel on every backend and instruction set of this machine, through plans of a few operations. Each result
 // is first compared with that of the scalar reference, bit by bit. --filter takes the kernels whose name contains

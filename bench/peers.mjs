@@ -1,8 +1,8 @@
 // npm run bench:peers [-- --model FILE] [-p 512] [-n 64] [-t 2] [-r 2] [--only NAME,...] [--json FILE]
-//   [--llama-bench PATH] [--transformers FOLDER] [--chromium PATH] [--limit SECONDS]
+//   [--llama-bench PATH] [--transformers FOLDER] [--chromium PATH] [--peers FOLDER] [--limit SECONDS]
 //
 // The same file, number of threads and length of prompt in frugal and in other engines, which take turns; default and best
-// settings of each. Packages are installed into .cache/peers when they are first wanted. llama.cpp's own bench is run
+// settings of each. Packages are installed into --peers (.cache/peers) when they are first wanted. llama.cpp's own bench is run
 // where --llama-bench (or LLAMA_BENCH) names the binary, transformers.js where --transformers names a folder with a
 // model in its format. Without --model, one of Qwen3-0.6B's shape with random weights is made (Q4_0, 341 MB).
 //

@@ -1,11 +1,13 @@
 // npm run build: the native addon, the WebAssembly modules and dist/, no tests.
 
+import { writeNotices } from './lib/notices.mjs';
 import { ensureBrowser, ensureWasm, setUp } from './lib/setup.mjs';
 import { SetupError, say } from './lib/steps.mjs';
 
 try {
   await ensureWasm(await setUp());
   await ensureBrowser();
+  writeNotices();
   say('built: bindings/napi and dist');
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;

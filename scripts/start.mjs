@@ -1,30 +1,14 @@
 // npm start [-- [PROMPT] [OPTIONS of `frugal run`]]: sets up, builds, and tells a story.
 
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { ensureWasm, setUp } from './lib/setup.mjs';
 import { ROOT, SetupError, say } from './lib/steps.mjs';
 
+/** The model that comes with the project. */
+const MODEL = join(ROOT, 'models', 'stories-moe-q8_0.gguf');
 const DEFAULT_PROMPT = 'Once upon a time';
 const STORY_TOKENS = '256';
-
-/** The model that comes with the project, else the small one of the reference data. */
-function findModel() {
-  const folder = join(ROOT, 'models');
-  const embedded = existsSync(folder)
-    ? readdirSync(folder)
-        .filter((name) => name.endsWith('.gguf'))
-        .sort()
-    : [];
-  if (embedded[0] !== undefined) return join(folder, embedded[0]);
-  const shared = join(resolve(ROOT, process.env.FRUGAL_SHARED ?? '../shared'), 'models', 'stories260K.gguf');
-  if (existsSync(shared)) return shared;
-  throw new SetupError(
-    `no model: there is no .gguf file in ${folder} and no ${shared}. ` +
-      'Put a GGUF model into the first folder, or name the folder of the reference data in FRUGAL_SHARED',
-  );
-}
 
 /** Words before the first option are the prompt; the rest goes to the program as it is. */
 function runArguments(args) {
@@ -56,12 +40,11 @@ function runProgram(args) {
 }
 
 try {
-  const model = findModel();
   const rustc = await setUp();
   // Minutes of building that only this choice needs.
   if (process.argv.includes('wasm')) await ensureWasm(rustc);
   // A story is read from its first word, so the prompt is shown too.
-  process.exitCode = await runProgram(['run', model, '--echo', ...runArguments(process.argv.slice(2))]);
+  process.exitCode = await runProgram(['run', MODEL, '--echo', ...runArguments(process.argv.slice(2))]);
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   say(`frugal: ${error.message}`);

@@ -86,3 +86,16 @@ export function show(value: unknown): string {
     return `a ${value.constructor?.name ?? 'null-prototype'} object`;
   return String(value);
 }
+
+/** @returns the error `INVALID_ARGUMENT` that names the field, what it allows and what it got */
+export function invalid(field: string, allowed: string, got: unknown, cure?: string): FrugalError {
+  return new FrugalError('INVALID_ARGUMENT', `${field} must be ${allowed}, got ${show(got)}`, {
+    cure: cure ?? `Pass ${allowed} as ${field}, or leave it out.`,
+    data: { field, allowed, got: show(got) },
+  });
+}
+
+/** The same for an argument that a call cannot do without. */
+export function invalidArgument(field: string, allowed: string, got: unknown): FrugalError {
+  return invalid(field, allowed, got, `Pass ${allowed} as ${field}.`);
+}

@@ -2,7 +2,7 @@
  * Lets timers, input and other tasks run before the caller goes on. A timer is the one way that every
  * runtime has; it costs about a millisecond, so long loops use a `Pace` and yield by the clock.
  */
-export function yieldNow(): Promise<void> {
+function yieldNow(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 0));
 }
 

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { formatEnergy } from '../../ts/energy/format.js';
-import { openEnergyMeter } from '../../ts/energy/meter.js';
+import { meterFrom, openEnergyMeter } from '../../ts/energy/meter.js';
 import { sumEnergies } from '../../ts/energy/sum.js';
 import type { Energy } from '../../ts/energy/types.js';
 import { load } from '../../ts/engine/index.js';
@@ -99,10 +99,10 @@ describe('without counters', () => {
         return readFileSync(path, 'utf8');
       throw Object.assign(new Error(`EACCES: permission denied, open '${path}'`), { code: 'EACCES' });
     };
-    const refused = openEnergyMeter({ root: recorded.root }, read).start().end();
+    const refused = meterFrom({ root: recorded.root }, read).start().end();
     expect(refused).toMatchObject({ kind: 'counted', why: expect.stringContaining('sudo chmod a+r') });
     const watts = { idle: 10, busy: 50 };
-    expect(openEnergyMeter({ root: recorded.root, watts }, read).kind).toBe('modelled');
+    expect(meterFrom({ root: recorded.root, watts }, read).kind).toBe('modelled');
   });
 
   it('skips counters that hold no number', async () => {

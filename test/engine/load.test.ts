@@ -184,6 +184,9 @@ describe.runIf(present)('load takes', () => {
     expect(model.info.notes).toEqual([]);
     expect(asked).toEqual([{ isa: 'scalar' }]);
     await model.dispose();
+    const chosen = await loadWith({ ...runtime, loadWasm }, STORIES, { variant: 'simd128' });
+    expect(asked[1]).toEqual({ variant: 'simd128' });
+    await chosen.dispose();
   });
 });
 
@@ -211,6 +214,15 @@ describe('load refuses', () => {
     ],
     ['x', { backend: 'cuda' }, 'backend must be one of auto, native, wasm, got "cuda"'],
     ['x', { onProgress: 1 }, 'onProgress must be a function, got 1'],
+    ['file:///%zz', {}, 'source must be a path or the file: URL of a file of this machine'],
+    ['file://[', {}, 'source must be a path or the file: URL of a file of this machine'],
+    [
+      new URL('file://elsewhere/a.gguf'),
+      {},
+      'source must be a path or the file: URL of a file of this machine',
+    ],
+    ['x', { sha256: new Array(1) }, 'sha256 must be 64 hexadecimal digits or a list of them, got undefined'],
+    ['x', { backend: 'native', variant: 'simd128' }, 'variant must be left out with the backend native'],
     ['x', { chatTemplate: 1 }, 'chatTemplate must be a string, got 1'],
     ['x', { headers: 'Authorization' }, 'headers must be an object of names and texts, got "Authorization"'],
     ['x', { headers: new Headers() }, 'headers must be an object of names and texts, got a Headers object'],

@@ -3,7 +3,8 @@ import { copyFile, mkdtemp, open, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { load, type Model, type Provenance, replay } from '../../ts/engine/index.js';
+import { load, type Model, type Provenance } from '../../ts/engine/index.js';
+import { replay } from '../../ts/engine/replay.js';
 import { VERSION } from '../../ts/version.js';
 import { frugal } from '../cli/program.js';
 
@@ -138,6 +139,9 @@ describe('a record that was altered is refused, with what was', () => {
     ['output', altered({ output: { tokens: [5, 6] } })],
     ['output', altered({ output: { text: 'Once' } })],
     ['output', altered({ settings: { seed: '1' } })],
+    ['output', altered({ output: { finishReason: 'stop' } })],
+    ['model', altered({ model: { name: 'another' } })],
+    ['model', altered({ model: { architecture: 'another' } })],
   ])('%s', async (differs, alter) => {
     expect(await replay(model, alter())).toMatchObject({ confirmed: false, differs });
   });
@@ -148,6 +152,17 @@ describe('a record that was altered is refused, with what was', () => {
       await expect(replay(model, value)).rejects.toMatchObject({ code: 'RECORD_INVALID' });
     },
   );
+
+  it.each([
+    ['engine.name', altered({ engine: { name: 'another' as never } })],
+    ['backend', () => ({ ...record, backend: null })],
+    ['model.contextLength', altered({ model: { contextLength: 0 } })],
+    ['settings.topK', altered({ settings: { topK: undefined as never } })],
+    ['settings.logitBias', altered({ settings: { logitBias: [1] as never } })],
+    ['output.finishReason', altered({ output: { finishReason: undefined as never } })],
+  ])('what %s cannot be', async (field, alter) => {
+    await expect(replay(model, alter())).rejects.toMatchObject({ code: 'RECORD_INVALID', data: { field } });
+  });
 
   it('another type of cache', async () => {
     await using other = await load(MODEL, { provenance: true, contextLength: 128, kvCache: 'q8_0' });

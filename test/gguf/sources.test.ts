@@ -8,6 +8,7 @@ import { blobSource, partsSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { openUrl } from '../../ts/gguf/url-source.js';
+import { createTokenizer } from '../../ts/tokenizer/index.js';
 import { load as loadInWorker } from '../../ts/worker/node.js';
 import { type Answer, answerRange, withServer } from './server.js';
 import { memorySource, withFolder } from './sources.js';
@@ -317,7 +318,38 @@ describe('URL', () => {
   });
 });
 
+test.each([
+  ['openFile', () => openFile(5 as never), 'path must be a path, got 5'],
+  ['openGguf', () => openGguf(null as never), 'source must be an object with name, size, read and close'],
+  ['blobSource', async () => blobSource(null as never), 'blob must be a Blob or a File, got null'],
+  [
+    'createTokenizer',
+    () => createTokenizer(null as never),
+    'metadata must be the metadata of an opened GGUF',
+  ],
+])('%s refuses what it cannot use', async (_, call, message) => {
+  await expectError(call(), 'INVALID_ARGUMENT', message);
+});
+
 describe('a source of one’s own', () => {
+  test.each([
+    ['the header', 0],
+    ['weights', 1],
+  ])('that never gives %s holds up no abort', async (_, answered) => {
+    const own = memorySource(MODEL, 'own.gguf');
+    let [reads, closed] = [0, false];
+    const read = (offset: number, length: number) =>
+      reads++ < answered ? own.read(offset, length) : new Promise<never>(() => {});
+    const close = async () => {
+      closed = true;
+    };
+    const reason = new Error('enough');
+    const stop = new AbortController();
+    setTimeout(() => stop.abort(reason), 50);
+    await expect(load({ ...own, read, close }, { signal: stop.signal })).rejects.toBe(reason);
+    expect([reads > answered, closed]).toEqual([true, true]);
+  });
+
   const WRONG = [
     ['nothing', () => undefined, 'undefined'],
     ['null', () => null, 'null'],

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { type ChatMessage, chatTemplateOf, renderChat } from '../../ts/template/index.js';
+import { type ChatMessage, renderChat } from '../../ts/template/index.js';
 import { CHATML, GPT_OSS, LLAMA2, LLAMA3, MISTRAL, QWEN3 } from './templates.js';
 
 const context = {
@@ -207,12 +207,5 @@ describe('failures', () => {
       code: 'INVALID_ARGUMENT',
       message: 'message 1 needs a role and a content, both strings',
     });
-  });
-
-  it('finds the template of a file, or says that there is none', () => {
-    expect(chatTemplateOf({ optionalString: (key) => `${key}!` })).toBe('tokenizer.chat_template!');
-    expect(() => chatTemplateOf({ optionalString: () => undefined })).toThrow(
-      expect.objectContaining({ code: 'TEMPLATE_MISSING', cure: expect.stringContaining('options') }),
-    );
   });
 });

@@ -102,6 +102,25 @@ test('an aborted call rejects with the reason and harms no other', async () => {
   await tokenizer.dispose();
 });
 
+test('a long text that nobody wants any more is left', { timeout: 60_000 }, async () => {
+  const tokenizer = await create(large);
+  const word = 'the'.repeat(200_000);
+  const timed = async (work: () => Promise<unknown>): Promise<number> => {
+    const began = performance.now();
+    await work();
+    return performance.now() - began;
+  };
+  const whole = await timed(() => tokenizer.encode(word));
+  const stop = new AbortController();
+  const aborted = Promise.allSettled([1, 2, 3].map(() => tokenizer.encode(word, { signal: stop.signal })));
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  stop.abort(new Error('enough'));
+  await aborted;
+  // All three took three times as long as one.
+  expect(await timed(() => tokenizer.encode('the fox'))).toBeLessThan(whole / 2);
+  await tokenizer.dispose();
+});
+
 test.each(['large', 'small'])(
   'a disposed tokeniser (%s) rejects calls under way and later ones',
   async (size) => {

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -308,6 +308,30 @@ it('an abort ends a generation within a token, with the reason of the signal', a
   expect(more).toBeLessThanOrEqual(1);
   await expect(there.embed('a', { signal: stop.signal })).rejects.toBe(reason);
   await both(async (model) => (await model.complete(IDS, { seed: 2, maxTokens: 3 })).text);
+});
+
+it('any value may be the reason of an abort', async () => {
+  const stop = new AbortController();
+  const pending = there.complete(IDS, { signal: stop.signal, ignoreEnd: true });
+  stop.abort(null);
+  await expect(pending).rejects.toBe(null);
+});
+
+it.runIf(existsSync('/proc/self/fd'))('aborted loads leave no file open', { timeout: 60_000 }, async () => {
+  const scripts = async () => {
+    const fds = await readdir('/proc/self/fd');
+    const links = await Promise.all(fds.map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')));
+    return links.filter((link) => link.endsWith('.js')).length;
+  };
+  const before = await scripts();
+  for (let i = 0; i < 24; i++) {
+    const signal = AbortSignal.timeout((i * 7) % 150);
+    await load(STORIES, { threads: 1, signal }).then(
+      (model) => model.dispose(),
+      () => undefined,
+    );
+  }
+  expect(await scripts()).toBe(before);
 });
 
 it('an abort right after a call, before the thread has heard of that, is heard as well', async () => {

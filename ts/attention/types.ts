@@ -47,13 +47,13 @@ export interface BigBirdPolicy {
   readonly window: number;
   /** @default 64 */
   readonly globalTokens?: number;
-  /** Blocks of 64 tokens, drawn anew for each layer, head and block of queries. @default 3 */
+  /** Blocks of 64 tokens, up to 65536, drawn anew for each layer, head and block of queries. @default 3 */
   readonly randomBlocks?: number;
   /** @default 0 */
   readonly seed?: number;
 }
 
-/** A window, and every so manieth block (Sparse Transformer: Child et al., 2019, arXiv:1904.10509). */
+/** A window, and every block that many apart (Sparse Transformer: Child et al., 2019, arXiv:1904.10509). */
 export interface StridedPolicy {
   readonly policy: 'strided';
   readonly window: number;
@@ -63,7 +63,7 @@ export interface StridedPolicy {
 
 /** How much a policy that chooses by content may keep of the blocks before the queries' own. */
 export interface KeepOptions {
-  /** Share of the blocks. @default 0.1 */
+  /** Share of the blocks, 0 to 1. @default 0.1 */
   readonly keep?: number;
   /** No fewer blocks than hold so many tokens. @default 1024 */
   readonly minTokens?: number;

@@ -172,7 +172,7 @@ function signalOf(signal: AbortSignal | undefined): { signal?: AbortSignal } {
 }
 
 /** The same tokens in every run, spread over the vocabulary. */
-export function promptOf(count: number, vocabSize: number): Uint32Array {
+function promptOf(count: number, vocabSize: number): Uint32Array {
   let state = 1;
   return Uint32Array.from({ length: count }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;

@@ -14,7 +14,7 @@ export function summarise(values: readonly number[]): Samples {
 }
 
 /** Between the two nearest values; NaN where there are none. */
-export function quantile(sorted: readonly number[], at: number): number {
+function quantile(sorted: readonly number[], at: number): number {
   const place = (sorted.length - 1) * at;
   const low = sorted[Math.floor(place)] ?? Number.NaN;
   const high = sorted[Math.ceil(place)] ?? Number.NaN;

@@ -37,9 +37,7 @@ export function addBench(program: Command): void {
       'numbers of threads to compute with, such as 1,2 (default: all cores)',
       parseThreads,
     );
-  addPlanFlags(addComputingFlags(command))
-    .option('--json', 'print one JSON object')
-    .action(bench);
+  addPlanFlags(addComputingFlags(command)).option('--json', 'print one JSON object').action(bench);
 }
 
 function parseThreads(text: string): readonly number[] {

@@ -68,12 +68,7 @@ export interface Digest {
 }
 
 /** @throws FrugalError `CONTEXT_OVERFLOW` when the prompt and `count` tokens do not fit, before any work */
-export async function digestModel(
-  model: Model,
-  text: string,
-  count: number,
-  signal: AbortSignal,
-): Promise<Digest> {
+async function digestModel(model: Model, text: string, count: number, signal: AbortSignal): Promise<Digest> {
   const prompt = await model.tokenize(text, { signal });
   checkRoom(model, prompt.length + count);
   const hash = createHash('sha256');

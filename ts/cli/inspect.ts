@@ -82,7 +82,9 @@ export function addInspect(program: Command): void {
       `with --attention: ${POLICIES.join(', ')}, or the option as JSON (default: auto)`,
       parseAttention,
     );
-  addHeaderFlag(addPromptFlags(command)).option('--json', 'print one JSON object').action(inspect);
+  addHeaderFlag(addPromptFlags(command, 'with --attention, '))
+    .option('--json', 'print one JSON object')
+    .action(inspect);
 }
 
 async function inspect(path: string, flags: InspectFlags): Promise<void> {

@@ -187,10 +187,11 @@ export interface PromptFlags {
   readonly file?: string;
 }
 
-export function addPromptFlags(command: Command): Command {
+/** @param when what the text goes with, where a command does not always take one */
+export function addPromptFlags(command: Command, when = ''): Command {
   return command
-    .option('-p, --prompt <text>', 'the text')
-    .option('-f, --file <path>', 'a file with the text; - reads standard input');
+    .option('-p, --prompt <text>', `${when}the text`)
+    .option('-f, --file <path>', `${when}a file with the text; - reads standard input`);
 }
 
 /** The text of -p or -f, or undefined when neither is given. */

@@ -14,7 +14,12 @@ const LOOK_MS = 20_000;
  * given (`modelled`); else CPU time alone (`counted`), with the reason.
  * @throws FrugalError `INVALID_ARGUMENT` if the watts are not two numbers, 0 <= idle <= busy
  */
-export function openEnergyMeter(options: EnergyOptions = {}, read?: ReadText): EnergyMeter {
+export function openEnergyMeter(options: EnergyOptions = {}): EnergyMeter {
+  return meterFrom(options);
+}
+
+/** @param read reads the counters' files */
+export function meterFrom(options: EnergyOptions, read?: ReadText): EnergyMeter {
   checkKnown('openEnergyMeter', options, ['watts', 'root']);
   const watts = checkWatts(options.watts);
   const { counters, refused = '' } = findRapl(options.root ?? ROOT, read);

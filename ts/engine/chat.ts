@@ -32,6 +32,8 @@ export interface Chat {
    * What earlier turns left in the cache is used again, which changes nothing but the time (for sparse attention, earlier
    * answers stay as `decode` computed them; with `provenance` they are computed anew, as a replay does). With `context`, what has
    * left the window stays in the history, and is no longer seen by the model.
+   * @throws FrugalError from the loop: `INVALID_ARGUMENT` (also while another answer streams), `TEMPLATE_FAILED`,
+   *   `CONTEXT_OVERFLOW`, `NON_FINITE`, `OUT_OF_MEMORY`, `DISPOSED`
    */
   send(message: string, options?: SendOptions): Generation;
   /** Frees the cache; an answer in progress ends with `DISPOSED`. */

@@ -26,6 +26,7 @@ export async function embed(
   input: string | readonly string[],
   options: EmbedOptions,
 ): Promise<Float32Array | Float32Array[]> {
+  engine.scheduler.assertLive();
   checkKnown('embed', options, ['pooling', 'normalize', 'signal']);
   const settings: EmbedSettings = {
     pooling: checkChoice('pooling', options.pooling, ['mean', 'last'], 'mean'),

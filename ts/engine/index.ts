@@ -5,7 +5,8 @@ import type { ModelSource } from './source.js';
 
 /**
  * Loads a GGUF model.
- * @param source a path, a URL, a Blob, or a `ByteSource`; closed when the load ends
+ * @param source a path, a URL, a Blob, a list of all Files of a split model, or a `ByteSource`; closed when the load ends, or with
+ *   `expertMemory` when the model is disposed of
  * @throws FrugalError any code under "The file" and "The model", `INVALID_ARGUMENT`, `OUT_OF_MEMORY`,
  * `BACKEND_UNAVAILABLE`; on abort the signal's reason
  */
@@ -14,4 +15,3 @@ export function load(source: ModelSource, options: LoadOptions = {}): Promise<Mo
 }
 
 export * from './api.js';
-export { replay, type Verdict } from './replay.js';

@@ -39,14 +39,14 @@ export interface LoadEvent {
 }
 
 export interface LoadOptions {
-  /** Positions that a sequence may hold. @default what the model was trained with, at most 4096 */
+  /** Positions that a sequence may hold, up to 2^24. @default what the model was trained with, at most 4096 */
   readonly contextLength?: number;
   /**
    * What keys and values are cached as: `q8_0` takes 34 bytes where F16 takes 64, for slightly other results.
    * @default 'f16'
    */
   readonly kvCache?: KvCacheType;
-  /** `auto`: for prompts all cores, and for decoding what `efficiency` asks for. @default 'auto' */
+  /** 1 to 1024, or `auto`: for prompts all cores, and for decoding what `efficiency` asks for. @default 'auto' */
   readonly threads?: number | 'auto';
   /** How `auto` chooses, by what it measures in the first tokens. @default 'balanced' */
   readonly efficiency?: Efficiency;
@@ -57,7 +57,7 @@ export interface LoadOptions {
   /** Forces a module of WebAssembly, and so the backend `wasm`. @default the best that works here */
   readonly variant?: WasmVariant;
   /**
-   * The most prompt tokens of one sequence in one step; it changes speed and memory, never a result.
+   * The most prompt tokens of one sequence in one step, up to 65536; it changes speed and memory, never a result.
    * @default 256; where WebAssembly has no threads 32, or 64 with `attention`, as an abort is only heard between steps
    */
   readonly chunk?: number;
@@ -103,7 +103,7 @@ export const ISAS: readonly Isa[] = [
   'relaxed-simd',
 ];
 export const KV_CACHES: readonly KvCacheType[] = ['f16', 'q8_0'];
-export const BACKENDS = ['auto', 'native', 'wasm'] as const;
+const BACKENDS = ['auto', 'native', 'wasm'] as const;
 export const CONTEXT_RANGE = { min: 1, max: MAX_CONTEXT, integer: true };
 export const THREADS_RANGE = { min: 1, max: 1024, integer: true };
 export const EXPERT_MEMORY_RANGE = { min: 1, max: Number.MAX_SAFE_INTEGER, integer: true };
@@ -205,7 +205,7 @@ function checkExpertMemory(bytes: unknown): number | undefined {
 function checkSha256(sha256: unknown): readonly string[] | undefined {
   if (sha256 === undefined) return undefined;
   const list: readonly unknown[] = Array.isArray(sha256) ? sha256 : [sha256];
-  return list.map((item) => {
+  return Array.from(list, (item) => {
     if (typeof item === 'string' && /^[0-9a-f]{64}$/i.test(item)) return item;
     throw invalid('sha256', '64 hexadecimal digits or a list of them', item);
   });

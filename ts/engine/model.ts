@@ -70,16 +70,24 @@ export interface Model {
   chat(options?: ChatOptions): Chat;
   /** A sequence of one's own, for reading logits. */
   session(): Session;
-  /** A vector of `info.embeddingLength` numbers for a text: its final hidden states, pooled. */
+  /**
+   * A vector of `info.embeddingLength` numbers for a text: its final hidden states, pooled.
+   * @throws FrugalError as `generate` does
+   */
   embed(text: string, options?: EmbedOptions): Promise<Float32Array>;
   /** A vector for each text, in order. */
   embed(texts: readonly string[], options?: EmbedOptions): Promise<Float32Array[]>;
+  /** @throws FrugalError `INVALID_ARGUMENT`, `DISPOSED` */
   tokenize(text: string, options?: TokenizeOptions): Promise<Uint32Array>;
-  /** The text of tokens; with `special` the names of special tokens too. */
+  /**
+   * The text of tokens; with `special` the names of special tokens too.
+   * @throws FrugalError `INVALID_ARGUMENT` for what is no token, `DISPOSED`
+   */
   detokenize(tokens: ArrayLike<number>, options?: { readonly special?: boolean }): string;
   /**
    * Yields one row [vocabSize] per token: the logits (or log-probabilities, f64 rounded to f32) of what follows it.
    * Row i belongs to tokens[0..i]. Rows are computed as they are asked for.
+   * @throws FrugalError from the loop, as `generate` does
    */
   score(tokens: ArrayLike<number>, options?: ScoreOptions): AsyncGenerator<Float32Array, void, undefined>;
   /** Ends all calls with `DISPOSED` and frees everything. */

@@ -14,7 +14,7 @@ import { type ContextOptions, type ContextWindow, checkContext } from './window.
 
 /** How a token is drawn from the logits. The same seed and settings give the same text on every machine. */
 export interface SamplingOptions {
-  /** 0 always takes the most likely token. @default 0.8 */
+  /** From 0, which always takes the most likely token, to 100. @default 0.8 */
   readonly temperature?: number;
   /** Draws only from the k most likely tokens; 0: from all. @default 40 */
   readonly topK?: number;
@@ -22,17 +22,17 @@ export interface SamplingOptions {
   readonly topP?: number;
   /** Leaves out tokens less likely than this share of the most likely one; 0: none. @default 0.05 */
   readonly minP?: number;
-  /** Divides the logits of tokens seen before (multiplies negative ones); 1: off. @default 1 */
+  /** Divides the logits of tokens seen before (multiplies negative ones): from 0.01 to 100; 1: off. @default 1 */
   readonly repetitionPenalty?: number;
-  /** Subtracted from a token's logit once per time it was seen; 0: off. @default 0 */
+  /** Subtracted from a token's logit once per time it was seen: from -100 to 100; 0: off. @default 0 */
   readonly frequencyPenalty?: number;
-  /** Subtracted from a token's logit if it was seen at all; 0: off. @default 0 */
+  /** Subtracted from a token's logit if it was seen at all: from -100 to 100; 0: off. @default 0 */
   readonly presencePenalty?: number;
   /** How many of the last tokens the penalties look at; -1: all. @default 64 */
   readonly penaltyWindow?: number;
-  /** From 0 to 2^64 - 1. @default random; the result reports the one used */
+  /** A number from 0 to 2^53 - 1 or a bigint up to 2^64 - 1. @default random; the result reports the one used */
   readonly seed?: number | bigint;
-  /** Added to single tokens' logits, by token id; -Infinity bans a token. */
+  /** Added to single tokens' logits, by token id: from -1e6 to 1e6; -Infinity bans a token. */
   readonly logitBias?: Readonly<Record<number, number>>;
 }
 
@@ -80,7 +80,7 @@ export const SAMPLING_RANGES = {
   topK: { min: 0, max: 2 ** 31 - 1, integer: true },
   topP: { min: 0, max: 1, aboveMin: true },
   minP: { min: 0, max: 1, belowMax: true },
-  repetitionPenalty: { min: 0, max: 100, aboveMin: true },
+  repetitionPenalty: { min: 0.01, max: 100 },
   frequencyPenalty: { min: -100, max: 100 },
   presencePenalty: { min: -100, max: 100 },
   penaltyWindow: { min: -1, max: 2 ** 31 - 1, integer: true },
@@ -188,7 +188,8 @@ function cureOfBias(bias: unknown): string | undefined {
 function checkStop(stop: unknown): readonly string[] {
   if (stop === undefined) return [];
   const list: readonly unknown[] = Array.isArray(stop) ? stop : [stop];
-  return list.map((item) => {
+  // Holes in it, too.
+  return Array.from(list, (item) => {
     if (typeof item !== 'string' || item === '')
       throw invalid('stop', 'a non-empty string or a list of them', item);
     return item;

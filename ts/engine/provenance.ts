@@ -4,9 +4,10 @@ import { FrugalError } from '../errors.js';
 import { createSha256 } from '../gguf/sha256.js';
 import type { KvCacheType, Plan } from '../plan/types.js';
 import { VERSION } from '../version.js';
+import { inRange, isRecord } from './check.js';
 import type { Engine } from './context.js';
 import type { FinishReason } from './generation.js';
-import type { GenerateOptions, GenerateSettings } from './options.js';
+import { type GenerateOptions, type GenerateSettings, SAMPLING_DEFAULTS } from './options.js';
 import type { ContextWindow } from './window.js';
 
 /**
@@ -149,7 +150,9 @@ export function checkProvenance(value: unknown): Provenance {
   const record = value as Partial<Provenance> | null;
   if (record?.format !== 'frugal-provenance') throw malformed('format', "'frugal-provenance'");
   if (record.formatVersion !== 1) throw malformed('formatVersion', '1');
-  const { model, settings, prompt, output } = record;
+  const { engine, model, backend, settings, prompt, output } = record;
+  if (engine?.name !== 'frugal') throw malformed('engine.name', "'frugal'");
+  if (typeof backend !== 'object' || backend === null) throw malformed('backend', 'an object');
   const isHash = (text: unknown) => typeof text === 'string' && /^[0-9a-f]{64}$/.test(text);
   const areTokens = (list: unknown) =>
     Array.isArray(list) && list.every((id) => Number.isInteger(id) && id >= 0 && id < 2 ** 32);
@@ -157,18 +160,26 @@ export function checkProvenance(value: unknown): Provenance {
     throw malformed('model.sha256', 'a list of hashes');
   if (!isHash(model.planSha256)) throw malformed('model.planSha256', 'a hash');
   if (typeof model.source !== 'string') throw malformed('model.source', 'a path or an address');
-  if (!Number.isSafeInteger(model.contextLength)) throw malformed('model.contextLength', 'a number');
+  if (!inRange(model.contextLength, { min: 1, max: Number.MAX_SAFE_INTEGER, integer: true }))
+    throw malformed('model.contextLength', 'a number of positions');
   if (![undefined, 'f16', 'q8_0'].includes(model.kvCache)) throw malformed('model.kvCache', 'f16 or q8_0');
   if (!isAttention(model.attention)) throw malformed('model.attention', 'options of attention');
-  if (typeof settings !== 'object' || settings === null) throw malformed('settings', 'an object');
+  if (!isRecord(settings)) throw malformed('settings', 'an object');
+  const missing = SETTINGS.find((name) => settings[name] === undefined);
+  if (missing !== undefined) throw malformed(`settings.${missing}`, 'there');
   if (!/^\d{1,20}$/.test(String(settings.seed))) throw malformed('settings.seed', 'a number in decimal');
-  if (typeof settings.logitBias !== 'object' || settings.logitBias === null)
-    throw malformed('settings.logitBias', 'an object');
+  if (!isRecord(settings.logitBias)) throw malformed('settings.logitBias', 'an object');
   if (!areTokens(prompt?.tokens)) throw malformed('prompt.tokens', 'token ids');
   if (!areTokens(output?.tokens)) throw malformed('output.tokens', 'token ids');
   if (typeof output?.text !== 'string') throw malformed('output.text', 'a text');
+  if (typeof output.finishReason !== 'string') throw malformed('output.finishReason', 'a text');
   return record as Provenance;
 }
+
+const SETTINGS = [
+  ...(Object.keys(SAMPLING_DEFAULTS) as Array<keyof typeof SAMPLING_DEFAULTS>),
+  ...(['seed', 'logitBias', 'maxTokens', 'stop', 'ignoreEnd'] as const),
+];
 
 function isAttention(value: unknown): boolean {
   try {

@@ -20,10 +20,12 @@ export async function replay(model: Model, record: unknown, signal?: AbortSignal
   if (altered) return altered;
   const { output, prompt } = checked;
   const options = { ...recordedOptions(checked), ...(signal && { signal }) };
-  const { text, tokens } = await model.complete(prompt.tokens, options);
+  const { text, tokens, finishReason } = await model.complete(prompt.tokens, options);
   const cancelled = output.finishReason === 'cancelled';
   const same = cancelled ? text.startsWith(output.text) : text === output.text;
   if (same && hashTokens(tokens) === hashTokens(output.tokens)) {
+    if (!cancelled && finishReason !== output.finishReason)
+      return refuse('output', `the output ended by ${finishReason}, the record says ${output.finishReason}`);
     const detail = `the same ${tokens.length} tokens, made by ${engineOf(model).backend.kind} ${engineOf(model).backend.isa}`;
     return { confirmed: true, detail };
   }
@@ -34,13 +36,17 @@ export async function replay(model: Model, record: unknown, signal?: AbortSignal
 
 /** What can be seen without computing. */
 function findAlteration(model: Model, { model: of, prompt, output }: Provenance): Verdict | undefined {
-  const { identity } = engineOf(model);
+  const { identity, facts } = engineOf(model);
   if (identity === undefined) return refuse('model', 'the model was loaded without provenance: true');
   if (identity.sha256.join() !== of.sha256.join()) {
     const [got, wanted] = [identity.sha256, of.sha256].map((list) =>
       list.map((h) => h.slice(0, 12)).join(', '),
     );
     return refuse('model', `the model is another file: SHA-256 ${got}..., the record has ${wanted}...`);
+  }
+  for (const field of ['name', 'architecture'] as const) {
+    if (facts[field] !== of[field])
+      return refuse('model', `the model's ${field} is ${facts[field]}, the record says ${of[field]}`);
   }
   if (identity.planSha256 !== of.planSha256)
     return refuse(

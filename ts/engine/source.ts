@@ -84,11 +84,19 @@ async function openAddress(
       ...(signal && { signal }),
     });
   }
-  if (scheme === 'file') return runtime.openFile(filePath(new URL(address)));
+  if (scheme === 'file') return runtime.openFile(filePath(address));
   throw invalidArgument('source', 'a path or a file:, http: or https: URL', address);
 }
 
-function filePath(url: URL): string {
-  const path = decodeURIComponent(url.pathname);
-  return /^\/[a-z]:\//i.test(path) ? path.slice(1) : path;
+/** @throws FrugalError `INVALID_ARGUMENT` for what is no address of a file of this machine */
+function filePath(address: string): string {
+  const wrong = () => invalidArgument('source', 'a path or the file: URL of a file of this machine', address);
+  try {
+    const { host, pathname } = new URL(address);
+    if (host !== '') throw wrong();
+    const path = decodeURIComponent(pathname);
+    return /^\/[a-z]:\//i.test(path) ? path.slice(1) : path;
+  } catch {
+    throw wrong();
+  }
 }

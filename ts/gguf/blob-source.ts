@@ -1,4 +1,4 @@
-import type { FrugalError } from '../errors.js';
+import { type FrugalError, invalidArgument } from '../errors.js';
 import { parsePartName } from './part-name.js';
 import { releaseBytes } from './release.js';
 import type { ByteSource } from './source.js';
@@ -6,9 +6,13 @@ import { checkRange, sourceError } from './source-error.js';
 
 /**
  * Reads a Blob or a File of the browser.
- * @param name for messages; by default the File's own name, or `blob`
+ * @param givenName for messages; by default the File's own name, or `blob`
+ * @throws FrugalError `INVALID_ARGUMENT`
  */
-export function blobSource(blob: Blob, name: string = nameOf(blob)): ByteSource {
+export function blobSource(blob: Blob, givenName?: string): ByteSource {
+  if (typeof blob?.slice !== 'function' || typeof blob.size !== 'number')
+    throw invalidArgument('blob', 'a Blob or a File', blob);
+  const name = givenName ?? nameOf(blob);
   return {
     name,
     size: blob.size,

@@ -8,9 +8,9 @@ const FIRST_WINDOW = 256 * 1024;
 const WINDOW = 1024 * 1024;
 
 /** The header (metadata and tensor table) must end before this offset. Real ones take up to 20 MiB. */
-export const MAX_HEADER_BYTES = 48 * 1024 * 1024;
+const MAX_HEADER_BYTES = 48 * 1024 * 1024;
 /** What may be kept of a header. An array is held twice while it is joined, hence half of 56 MiB. */
-export const MAX_KEPT_BYTES = 28 * 1024 * 1024;
+const MAX_KEPT_BYTES = 28 * 1024 * 1024;
 
 /**
  * Walks a source from its start through a bounded window. The reading methods `u8` to `f64` are

@@ -1,6 +1,7 @@
 import type { Stats } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
+import { invalidArgument } from '../errors.js';
 import type { ByteSource } from './source.js';
 import { checkRange, sourceError } from './source-error.js';
 
@@ -10,9 +11,10 @@ const UNCHANGED = 'Leave the file as it is while it is in use.';
 
 /**
  * Opens a local file. Its size is taken once, here.
- * @throws FrugalError `SOURCE_READ` when it does not exist, is no regular file or may not be read
+ * @throws FrugalError `SOURCE_READ` when it does not exist, is no regular file or may not be read; `INVALID_ARGUMENT`
  */
 export async function openFile(path: string): Promise<ByteSource> {
+  if (typeof path !== 'string') throw invalidArgument('path', 'a path', path);
   const absolute = resolve(path);
   let handle: FileHandle | undefined;
   try {

@@ -1,16 +1,16 @@
+import { invalidArgument } from '../errors.js';
 import { readHeader } from './header.js';
 import type { GgufMetadata } from './metadata.js';
 import type { ByteSource } from './source.js';
 import { partCount, readParts } from './split.js';
 import type { GgufTensor } from './tensors.js';
 
-export { MAX_HEADER_BYTES } from './cursor.js';
-export { type GgufKind, GgufMetadata, type GgufValue, type NumberArray } from './metadata.js';
+export { GgufMetadata, type GgufValue } from './metadata.js';
 export type { ByteSource } from './source.js';
 export { StringArray } from './string-array.js';
 export { type GgufTensor, MAX_TENSORS } from './tensors.js';
-export { GGML_TYPES, type GgmlType, type GgmlTypeInfo } from './types.js';
-export { type GgufLayout, layOutGguf, type TensorHead, tensorBytes } from './writer.js';
+export { GGML_TYPES, type GgmlType } from './types.js';
+export { layOutGguf, tensorBytes } from './writer.js';
 
 /** A GGUF model whose header has been read and checked. No tensor has been read. */
 export interface GgufModel {
@@ -33,7 +33,7 @@ export interface GgufModel {
  * Nothing is allocated before its size has been checked against the size of the source, and at most
  * 64 MiB are allocated in all. The thread is given back to other tasks every few milliseconds.
  *
- * @throws FrugalError with a `GGUF_` code that names what is wrong and where; `SOURCE_READ`
+ * @throws FrugalError with a `GGUF_` code that names what is wrong and where; `SOURCE_READ`, `INVALID_ARGUMENT`
  * @throws the reason of `options.signal` once it is aborted
  */
 export async function openGguf(
@@ -41,6 +41,8 @@ export async function openGguf(
   options: { signal?: AbortSignal } = {},
 ): Promise<GgufModel> {
   const { signal } = options;
+  if (typeof source?.read !== 'function' || typeof source.close !== 'function')
+    throw invalidArgument('source', 'an object with name, size, read and close', source);
   const parts = [source];
   try {
     signal?.throwIfAborted();

@@ -1,10 +1,12 @@
 import { show } from '../errors.js';
+import { settled } from './settled.js';
 import type { ByteSource } from './source.js';
 import { sourceError } from './source-error.js';
 
 /**
  * Reads from a source that may be the user's own, and so may give anything.
- * @throws FrugalError `SOURCE_READ` unless it gives exactly the bytes asked for; what its `read` throws
+ * @throws FrugalError `SOURCE_READ` unless it gives exactly the bytes asked for; what its `read` throws; the reason of
+ *   `signal` once it is aborted
  */
 export async function readExactly(
   source: ByteSource,
@@ -12,7 +14,8 @@ export async function readExactly(
   length: number,
   signal?: AbortSignal,
 ): Promise<Uint8Array> {
-  const bytes: unknown = await source.read(offset, length, signal);
+  // It may never answer, and not listen to the signal.
+  const bytes: unknown = await settled(Promise.resolve(source.read(offset, length, signal)), signal);
   if (isBytes(bytes) && bytes.length === length) return bytes;
   const got = isBytes(bytes) ? `${bytes.length} bytes` : show(bytes);
   throw sourceError(

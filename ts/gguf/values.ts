@@ -15,7 +15,7 @@ import { readString, readStrings, skipStrings } from './strings.js';
 import { KIND_BYTES, type NumberKind, VALUE_KINDS, type ValueKind } from './types.js';
 
 /** Arrays in arrays in ... : how many levels are followed. */
-export const MAX_ARRAY_DEPTH = 4;
+const MAX_ARRAY_DEPTH = 4;
 /** Counted for each array in an array, though none is kept: it bounds the time that they can take. */
 const NESTED_ARRAY_COST = 256;
 /** How many booleans are checked between two looks at the clock. */

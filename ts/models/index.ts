@@ -11,11 +11,9 @@ export { architectures } from './table.js';
 export type {
   ExpertLayer,
   FileTensor,
-  Metadata,
   ModelFacts,
   ModelFile,
   ModelPlan,
-  PlanOptions,
 } from './types.js';
 
 /** Dimensions of a key or value that share a scale in a Q8_0 cache; of those left over at the end there may be fewer. */

@@ -50,7 +50,7 @@ function printRope(rope: Rope): string {
 }
 
 /** One op as text: what it writes, then its name and inputs. */
-export function printOp(op: PlanOp): string {
+function printOp(op: PlanOp): string {
   switch (op.op) {
     case 'embed':
       return `${op.out} = embed(${op.table}${option('scale', op.scale)})`;

@@ -73,7 +73,7 @@ export type SparsePolicy =
       readonly dilation: number;
       /** Blocks by number. */
       readonly global: readonly number[];
-      /** Every so manieth block; 0: none. */
+      /** Of the earlier blocks those that are a multiple of so many blocks away; 0: none. */
       readonly stride: number;
       /** Blocks drawn at random. */
       readonly random: number;

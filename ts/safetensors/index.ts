@@ -11,7 +11,7 @@ import { readSafetensors, type SafeTensor } from './header.js';
 import { modelTensors } from './tensors.js';
 import { tokenizerMetadata } from './tokenizer.js';
 
-export { readSafetensors, type SafeTensor } from './header.js';
+export { readSafetensors } from './header.js';
 
 const MAX_CONFIG = 4 << 20;
 const MAX_TOKENIZER = 64 << 20;

@@ -28,17 +28,6 @@ const BASE_SIZE = 1 << 18;
 const SIZE_PER_INPUT = 4;
 const MAX_REASON_LENGTH = 300;
 
-/** @throws FrugalError `TEMPLATE_MISSING` when the file has no chat template */
-export function chatTemplateOf(metadata: { optionalString(key: string): string | undefined }): string {
-  const key = 'tokenizer.chat_template';
-  const template = metadata.optionalString(key);
-  if (template !== undefined) return template;
-  throw new FrugalError('TEMPLATE_MISSING', `the model has no chat template (metadata key ${key})`, {
-    cure: 'pass one in the options of chat, or use generate with a prompt of your own',
-    data: { key },
-  });
-}
-
 /**
  * Renders a conversation with a model's Jinja chat template into the text to give to the model.
  * Templates see what they see in their own training code: messages, add_generation_prompt, bos_token,

@@ -6,7 +6,8 @@ import { buildVocabulary } from './vocabulary.js';
 /** A built vocabulary. Building and encoding hold the thread for as long as they take. */
 export interface Core {
   readonly facts: VocabularyFacts;
-  encode(text: string, flags: EncodeFlags): Uint32Array<ArrayBuffer>;
+  /** Throws soon after `unwanted` has become true, which it asks again and again. */
+  encode(text: string, flags: EncodeFlags, unwanted?: () => boolean): Uint32Array<ArrayBuffer>;
 }
 
 /** @throws FrugalError `TOKENIZER_INVALID` */
@@ -17,7 +18,7 @@ export function buildCore(data: VocabularyData): Core {
   const { facts } = vocabulary;
   return {
     facts,
-    encode(text, { addSpecial, parseSpecial }) {
+    encode(text, { addSpecial, parseSpecial }, unwanted = () => false) {
       const ids: number[] = [];
       if (addSpecial && facts.addBos && facts.bos !== undefined) ids.push(facts.bos);
       // Half of a surrogate pair is no character: it is encoded as UTF-8 would write it.
@@ -25,7 +26,10 @@ export function buildCore(data: VocabularyData): Core {
       let atStart = true;
       for (const piece of partition(wellFormed, parseSpecial)) {
         if (typeof piece === 'number') ids.push(piece);
-        else for (const id of encodeText(atStart && data.addSpacePrefix ? ` ${piece}` : piece)) ids.push(id);
+        else {
+          const words = atStart && data.addSpacePrefix ? ` ${piece}` : piece;
+          for (const id of encodeText(words, unwanted)) ids.push(id);
+        }
         atStart = typeof piece === 'number';
       }
       if (addSpecial && facts.addEos && facts.eos !== undefined) ids.push(facts.eos);

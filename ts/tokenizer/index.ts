@@ -1,17 +1,14 @@
+import { invalidArgument } from '../errors.js';
 import type { GgufMetadata, StringArray } from '../gguf/index.js';
 import { checkToken, createDetokenization } from './detokenizer.js';
 import { openEncoder } from './encoder.js';
 import { readVocabulary } from './metadata.js';
 import type { OpenEncoder, Tokenizer } from './types.js';
 
-export { createDetokenization } from './detokenizer.js';
 export type {
-  DecodeOptions,
   Detokenizer,
   DetokenizerTables,
   EncodeOptions,
-  Encoder,
-  OpenEncoder,
   Tokenizer,
 } from './types.js';
 
@@ -36,6 +33,8 @@ export async function createTokenizer(
 ): Promise<Tokenizer> {
   const { signal } = options;
   signal?.throwIfAborted();
+  if (typeof metadata?.strings !== 'function')
+    throw invalidArgument('metadata', 'the metadata of an opened GGUF model', metadata);
   const data = readVocabulary(metadata);
   const tokens = metadata.strings('tokenizer.ggml.tokens');
   const encoder = await (options.openEncoder ?? openEncoder)(data, signal);

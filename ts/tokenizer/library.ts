@@ -5,8 +5,8 @@ import { librarySplits, preTokenizers } from './pre-tokenizers.js';
 import { invalid } from './refuse.js';
 import type { Vocabulary } from './vocabulary.js';
 
-/** Encodes a text without special tokens. */
-export type EncodeText = (text: string) => readonly number[];
+/** Encodes a text without special tokens. Throws once `unwanted` is true. */
+export type EncodeText = (text: string, unwanted: () => boolean) => readonly number[];
 
 /**
  * What is used of the library. Its own declarations name modules without extensions, which this package's
@@ -32,13 +32,20 @@ type Rank = (left: string, right: string) => number | undefined;
  */
 class Ranks extends Map<string, number> {
   readonly #rank: Rank;
+  /** Asked with every pair, as nothing else comes back from the library before a text is done. */
+  unwanted = (): boolean => false;
 
   constructor(rank: Rank) {
     super();
     this.#rank = rank;
   }
 
+  check(): void {
+    if (this.unwanted()) throw new Error('the tokens are not wanted any more');
+  }
+
   override get(pair: string): number | undefined {
+    this.check();
     const [left, right] = JSON.parse(pair) as [string, string];
     return this.#rank(left, right);
   }
@@ -61,14 +68,15 @@ function createSentencePiece(vocabulary: Vocabulary): EncodeText {
     { byte_fallback: true, ignore_merges: false },
     joinsWords(vocabulary) ? null : { type: 'Split', pattern: { Regex: '▁*[^▁]+|▁+' }, invert: true },
   );
-  tokenizer.model.bpe_ranks = new Ranks((left, right) => {
+  const pairs = new Ranks((left, right) => {
     const id = ids.get(left + right);
     return id === undefined ? undefined : ranks[id];
   });
   const unknown = data.special.unknown ?? 0;
   tokenizer.model.unk_token = vocabulary.texts[unknown];
   tokenizer.model.unk_token_id = unknown;
-  return (text) => tokenizer.encode(text.replaceAll(' ', '▁'), { add_special_tokens: false }).ids;
+  const encode = encodeWith(tokenizer, pairs);
+  return (text, unwanted) => encode(text.replaceAll(' ', '▁'), unwanted);
 }
 
 /**
@@ -110,13 +118,22 @@ function createByteLevel(vocabulary: Vocabulary): EncodeText {
     },
   );
   const merges = indexMerges(vocabulary);
-  tokenizer.model.bpe_ranks = new Ranks((left, right) => {
+  const pairs = new Ranks((left, right) => {
     const leftId = ids.get(left);
     const rightId = ids.get(right);
     if (leftId === undefined || rightId === undefined) return undefined;
     return merges.get(leftId, rightId);
   });
-  return (text) => tokenizer.encode(text, { add_special_tokens: false }).ids;
+  return encodeWith(tokenizer, pairs);
+}
+
+function encodeWith(tokenizer: LibraryTokenizer, pairs: Ranks): EncodeText {
+  tokenizer.model.bpe_ranks = pairs;
+  return (text, unwanted) => {
+    pairs.unwanted = unwanted;
+    pairs.check();
+    return tokenizer.encode(text, { add_special_tokens: false }).ids;
+  };
 }
 
 /** The ranks of the merges. Each must join two tokens to a third: texts would lose what it makes otherwise. */

@@ -72,8 +72,16 @@ async function openThread(entry: URL, data: VocabularyData, signal?: AbortSignal
   return {
     facts,
     async encode(text, flags, encodeSignal) {
-      const { tokens } = await ask({ type: 'encode', text, flags }, 'encoded', encodeSignal);
-      return tokens;
+      // Those after it would wait until a long text that nobody wants is done.
+      const unwanted = new Int32Array(new SharedArrayBuffer(4));
+      const abort = (): void => void Atomics.store(unwanted, 0, 1);
+      encodeSignal?.addEventListener('abort', abort, { once: true });
+      try {
+        const { tokens } = await ask({ type: 'encode', text, flags, unwanted }, 'encoded', encodeSignal);
+        return tokens;
+      } finally {
+        encodeSignal?.removeEventListener('abort', abort);
+      }
     },
     dispose: end,
   };
@@ -93,6 +101,9 @@ function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
     resourceLimits: { maxYoungGenerationSizeMb: 4 },
   });
   worker.unref();
+  const started = new Promise<void>((resolve) => {
+    for (const event of ['message', 'exit']) worker.once(event, () => resolve());
+  });
   const pending = new Map<number, Pending>();
   let lastId = 0;
   let ended: unknown;
@@ -134,7 +145,9 @@ function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
     },
     async end() {
       fail(disposed());
-      ending ??= worker.terminate();
+      worker.ref();
+      // A thread that ends amid its imports leaves their files open.
+      ending ??= started.then(() => worker.terminate());
       await ending;
     },
   };

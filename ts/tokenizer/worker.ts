@@ -6,6 +6,7 @@ import type { ErrorData } from './types.js';
 
 let core: Core | undefined;
 
+parentPort?.postMessage({ id: 0, type: 'ready' } satisfies Reply);
 parentPort?.on('message', (request: Request) => {
   const reply = answer(request);
   parentPort?.postMessage(reply, reply.type === 'encoded' ? [reply.tokens.buffer] : []);
@@ -19,7 +20,8 @@ function answer(request: Request): Reply {
       return { id, type: 'built', facts: core.facts };
     }
     if (core === undefined) throw new Error('encode before build');
-    return { id, type: 'encoded', tokens: core.encode(request.text, request.flags) };
+    const { text, flags, unwanted } = request;
+    return { id, type: 'encoded', tokens: core.encode(text, flags, () => Atomics.load(unwanted, 0) !== 0) };
   } catch (error) {
     return { id, type: 'failed', error: toErrorData(error) };
   }

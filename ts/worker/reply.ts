@@ -18,7 +18,8 @@ export async function replyTo<T>(step: () => T | Promise<T>, signal?: AbortSigna
 export function unwrap<T>(reply: Reply<T>, signal?: AbortSignal): T {
   if (reply.type === 'value') return reply.value;
   if (reply.type === 'error') throw fromSent(reply.error);
-  throw signal?.reason ?? new DOMException('The call was aborted', 'AbortError');
+  // Any value may be a reason, null too.
+  throw signal?.aborted ? signal.reason : new DOMException('The call was aborted', 'AbortError');
 }
 
 /** What is left of anything thrown when it has crossed. */

@@ -61,7 +61,7 @@ pub struct Acts<'a> {
     pub stride: usize,
     /// Another one wherever any store's contents differ.
     pub version: u64,
-    /// [columns * stride][k].
+    /// `[columns * stride][k]`.
     pub floats: &'a [f32],
     /// [columns * stride][k / 32].
     pub blocks: &'a [ActBlock],

@@ -1,6 +1,6 @@
 //! The arithmetic of frugal: slices in, slices out; no I/O, no threads, no knowledge of models.
 //!
-//! The numerics contract (ARCHITECTURE.md) makes every ISA give the same bits. [`reference`] is
+//! The numerics contract (ARCHITECTURE.md) makes every ISA give the same bits. [`mod@reference`] is
 //! the readable definition; [`kernels`] holds the fast twins, generic over [`simd::Simd`];
 //! [`table`] binds them to the CPU at run time.
 

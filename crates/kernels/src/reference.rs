@@ -197,7 +197,7 @@ pub fn store_kv(job: &StoreJob) -> Result<(), NonFinite> {
     if finite { Ok(()) } else { Err(NonFinite) }
 }
 
-/// Where dimension d of a position's key is among a page's: [4 sub-blocks][dim][16 keys].
+/// Where dimension d of a position's key is among a page's: `[4 sub-blocks][dim][16 keys]`.
 fn key_place(dim: usize, slot: usize, d: usize) -> usize {
     (slot / LANES * dim + d) * LANES + slot % LANES
 }

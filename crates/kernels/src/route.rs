@@ -70,8 +70,8 @@ impl Router {
     }
 
     /// The `top_k` experts of the highest scores, best first and of equal ones the lower index first.
-    /// `bias` [experts] is added to the scores that choose, not to those that weigh. `gates` [experts] is
-    /// overwritten, `scratch` has [`Self::scratch`] numbers, and `routes` is [top_k].
+    /// `bias` `[experts]` is added to the scores that choose, not to those that weigh. `gates` `[experts]` is
+    /// overwritten, `scratch` has [`Self::scratch`] numbers, and `routes` is `[top_k]`.
     ///
     /// # Errors
     /// [`NonFinite`] when a gate or a biased score is infinite or NaN.

@@ -211,7 +211,7 @@ impl Sampler {
     }
 
     /// Chooses the token for `position`, which numbers the tokens of the sequence. Bias and
-    /// penalties are written into `logits` [vocabulary]. Panics on another length.
+    /// penalties are written into `logits` `[vocabulary]`. Panics on another length.
     ///
     /// # Errors
     /// `NonFinite` and `AllBanned`; the sampler is then as it was.

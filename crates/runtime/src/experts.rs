@@ -22,13 +22,13 @@ const CHUNK: usize = 64;
 
 /// The memory of the largest mixture of a plan; empty where there is none.
 pub struct ExpertStore {
-    /// [tokens][top_k].
+    /// `[tokens][top_k]`.
     routes: Aligned<Route>,
     /// [tokens][experts and groups]: what routing works in.
     scores: Aligned<f32>,
     /// Token of each slot.
     token_of: Aligned<u32>,
-    /// Slot of each [token][rank].
+    /// Slot of each `[token][rank]`.
     slot_of: Aligned<u32>,
     /// First slot of each expert in use, and the end of the last.
     starts: Aligned<u32>,
@@ -41,12 +41,12 @@ pub struct ExpertStore {
     /// What the experts are given, and what they have inside: not all experts compute at once.
     acts: ActStore,
     inner_acts: ActStore,
-    /// [slots][inner].
+    /// `[slots][inner]`.
     inner: Aligned<f32>,
-    /// Where gates and ups take different activations: what ups are given, and their products, [slots][inner].
+    /// Where gates and ups take different activations: what ups are given, and their products, `[slots][inner]`.
     up_acts: ActStore,
     ups: Aligned<f32>,
-    /// [slots][width].
+    /// `[slots][width]`.
     out: Aligned<f32>,
 }
 

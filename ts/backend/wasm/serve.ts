@@ -2,7 +2,7 @@ import type { Glue } from './glue.js';
 import type { FromThread, ToThread } from './protocol.js';
 
 /** Stack of a thread, which the model's memory holds. */
-export const THREAD_STACK = 1 << 20;
+const THREAD_STACK = 1 << 20;
 
 /** What a thread does with its messages, whatever the runtime calls them. */
 export function createServer(

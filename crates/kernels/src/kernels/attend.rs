@@ -27,7 +27,7 @@ const MAX_RUNS: usize = 2;
 
 /// Working memory of one thread; grows to what jobs need.
 pub struct AttendScratch {
-    /// Of each group of R queries: [head_dim][R], rounded to F16, times the factor that the keys lack.
+    /// Of each group of R queries: `[head_dim][R]`, rounded to F16, times the factor that the keys lack.
     q: Vec<f32>,
     /// A block as in its page, widened.
     keys: Vec<[f32; LANES]>,
@@ -122,7 +122,7 @@ pub fn attend<S: Simd>(s: S, job: &AttendJob, scratch: &mut AttendScratch) {
     }
 }
 
-/// The states of the job's queries over some chunks: [chunks][queries][`AttendJob::state_len`].
+/// The states of the job's queries over some chunks: `[chunks][queries]`, each as long as [`AttendJob::state_len`] says.
 #[inline(always)]
 pub fn attend_part<S: Simd>(
     s: S,
@@ -353,7 +353,7 @@ fn attend_block<S: Simd>(
 struct Cached<'a, T> {
     keys: &'a [T],
     values: &'a [T],
-    /// [sub-blocks][runs of dimensions] and [runs][sub-blocks], where the cache has scales.
+    /// `[sub-blocks][runs of dimensions]` and `[runs][sub-blocks]`, where the cache has scales.
     key_scales: &'a [Halves],
     value_scales: &'a [Halves],
 }

@@ -22,7 +22,7 @@
 //! block is the same as masking it. Chunks may be computed apart, by several threads: merged in
 //! ascending order they give the same bits.
 //!
-//! A page holds 64 positions of one layer and KV head set: keys as [4 sub-blocks][head_dim][16 keys],
+//! A page holds 64 positions of one layer and KV head set: keys as `[4 sub-blocks][head_dim][16 keys]`,
 //! values as [64 positions][value_dim padded to 16].
 //!
 //! A Q8_0 cache ([`CacheType::Q8`]) holds them as signed bytes with an F16 scale d for every 32 dimensions of a

@@ -61,7 +61,7 @@ pub fn antidiagonal(
     mass.into_iter().map(tree_sum).collect()
 }
 
-/// `sums`: [blocks][groups], of the blocks from `start` on.
+/// `sums`: `[blocks][groups]`, of the blocks from `start` on.
 fn fill_sums(table: &KernelTable, keys: &SmallKeys, start: usize, lanes: SomeLanes, sums: &mut [Sums]) {
     let groups = lanes.of.len();
     for (i, sums) in sums.chunks_mut(AT_ONCE * groups).enumerate() {
@@ -84,9 +84,9 @@ fn row(lane: usize, stride: usize) -> usize {
 /// All heads' queries in groups of `stride`: lane j of a group has its query `stride - 1 - j mod stride`, the last one
 /// where a short group lacks it.
 struct Lanes {
-    /// [heads][groups][groups of four dimensions]
+    /// `[heads][groups][groups of four dimensions]`
     values: Vec<PageVector>,
-    /// [heads][groups]
+    /// `[heads][groups]`
     of: Vec<LaneScales>,
 }
 

@@ -12,7 +12,7 @@ use crate::simd::{ActBlock, LANES, QK, Simd, Wish};
 /// Bytes of a block of 32 values of 16 pages.
 const TILE_BLOCK: usize = Bytes::LAYOUT.bytes();
 
-/// `out`: [rows][vectors], without the queries' scales.
+/// `out`: `[rows][vectors]`, without the queries' scales.
 #[inline(always)]
 pub fn page_scores<S: Simd>(s: S, job: &PageScores, out: &mut [[f32; LANES]]) {
     let rows = job.queries.len() / job.blocks();
@@ -158,7 +158,7 @@ fn choose_pages<S: Simd, const C: usize>(
     true
 }
 
-/// `out`: [C][vectors], of which R from `vector` on are written.
+/// `out`: `[C][vectors]`, of which R from `vector` on are written.
 #[inline(always)]
 fn choose_tiles<S: Simd, const R: usize, const C: usize>(
     s: S,
@@ -206,7 +206,7 @@ fn bytes(vectors: &[PageVector]) -> &[u8] {
 
 const _: () = assert!(TILE_BLOCK == QK / 4 * size_of::<PageVector>());
 
-/// Raises `most` to how many deviations each of the first `count` scores of a row ([rows][vectors]) is above their mean;
+/// Raises `most` to how many deviations each of the first `count` scores of a row (`[rows][vectors]`) is above their mean;
 /// the others are 0.
 #[inline(always)]
 pub fn stand_out<S: Simd>(s: S, rows: &[[f32; LANES]], count: usize, most: &mut [[f32; LANES]]) {
@@ -259,7 +259,7 @@ fn lanes<S: Simd>(s: S, v: S::F) -> [f32; LANES] {
     lanes
 }
 
-/// Queries ([rows][dim]) as columns of 8 bits: their negative parts, then their positive ones, each padded with
+/// Queries (`[rows][dim]`) as columns of 8 bits: their negative parts, then their positive ones, each padded with
 /// zeros to a multiple of 16; the same scale for all of a row, which is not kept.
 #[inline(always)]
 pub fn sign_halves<S: Simd>(s: S, queries: &[f32], dim: usize, out: &mut [ActBlock]) {

@@ -27,7 +27,7 @@ pub const MAX_ROUNDS: usize = GAINS.len() - 1;
 /// products with queries and keys are exact.
 #[derive(Debug, PartialEq)]
 pub struct Rotations {
-    /// [rounds][head_dim][16]: 8 directions for each of the two places.
+    /// `[rounds][head_dim][16]`: 8 directions for each of the two places.
     values: Vec<[f32; LANES]>,
     rounds: usize,
     head_dim: usize,
@@ -42,7 +42,7 @@ impl Rotations {
         Self { values, rounds, head_dim }
     }
 
-    /// The buckets of rows [rows / 16][head_dim][16 rows]: [rows][rounds].
+    /// The buckets of rows `[rows / 16][head_dim][16 rows]`: `[rows][rounds]`.
     fn buckets(&self, table: &KernelTable, rows: &[[f32; LANES]], out: &mut [u16]) {
         (table.buckets)(&Hashing { rotations: &self.values, dim: self.head_dim, rows }, out);
     }
@@ -65,7 +65,7 @@ fn normals(seed: u64, at: u32) -> [f32; LANES] {
 /// The positions of one KV head's whole blocks, so far, by round and bucket.
 #[derive(Default)]
 pub struct Hashes {
-    /// [rounds][buckets]: ascending positions.
+    /// `[rounds][buckets]`: ascending positions.
     lists: Vec<Vec<u32>>,
     blocks: usize,
 }
@@ -101,7 +101,7 @@ impl Hashes {
     }
 }
 
-/// Rows [rows][dim] as [rows / 16][dim][16 rows]; what is missing of the last 16 is zeros.
+/// Rows `[rows][dim]` as `[rows / 16][dim][16 rows]`; what is missing of the last 16 is zeros.
 fn side_by_side(rows: &[f32], dim: usize) -> Vec<[f32; LANES]> {
     let mut to = vec![[0.0; LANES]; (rows.len() / dim).div_ceil(LANES) * dim];
     for (i, row) in rows.chunks_exact(dim).enumerate() {

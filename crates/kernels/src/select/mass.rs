@@ -6,7 +6,7 @@ use crate::simd::LANES;
 use crate::table::KernelTable;
 
 /// The share of the softmax over all keys of the first `blocks` that lies in `kept`, the mean over
-/// `queries` ([rows][head_dim], rounded to F16), whose scores may have a [`softcap`]. 1 where there is nothing to leave out.
+/// `queries` (`[rows][head_dim]`, rounded to F16), whose scores may have a [`softcap`]. 1 where there is nothing to leave out.
 pub fn kept_mass(
     table: &KernelTable,
     keys: Keys,

@@ -64,7 +64,7 @@ impl<'a> Keys<'a> {
         Self { pages: &self.pages[block..], ..self }
     }
 
-    /// The keys of a block as F16, [sub-blocks][head_dim][16 keys]; those of a Q8_0 cache are rounded to it.
+    /// The keys of a block as F16, `[sub-blocks][head_dim][16 keys]`; those of a Q8_0 cache are rounded to it.
     pub fn block<'b>(&self, table: &KernelTable, index: usize, room: &'b mut Room) -> &'b [[u16; LANES]]
     where
         'a: 'b,
@@ -88,7 +88,7 @@ impl<'a> Keys<'a> {
 
 /// The queries of a block that share a KV head, rounded to F16 as attention rounds them.
 pub struct Queries {
-    /// [heads][tokens][head_dim].
+    /// `[heads][tokens][head_dim]`.
     pub values: Vec<f32>,
     pub heads: usize,
     pub tokens: usize,

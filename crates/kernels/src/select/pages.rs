@@ -173,7 +173,7 @@ fn nearest_byte(x: f32) -> i8 {
 pub struct PageScores<'a> {
     /// [vectors][groups of four values]
     pub tiles: &'a [PageVector],
-    /// [vectors]
+    /// `[vectors]`
     pub scales: &'a [[f32; LANES]],
     /// [rows][blocks of 32 values]; their scales do not count.
     pub queries: &'a [ActBlock],

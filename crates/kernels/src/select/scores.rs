@@ -20,7 +20,7 @@ pub fn widen<S: Simd>(s: S, from: &[[u16; LANES]], to: &mut [[f32; LANES]]) {
 pub struct PackedKeys<'a> {
     /// [sub-blocks][runs of dimensions][16 keys]
     pub scales: &'a [Halves],
-    /// [sub-blocks][dim][16 keys]
+    /// `[sub-blocks][dim][16 keys]`
     pub bytes: &'a [Bytes],
     pub dim: usize,
 }
@@ -63,15 +63,15 @@ pub(super) fn magnitude<S: Simd>(s: S, whole: &[[f32; LANES]], rest: &[f32; LANE
 
 /// Scores of rows of queries with keys.
 pub struct RowScores<'a> {
-    /// [sub-blocks][dim][16 keys], as in a page of the cache.
+    /// `[sub-blocks][dim][16 keys]`, as in a page of the cache.
     pub keys: &'a [[u16; LANES]],
     pub dim: usize,
-    /// [rows][dim], rounded to F16.
+    /// `[rows][dim]`, rounded to F16.
     pub queries: &'a [f32],
     pub scale: f32,
 }
 
-/// `out`: [rows][sub-blocks]. Sequential over dimensions, a lane for each key, like attention's own scores.
+/// `out`: `[rows][sub-blocks]`. Sequential over dimensions, a lane for each key, like attention's own scores.
 #[inline(always)]
 pub fn row_scores<S: Simd>(s: S, job: &RowScores, out: &mut [[f32; LANES]]) {
     let (rows, subs) = (job.queries.len() / job.dim, job.keys.len() / job.dim);
@@ -207,7 +207,7 @@ pub struct SampledScores<'a> {
     pub scales: &'a [[f32; LANES]],
     /// [groups][groups of four dimensions] of queries' values.
     pub lanes: &'a [PageVector],
-    /// [groups]
+    /// `[groups]`
     pub of: &'a [LaneScales],
 }
 
@@ -312,7 +312,7 @@ fn in_order<S: Simd>(s: S, a: S::F, b: S::F) -> (S::F, S::F) {
 }
 
 /// Adds to each block's `mass` what each lane of each group has of its powers there. `sums`:
-/// [blocks][groups], written over; `real`: for each group 1 in the lanes that count and 0 in the others.
+/// `[blocks][groups]`, written over; `real`: for each group 1 in the lanes that count and 0 in the others.
 #[inline(always)]
 pub fn add_shares<S: Simd>(s: S, sums: &mut [Sums], real: &[[f32; LANES]], mass: &mut [[f32; LANES]]) {
     let mut first = 0;
@@ -372,17 +372,17 @@ fn share_groups<S: Simd, const G: usize>(
 
 /// Rows and random directions to hash them with.
 pub struct Hashing<'a> {
-    /// [rounds][dim][16]: 8 directions for each of a bucket's two places, rounded to F16.
+    /// `[rounds][dim][16]`: 8 directions for each of a bucket's two places, rounded to F16.
     pub rotations: &'a [[f32; LANES]],
     pub dim: usize,
-    /// [rows / 16][dim][16 rows], F16 values.
+    /// `[rows / 16][dim][16 rows]`, F16 values.
     pub rows: &'a [[f32; LANES]],
 }
 
 /// Directions of a place, beside their opposites.
 const DIRECTIONS: usize = LANES / 2;
 
-/// `out`: [rows][rounds], each row's bucket: the place among 8 directions and their opposites that the row
+/// `out`: `[rows][rounds]`, each row's bucket: the place among 8 directions and their opposites that the row
 /// points along most, 16 times that of the first 8 and that of the last. Ties go to the lowest.
 #[inline(always)]
 pub fn buckets<S: Simd>(s: S, job: &Hashing, out: &mut [u16]) {

@@ -89,9 +89,9 @@ fn mean_key(table: &KernelTable, keys: &[[u16; LANES]], dim: usize) -> Vec<f32> 
 
 /// Keys that are to have seven bits.
 pub struct Shrinking<'a> {
-    /// [sub-blocks][dim][16 keys]
+    /// `[sub-blocks][dim][16 keys]`
     pub keys: &'a [[u16; LANES]],
-    /// [dim]: what is taken from each of them.
+    /// `[dim]`: what is taken from each of them.
     pub less: &'a [f32],
 }
 
@@ -130,7 +130,7 @@ pub struct SmallRow {
     pub start: i32,
 }
 
-/// Rows ([rows][dim]) in eight bits. `values`: [rows][vectors of 16 dimensions], those past the last one 0.
+/// Rows (`[rows][dim]`) in eight bits. `values`: `[rows][vectors of 16 dimensions]`, those past the last one 0.
 #[inline(always)]
 pub fn shrink_rows<S: Simd>(s: S, rows: &[f32], dim: usize, values: &mut [[i8; LANES]], of: &mut [SmallRow]) {
     let vectors = padded_dim(dim) / LANES;

@@ -152,7 +152,7 @@ struct Placed<P: Part> {
     minimums: Minimums,
     /// Of all columns.
     groups: usize,
-    /// [part][group]; where there are more parts than room for them, the last place is for all others. Where a group
+    /// `[part][group]`; where there are more parts than room for them, the last place is for all others. Where a group
     /// lacks columns, earlier ones are, whose products nobody takes.
     columns: Aligned<P::Columns>,
     /// [part][each `COLUMNS`]: which part is there.
