@@ -1,12 +1,12 @@
 //! How fast the matrix kernels are, as fractions of what this machine can do.
 //!
 //! ```text
-//! cargo run --release -p kernels --example speed -- [ISA] [decode|cached|prefill] [FORMAT,...] [ROWSxCOLS] [far]
+//! cargo run --release -p kernels --example speed -- [ISA] [decode|cached|eight|prefill] [FORMAT,...] [ROWSxCOLS] [far]
 //! ```
 //!
 //! Decode multiplies one column with matrices larger than any cache and is measured against reading
 //! memory (cached: a matrix that the second-level cache holds, which shows the work per byte); prefill multiplies 512 columns and is measured against dot products of registers (of floats
-//! for F32, F16 and BF16). Each line has one thread, then two; medians of interleaved rounds. far: weights are read in the
+//! for F32, F16 and BF16); eight multiplies 8, as sequences that decode together do, from memory and from a cache. Each line has one thread, then two; medians of interleaved rounds. far: weights are read in the
 //! second of this CPU's ways (see [`kernels::ways`]).
 
 use kernels::acts::ActStore;
@@ -60,7 +60,7 @@ fn main() {
         Limit { name: "f32", unit: "Gflop/s", work: 1.0, run: Box::new(|n| rate(peaks.float, n)) },
     ];
     let mut benches = Vec::new();
-    let all = !["decode", "cached", "prefill"].into_iter().any(&has);
+    let all = !["decode", "cached", "eight", "prefill"].into_iter().any(&has);
     for format in formats {
         let tile = format.tile_bytes(cols);
         if all || has("decode") {
@@ -71,6 +71,13 @@ fn main() {
             let tiles = (CACHED / tile).max(4);
             let repeats = (STREAM / 4 / (tiles * tile)).max(1);
             benches.push(Bench::new("cached", table, format, [tiles * LANES, cols, 1], 1, repeats));
+        }
+        if has("eight") {
+            let copies = (STREAM / (rows / LANES * tile)).max(1);
+            benches.push(Bench::new("8 columns", table, format, [rows, cols, 8], copies, 1));
+            let tiles = (CACHED / tile).max(4);
+            let repeats = (STREAM / 16 / (tiles * tile)).max(1);
+            benches.push(Bench::new("8 cached", table, format, [tiles * LANES, cols, 8], 1, repeats));
         }
         if all || has("prefill") {
             benches.push(Bench::new("prefill", table, format, [rows, cols, PREFILL], 1, 1));
