@@ -207,6 +207,30 @@ describe.runIf(hasChromium)('the cache of a page', () => {
     });
   });
 
+  it('what came for another query is used where the server says that it is the same, and only then', async () => {
+    await withCalls(false, async (run) => {
+      const [first, second] = ['a', 'b'].map((query) => `${site.url}${MODEL}?file=${query}`);
+      const whole = digestOf(0, BYTES.length);
+      await run('read', first ?? '', 0, 10);
+      site.requests.length = 0;
+      expect(await run('read', second ?? '', 0, BYTES.length)).toBe(whole);
+      expect(bodies()).toHaveLength(0);
+      site.answers.set(MODEL, (_, response) => response.writeHead(503).end());
+      expect(await run('read', second ?? '', 0, 10)).toBe('SOURCE_READ');
+      expect(await run('read', first ?? '', 0, BYTES.length)).toBe(whole);
+      // One that tells no version.
+      site.answers.set(MODEL, ({ headers }, response) => {
+        const [from = 0, to = 0] = (headers.range ?? '').slice('bytes='.length).split('-').map(Number);
+        response.setHeader('Content-Range', `bytes ${from}-${to}/${BYTES.length}`);
+        response.writeHead(206).end(BYTES.subarray(from, to + 1));
+      });
+      await run('read', first ?? '', 0, 10);
+      site.requests.length = 0;
+      expect(await run('read', second ?? '', 0, BYTES.length)).toBe(whole);
+      expect(bodies().length).toBeGreaterThan(0);
+    });
+  });
+
   it.each([503, 429])('a server that answers %i keeps nobody from a complete model', async (status) => {
     await withCalls(false, async (run) => {
       const url = `${site.url}${MODEL}`;

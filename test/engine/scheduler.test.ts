@@ -168,6 +168,23 @@ describe('the scheduler', () => {
     expect(await first).toEqual({ consumed: 1 });
   });
 
+  it('rejects all requests of a model that has crashed and takes no number of threads any more', async () => {
+    const crash = new Error('crashed');
+    const backend = createFakeBackend({ beforeStep: () => Promise.reject(crash) });
+    const begin = () => {
+      if (backend.steps.length > 0) throw crash;
+      return () => {};
+    };
+    const choice = { prefill: 2, decode: 1, reason: 'given' };
+    const limits = { maxStepTokens: 64, chunk: 64 };
+    const scheduler = createScheduler(backend, limits, { choice, begin, fix() {} });
+    const runs = [1, 2].map(() => scheduler.run(scheduler.open(undefined), Uint32Array.of(1), 'none'));
+    const rejected = { status: 'rejected', reason: crash };
+    expect(await Promise.allSettled(runs)).toEqual([rejected, rejected]);
+    await scheduler.dispose();
+    expect(backend.disposed).toBe(true);
+  });
+
   it('rejects the request of a sequence that is closed under it', async () => {
     const backend = createFakeBackend();
     const scheduler = createScheduler(backend, limits);

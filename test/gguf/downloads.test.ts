@@ -18,7 +18,7 @@ const MODEL = tinyLlama().bytes;
 const FILES = new Map([
   ['bytes', BYTES],
   ['model.gguf', MODEL],
-  ...writeSplit('parts', tinyLlamaSpec(), [7]),
+  ...writeSplit('parts', tinyLlamaSpec(), [7, 12]),
 ]);
 const OPTIONS = { retryMs: 5 };
 
@@ -230,11 +230,14 @@ describe('loading from a URL', () => {
     withServer(FILES, answerRange, async (url) => {
       const expected = await loaded(`${url}/model.gguf`, { sha256: sha256(MODEL) });
       const parts = [...FILES].filter(([name]) => name.startsWith('parts')).map(([, bytes]) => sha256(bytes));
-      const first = `${url}/parts-00001-of-00002.gguf`;
+      const first = `${url}/parts-00001-of-00003.gguf`;
       expect(await loaded(first, { sha256: parts })).toEqual(expected);
+      await using recorded = await load(first, { provenance: true });
+      const { provenance } = await recorded.complete([1, 2, 3], { maxTokens: 1 });
+      expect(provenance?.model.sha256).toEqual(parts);
       expect((await failure(loaded(first, { sha256: parts.toReversed() }))).code).toBe('SOURCE_CHECKSUM');
       const tooFew = await failure(loaded(first, { sha256: parts.slice(1) }));
-      expect([tooFew.code, tooFew.message]).toEqual(['INVALID_ARGUMENT', expect.stringContaining('2 files')]);
+      expect([tooFew.code, tooFew.message]).toEqual(['INVALID_ARGUMENT', expect.stringContaining('3 files')]);
     }));
 
   test('with a wrong checksum, or one that is none, is refused', () =>

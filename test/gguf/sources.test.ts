@@ -136,6 +136,12 @@ describe('split model', () => {
     ['a missing part', (parts) => parts.delete(third), 'GGUF_SPLIT', third],
     ['a part of another number', (parts) => parts.set(third, part({ 'split.no': 1 })), 'GGUF_SPLIT', third],
     ['a part of another count', (parts) => parts.set(third, part({ 'split.count': 4 })), 'GGUF_SPLIT', third],
+    [
+      'a part of another model',
+      (parts) => parts.set(third, part({ 'split.tensors.count': 9 })),
+      'GGUF_SPLIT',
+      'another model',
+    ],
     ['a part with tensors missing', (parts) => parts.set(third, part({}, 13)), 'GGUF_SPLIT', '20 tensors'],
     ['a part with an earlier tensor', (parts) => parts.set(third, part({}, 11)), 'GGUF_DUPLICATE', third],
     ['a part that is not split', (parts) => parts.set(third, MODEL), 'GGUF_SPLIT', '"split.no"'],

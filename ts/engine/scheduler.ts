@@ -302,8 +302,9 @@ async function runBatch(
   const shares = batch.filter((share) => !share.pending.settled);
   if (shares.length === 0) return;
   let results: StepResult[];
-  const ended = tuner.begin(shares.reduce((sum, { take }) => sum + take, 0));
   try {
+    // A model that has crashed takes no number of threads either.
+    const ended = tuner.begin(shares.reduce((sum, { take }) => sum + take, 0));
     results = await model.step(shares.map(toEntry));
     ended();
   } catch (error) {

@@ -7,6 +7,8 @@ export interface CacheFolder {
   readonly folder: FileSystemDirectoryHandle;
   readonly name: string;
   readonly file: RemoteFile | undefined;
+  /** The hash of the query of the address that it came from: the name has none, as it may be secret or change with each call. */
+  readonly query: string;
   /** The segments that are there, by number. */
   readonly segments: Map<number, File>;
   /** What the files hold, those of no use too: a new version takes the place of all of them. */
@@ -107,18 +109,22 @@ export async function openFolder(name: string): Promise<CacheFolder> {
 }
 
 /** Makes a folder ready for another version of its file. */
-export async function startFolder(opened: CacheFolder, file: RemoteFile): Promise<CacheFolder> {
+export async function startFolder(
+  opened: CacheFolder,
+  file: RemoteFile,
+  query: string,
+): Promise<CacheFolder> {
   const { folder, name } = opened;
   try {
     for await (const key of folder.keys()) await folder.removeEntry(key);
     const about = await folder.getFileHandle(ABOUT, { create: true });
     const writable = await about.createWritable();
-    await writable.write(JSON.stringify({ name, ...file, segmentBytes: SEGMENT_BYTES }));
+    await writable.write(JSON.stringify({ name, ...file, query, segmentBytes: SEGMENT_BYTES }));
     await writable.close();
   } catch (cause) {
     throw storageError(name, cause);
   }
-  return { folder, name, file, segments: new Map(), heldBytes: 0 };
+  return { folder, name, file, query, segments: new Map(), heldBytes: 0 };
 }
 
 /** @throws FrugalError `CACHE_QUOTA` when the rest of the file does not fit in what the browser allows */
@@ -166,26 +172,29 @@ export async function readFolder(folder: FileSystemDirectoryHandle): Promise<Cac
   files.delete(ABOUT);
   const heldBytes = [...files.values()].reduce((sum, { size }) => sum + size, 0);
   const segments = new Map<number, File>();
-  if (about === undefined) return { folder, name: '', file: undefined, segments, heldBytes };
-  const { name, size, version } = about;
+  if (about === undefined) return { folder, name: '', file: undefined, query: '', segments, heldBytes };
+  const { name, size, version, query } = about;
   // Over the files, not over the numbers: the size is what some server said, and may be of any length.
   for (const [key, stored] of files) {
     const number = SEGMENT_NAME.test(key) ? Number(key) : Number.POSITIVE_INFINITY;
     if (number >= segmentCount(size)) continue;
     if (stored.size === Math.min(SEGMENT_BYTES, size - number * SEGMENT_BYTES)) segments.set(number, stored);
   }
-  return { folder, name, file: { size, version }, segments, heldBytes };
+  return { folder, name, file: { size, version }, query, segments, heldBytes };
 }
 
 /** A description that was cut off, or that another version of this package wrote, counts as none. */
-function parseAbout(text: string | undefined): (RemoteFile & { readonly name: string }) | undefined {
+function parseAbout(
+  text: string | undefined,
+): (RemoteFile & Pick<CacheFolder, 'name' | 'query'>) | undefined {
   try {
     const about: unknown = JSON.parse(text ?? '');
     if (typeof about !== 'object' || about === null) return undefined;
-    const { name, size, version, segmentBytes } = about as Record<string, unknown>;
-    if (typeof name !== 'string' || typeof version !== 'string') return undefined;
+    const { name, size, version, query, segmentBytes } = about as Record<string, unknown>;
+    if (typeof name !== 'string' || typeof version !== 'string' || typeof query !== 'string')
+      return undefined;
     if (typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) return undefined;
-    return segmentBytes === SEGMENT_BYTES ? { name, size, version } : undefined;
+    return segmentBytes === SEGMENT_BYTES ? { name, size, version, query } : undefined;
   } catch {
     return undefined;
   }
@@ -196,7 +205,7 @@ export function storedBytes(segments: ReadonlyMap<number, File>): number {
 }
 
 /** Names in the file system are short and plain, addresses are not. */
-async function keyOf(name: string): Promise<string> {
+export async function keyOf(name: string): Promise<string> {
   const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(name));
   return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -4,6 +4,7 @@ import {
   type CacheFolder,
   checkQuota,
   type FolderLock,
+  keyOf,
   lockFolder,
   openFolder,
   SEGMENT_BYTES,
@@ -41,19 +42,23 @@ export async function openCached(url: string | URL, options: UrlOptions = {}): P
 /** What the server has, and the folder for it with what is there already. */
 async function openCopy(remote: Remote, options: UrlOptions): Promise<[RemoteFile, CacheFolder]> {
   const found = await openFolder(remote.name);
-  const file = await currentFile(remote, found, options);
+  // A query may name another file, or be what lets one in: the server's word on the version says which.
+  const query = await keyOf(remote.url.search);
+  const file = await currentFile(remote, found, query, options);
   // First of all: what does not fit leaves no trace, and the version before it as it is.
   await checkQuota(found, file.size);
   const same = found.file?.size === file.size && found.file.version === file.version;
-  return [file, same ? found : await startFolder(found, file)];
+  const known = found.query === query || file.version !== '';
+  return [file, same && known ? found : await startFolder(found, file, query)];
 }
 
 async function currentFile(
   remote: Remote,
-  { file, segments }: CacheFolder,
+  { file, segments, query: stored }: CacheFolder,
+  query: string,
   options: UrlOptions,
 ): Promise<RemoteFile> {
-  const complete = file && segments.size === segmentCount(file.size) ? file : undefined;
+  const complete = file && stored === query && segments.size === segmentCount(file.size) ? file : undefined;
   try {
     // What can be had without the server does not wait for it.
     return await askRemote(remote, options, complete ? 1 : ATTEMPTS);

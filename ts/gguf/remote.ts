@@ -222,7 +222,8 @@ export function interrupted(remote: Remote, problem: string, cause: unknown, sig
 /** What else may be wrong where a page asks a server of another origin: browsers do not tell which it is. */
 function originCure({ url, headers }: Remote): string {
   const { location } = globalThis as { location?: Location };
-  if (location === undefined || location.origin === url.origin) return '';
+  // Only pages have an origin that servers allow or not: Deno's workers are at a file's address.
+  if (!location?.origin.startsWith('http') || location.origin === url.origin) return '';
   const names = Object.keys(headers).join(', ');
   return (
     ` If they are right, the server does not allow ${location.origin} to read it: it has to send ` +

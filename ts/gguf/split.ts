@@ -29,14 +29,22 @@ export async function readParts(
   const stem = checkFirstName(source, first.metadata, count);
   checkPart(source, first.metadata, 0, count);
   const tensors = new Map(first.tensors);
+  const expected = splitNumber(first.metadata, 'split.tensors.count', source);
   for (let part = 1; part < count; part += 1) {
     const sibling = await openSibling(source, partName({ stem, part: part + 1, count }), signal);
     opened.push(sibling);
     const header = await readHeader(sibling, part, signal);
     checkPart(sibling, header.metadata, part, count);
+    const stated = splitNumber(header.metadata, 'split.tensors.count', sibling) ?? expected;
+    if (stated !== expected) {
+      throw splitError(
+        sibling,
+        `"split.tensors.count" is ${stated}, but ${expected} in the first part: it is a part of another model`,
+        { expected, got: stated },
+      );
+    }
     addTensors(sibling, tensors, header.tensors);
   }
-  const expected = splitNumber(first.metadata, 'split.tensors.count', source);
   if (expected !== tensors.size) {
     throw splitError(
       source,

@@ -11,13 +11,15 @@ const GAP_BYTES = 1 << 20;
  * of the file: what is skipped is read in addition.
  * @param expected the SHA-256 of the file, or of each part of a split model in order; without it, anything is right
  * @param digests where `finish` puts what it found, by part
+ * @param parts how many parts are open, with this one: each sibling is the next
  */
 export function verifiedSource(
   inner: ByteSource,
   expected: readonly string[] | undefined,
   digests: string[] = [],
-  part = 0,
+  parts = { opened: 0 },
 ): ByteSource {
+  const part = parts.opened++;
   const hash = createSha256();
   let hashed = 0;
   let turn: Promise<unknown> = Promise.resolve();
@@ -69,7 +71,7 @@ export function verifiedSource(
     }),
     ...(sibling && {
       sibling: async (name, signal) =>
-        verifiedSource(await sibling.call(inner, name, signal), expected, digests, part + 1),
+        verifiedSource(await sibling.call(inner, name, signal), expected, digests, parts),
     }),
     async finish(signal) {
       await closeGap(inner.size, signal);

@@ -8,8 +8,8 @@ use napi::{Env, Task};
 use napi_derive::napi;
 use runtime::error::{Error, Result};
 use std::hint::black_box;
-use std::sync::Barrier;
-use std::thread::scope;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{Builder, scope};
 use std::time::{Duration, Instant};
 
 /// One measurement takes at least so long, and the median of so many is taken.
@@ -58,50 +58,64 @@ impl Measure {
         let mut memory = Aligned::<u8>::streamed(self.bytes)
             .ok_or_else(|| Error::memory("measuring the memory's speed", Some(self.bytes)))?;
         let share = self.bytes.div_ceil(self.threads).max(1);
-        scope(|scope| {
-            for part in memory.as_mut_slice().chunks_mut(share) {
-                scope.spawn(|| part.fill(1));
-            }
-        });
+        let parts: Vec<Mutex<&mut [u8]>> = memory.as_mut_slice().chunks_mut(share).map(Mutex::new).collect();
+        let fill = |part: &Mutex<&mut [u8]>| part.lock().unwrap_or_else(PoisonError::into_inner).fill(1);
+        together(parts.len(), |thread| fill(&parts[thread]))?;
+        drop(parts);
         let parts: Vec<&[u8]> = memory.as_slice().chunks(share).collect();
         Ok(MachinePeaks {
             read_bytes_per_second: self.rate(|thread| {
                 let part = parts.get(thread).copied().unwrap_or_default();
                 black_box((of.read)(part));
                 part.len() as u64
-            }),
-            int8_ops_per_second: self.rate(repeated(of, |of| of.int8)),
-            float_ops_per_second: self.rate(repeated(of, |of| of.float)),
+            })?,
+            int8_ops_per_second: self.rate(repeated(of, |of| of.int8))?,
+            float_ops_per_second: self.rate(repeated(of, |of| of.float))?,
         })
     }
 
     /// Median over passes of what all threads do per second.
-    fn rate(&self, work: impl Fn(usize) -> u64 + Sync) -> f64 {
-        let mut rates: Vec<f64> = (0..PASSES).map(|_| self.pass(&work)).collect();
+    fn rate(&self, work: impl Fn(usize) -> u64 + Sync) -> Result<f64> {
+        let mut rates = (0..PASSES).map(|_| self.pass(&work)).collect::<Result<Vec<f64>>>()?;
         rates.sort_by(f64::total_cmp);
-        rates[PASSES / 2]
+        Ok(rates[PASSES / 2])
     }
 
     /// All threads begin together; their rates are added.
-    fn pass(&self, work: &(impl Fn(usize) -> u64 + Sync)) -> f64 {
-        let barrier = Barrier::new(self.threads);
+    fn pass(&self, work: &(impl Fn(usize) -> u64 + Sync)) -> Result<f64> {
         let timed = |thread| {
-            barrier.wait();
             let begun = Instant::now();
             let mut done = work(thread);
             while begun.elapsed() < LEAST {
                 done += work(thread);
             }
-            (done, begun.elapsed().as_secs_f64())
+            done as f64 / begun.elapsed().as_secs_f64()
         };
-        let timed = &timed;
-        let results: Vec<(u64, f64)> = scope(|scope| {
-            let others: Vec<_> = (1..self.threads).map(|thread| scope.spawn(move || timed(thread))).collect();
-            let own = timed(0);
-            others.into_iter().filter_map(|other| other.join().ok()).chain([own]).collect()
-        });
-        results.iter().map(|(done, seconds)| *done as f64 / seconds).sum()
+        Ok(together(self.threads, timed)?.iter().sum())
     }
+}
+
+/// What `work` gives on each of so many threads, which begin together.
+fn together<T: Send>(threads: usize, work: impl Fn(usize) -> T + Sync) -> Result<Vec<T>> {
+    // Whether all are there. None waits for one that never comes.
+    let all: OnceLock<bool> = OnceLock::new();
+    scope(|scope| {
+        let (work, all) = (&work, &all);
+        let start = |thread| {
+            Builder::new().spawn_scoped(scope, move || all.wait().then(|| work(thread))).map_err(|error| {
+                Error {
+                    code: "BACKEND_UNAVAILABLE",
+                    message: format!("the system starts {thread} threads of {threads}: {error}"),
+                    cure: "Measure with fewer threads.",
+                }
+            })
+        };
+        let others: Result<Vec<_>> = (1..threads).map(start).collect();
+        _ = all.set(others.is_ok());
+        let own = work(0);
+        let others = others?.into_iter().filter_map(|other| other.join().ok().flatten());
+        Ok([own].into_iter().chain(others).collect())
+    })
 }
 
 /// A register loop with enough rounds that looking at the clock does not count.

@@ -6,7 +6,8 @@ use napi::bindgen_prelude::{AsyncTask, Uint8Array};
 use napi::{Env, Task};
 use napi_derive::napi;
 use runtime::error::{Error, Result};
-use std::thread::scope;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, scope};
 
 /// Elements that are summed as one, whatever the number of threads, so that sums do not depend on it.
 const SEGMENT: usize = 64 * GROUP;
@@ -85,15 +86,14 @@ impl Quantize {
         let mut segments: Vec<Segment> =
             inputs.zip(outputs).map(|(from, to)| (from, to, Ok(Deviation::default()))).collect();
         let share = segments.len().div_ceil(self.threads).max(1);
+        let shares = Mutex::new(segments.chunks_mut(share));
+        let next = || shares.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || std::iter::from_fn(next).for_each(|share| self.convert(share));
         scope(|scope| {
-            let mut shares = segments.chunks_mut(share);
-            let own = shares.next();
-            for share in shares {
-                scope.spawn(|| self.convert(share));
-            }
-            if let Some(share) = own {
-                self.convert(share);
-            }
+            // Fewer where the system gives no more.
+            let started = (1..self.threads).map_while(|_| Builder::new().spawn_scoped(scope, work).ok());
+            started.for_each(drop);
+            work();
         });
         let result = total(&segments);
         Ok((bytes, result))

@@ -529,6 +529,28 @@ fn what_later_changes_is_forgotten() {
     });
 }
 
+#[test]
+fn hashes_of_other_rotations_are_made_anew() {
+    let mut random = Random(4);
+    let dim = 32;
+    let queries = queries(&mut random, &CASES[2], dim);
+    let table = available()[0];
+    let mut haystack = Haystack::new(&mut random, 20, dim);
+    haystack.with(|keys| {
+        let mut hashes = Hashes::default();
+        for (seed, rounds) in [(9, 4), (9, 8), (7, 8), (7, 2)] {
+            let rotations = Rotations::new(seed, rounds, dim);
+            let mut fresh = Hashes::default();
+            for blocks in [12, 20] {
+                hashes.update(table, &rotations, keys, blocks);
+                fresh.update(table, &rotations, keys, blocks);
+            }
+            let scores = |hashes| lsh(table, &rotations, hashes, &queries, 0..20);
+            assert_eq!(scores(&hashes), scores(&fresh), "{rounds} rounds of {seed}");
+        }
+    });
+}
+
 /// Whole queries take ways of their own, by ISA and head: with rests of rows, of vectors of pages and of dimensions, and
 /// with heads too long for the fast one.
 #[test]

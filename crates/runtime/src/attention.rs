@@ -307,7 +307,6 @@ impl Attending<'_> {
             at: layer.keys_at(kv_head),
             head_dim: layer.head_dim,
         };
-        let first = self.work.tokens[run.start].position / BLOCK;
         scratch.small.clear();
         for tokens in blocks(self.work.tokens, run.clone()) {
             let last = self.work.tokens[tokens.end - 1];
@@ -317,10 +316,6 @@ impl Attending<'_> {
             let first_seen = window_start(query, self.of.window) / BLOCK;
             let choice = match sources.of(self.of.layer, tokens.len()) {
                 Some(BlockSource::Chosen(method)) => {
-                    // Blocks from the first token's on may hold what an earlier step, that failed, left.
-                    if block == first {
-                        state.update(self.table, keys, method, first);
-                    }
                     state.update(self.table, keys, method, block);
                     let asked = Asked {
                         keys,

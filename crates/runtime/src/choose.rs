@@ -125,12 +125,20 @@ impl Method {
 pub struct HeadState {
     bounds: Bounds,
     hashes: Hashes,
+    so_far: SoFar,
+    /// The same at the end of the last step that did not fail.
+    settled: SoFar,
+    /// Every choice, where somebody wants them; see [`Self::take_recorded`].
+    recorded: Option<Vec<u32>>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct SoFar {
     /// The automatic policy's last measurement of single queries was good.
     trusted: bool,
-    pub kept: Tally,
-    /// Every choice, where somebody wants them: the queries' block, how many blocks of keys are kept, and
-    /// these; 0 and none where that is all of them.
-    pub recorded: Option<Vec<u32>>,
+    kept: Tally,
+    /// How much there is of what is recorded.
+    recorded: usize,
 }
 
 /// What was kept of the blocks that queries could see.
@@ -203,6 +211,40 @@ impl HeadState {
         }
     }
 
+    /// Begins a step after so many positions: what one that failed, or was given up, has left is forgotten.
+    pub fn begin(&mut self, positions: usize) {
+        self.bounds.forget(positions / BLOCK);
+        self.hashes.forget(positions / BLOCK);
+        self.so_far = self.settled;
+        if let Some(lists) = &mut self.recorded {
+            lists.truncate(self.settled.recorded);
+        }
+    }
+
+    /// Ends a step that has not failed.
+    pub fn settle(&mut self) {
+        self.so_far.recorded = self.recorded.as_ref().map_or(0, Vec::len);
+        self.settled = self.so_far;
+    }
+
+    /// What was kept since this was last asked, between steps.
+    pub fn take_kept(&mut self) -> Tally {
+        std::mem::take(&mut self.settled.kept)
+    }
+
+    /// Records choices from now on.
+    pub fn record(&mut self) {
+        (self.recorded, self.settled.recorded) = (Some(Vec::new()), 0);
+    }
+
+    /// Ends recording: for each choice the queries' block, how many blocks of keys are kept, and these; 0 and none where
+    /// that is all of them.
+    pub fn take_recorded(&mut self) -> Option<Vec<u32>> {
+        let mut lists = self.recorded.take()?;
+        lists.truncate(self.settled.recorded);
+        Some(lists)
+    }
+
     /// None: all keys are kept. `small`: what earlier choices among the same keys left, or none.
     pub fn choose(
         &mut self,
@@ -265,30 +307,30 @@ impl HeadState {
 
     fn auto_single(&mut self, table: &KernelTable, asked: &Asked, quality: f32) -> Option<Choice> {
         let check = asked.position.is_multiple_of(AUTO_CHECK);
-        if !check && !self.trusted {
+        if !check && !self.so_far.trusted {
             return None;
         }
         let budget = AUTO_DECODE.budget(asked.earlier().len(), 1.0);
         let blocks = choose(&bounds(table, &self.bounds, &asked.queries, asked.earlier()), budget);
         if check {
             let mass = asked.mass(table, &blocks);
-            self.trusted = mass >= quality;
-            self.measured(if self.trusted { mass } else { 1.0 });
+            self.so_far.trusted = mass >= quality;
+            self.measured(if self.so_far.trusted { mass } else { 1.0 });
         }
-        self.trusted.then(|| asked.choice(&blocks))
+        self.so_far.trusted.then(|| asked.choice(&blocks))
     }
 
     fn measured(&mut self, mass: f32) {
-        self.kept.mass += f64::from(mass);
-        self.kept.measured += 1;
+        self.so_far.kept.mass += f64::from(mass);
+        self.so_far.kept.measured += 1;
     }
 
     /// Counts, and records, what a choice keeps of the blocks from `first` to `own` that its queries see.
     pub fn count(&mut self, choice: Option<&Choice>, first: usize, own: usize) {
         let all = own - first + 1;
         let kept = choice.map_or(all, |choice| choice.from(first).count());
-        self.kept.seen += all as u64;
-        self.kept.kept += kept as u64;
+        self.so_far.kept.seen += all as u64;
+        self.so_far.kept.kept += kept as u64;
         let Some(lists) = &mut self.recorded else { return };
         let all_before = choice.is_none() && first == 0;
         lists.extend([own as u32, if all_before { 0 } else { kept as u32 }]);

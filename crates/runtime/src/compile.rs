@@ -527,7 +527,7 @@ impl<'a> Compiler<'a> {
         let down = Parts::one_each(self.stack(down, count, width, inner)?);
         let [x_kind, up_kind, inner_kind] = [gate, up, down].map(|of| self.format(of.tensor).activations());
         let on_tokens = [x, gates, out].iter().all(|&b| self.buffers[b].rows == RowKind::Tokens);
-        let fits = self.width(out) == width && out != x;
+        let fits = self.width(out) == width && out != x && ![gate.tensor, up.tensor].contains(&down.tensor);
         if !on_tokens || !fits || !router.fits(count) || !router.scale.is_finite() {
             return Err(self.fault("has experts, widths, groups or a top-k that do not fit"));
         }

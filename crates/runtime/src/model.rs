@@ -349,7 +349,7 @@ impl Model {
             let of = self.layout.layer(layer);
             let heads = &sequence.heads[of.heads_before..of.heads_before + of.kv_heads];
             heads.iter().fold(Tally::default(), |mut sum, head| {
-                sum.add(std::mem::take(&mut lock(head).kept));
+                sum.add(lock(head).take_kept());
                 sum
             })
         };
@@ -362,12 +362,12 @@ impl Model {
         let held = lock(&self.sequences).held.get(&id).cloned();
         let Some(held) = held else { return };
         for head in &lock(&held.inner).heads {
-            lock(head).recorded = Some(Vec::new());
+            lock(head).record();
         }
     }
 
     /// Ends recording, and gives for each KV head of one layer after another the layer, the length of its list
-    /// and the list, see [`HeadState::recorded`]; empty where nothing was recorded.
+    /// and the list, see [`HeadState::take_recorded`]; empty where nothing was recorded.
     pub fn recorded_keys(&self, id: u32) -> Vec<u32> {
         let held = lock(&self.sequences).held.get(&id).cloned();
         let Some(held) = held else { return Vec::new() };
@@ -375,7 +375,7 @@ impl Model {
         let layers = 0..self.plan.kv_layers.len();
         let layers = layers.flat_map(|layer| std::iter::repeat_n(layer, self.layout.layer(layer).kv_heads));
         let lists = layers.zip(&sequence.heads).filter_map(|(layer, head)| {
-            let list = lock(head).recorded.take()?;
+            let list = lock(head).take_recorded()?;
             Some([layer as u32, list.len() as u32].into_iter().chain(list))
         });
         lists.flatten().collect()
@@ -438,6 +438,9 @@ impl Model {
             }
             None => {
                 self.begin_routings(held, routings);
+                for sequence in &sequences {
+                    sequence.heads.iter().for_each(|head| lock(head).begin(sequence.cache.tokens()));
+                }
                 self.run(executor, (held, &mut sequences), laid_out, routings, spare_run, true)?
             }
         };
@@ -453,6 +456,7 @@ impl Model {
         let results = self.collect(batch, &mut sequences, executor, laid_out.logit_rows)?;
         for (sequence, entry) in sequences.iter_mut().zip(batch) {
             sequence.cache.advance(entry.tokens.len());
+            sequence.heads.iter().for_each(|head| lock(head).settle());
         }
         for (held, counted) in held.iter().zip(&*routings) {
             if let (Some(routing), Some(counted)) = (&mut *lock(&held.routing), counted) {

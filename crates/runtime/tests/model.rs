@@ -232,10 +232,9 @@ fn freed_sequences_give_their_memory_back() {
     }
 }
 
-#[test]
-fn a_sampler_that_fails_takes_its_tokens_back() {
-    let model = model();
-    let settings = SamplerSettings {
+/// A sampler that finds no token, once a step has computed everything.
+fn all_banned() -> SamplerSettings {
+    SamplerSettings {
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
@@ -246,8 +245,13 @@ fn a_sampler_that_fails_takes_its_tokens_back() {
         penalty_window: -1,
         seed: 1,
         logit_bias: (0..VOCAB as u32).map(|token| (token, f32::NEG_INFINITY)).collect(),
-    };
-    let sequence = model.create_sequence(Some(settings)).unwrap();
+    }
+}
+
+#[test]
+fn a_sampler_that_fails_takes_its_tokens_back() {
+    let model = model();
+    let sequence = model.create_sequence(Some(all_banned())).unwrap();
     let step = |want| model.step(&[Entry { sequence, tokens: &[1, 2], want }]);
     assert_eq!(code(step(Want::Sample)), "INVALID_ARGUMENT");
     let plain = logits(&model, model.create_sequence(None).unwrap(), &[1, 2]);
@@ -545,6 +549,44 @@ fn choices_by_content_do_not_depend_on_isa_threads_or_chunks() {
     }
     let all = json!({ "policy": "antidiagonal", "stride": 4, "mass": 1.0, "keep": 1.0, "tokens": 0 });
     assert!(run(&loaded(&choosing(all), 0, 2), 64) == dense);
+}
+
+#[test]
+fn a_failed_step_leaves_nothing_of_its_keys_and_choices() {
+    let lsh = json!({ "policy": "lsh", "rounds": 4, "seed": 5, "keep": 0.2, "tokens": 64 });
+    let bounds = json!({ "policy": "bounds", "keep": 0.2, "tokens": 64 });
+    let antidiagonal =
+        json!({ "policy": "antidiagonal", "stride": 8, "mass": 0.9, "keep": 0.3, "tokens": 64 });
+    let auto = json!({ "policy": "auto", "quality": 0.5, "from": 300 });
+    let dense = json!({ "policy": "dense" });
+    let (prompt, other) = (tokens(1300), tokens(1800));
+    for [prefill, decode] in
+        [[&antidiagonal, &dense], [&lsh, &bounds], [&auto, &auto], [&bounds, &bounds], [&lsh, &lsh]]
+    {
+        let mut plan = choosing(json!(null));
+        plan["sparse"] = json!({ "prefill": [prefill], "decode": [decode] });
+        let model = loaded(&plan, 0, 2);
+        let [calm, troubled] = [0; 2].map(|_| {
+            let sequence = model.create_sequence(Some(all_banned())).unwrap();
+            model.record_keys(sequence);
+            sequence
+        });
+        // Single tokens and prompts by turns, each after a step of other tokens that fails at its end.
+        let mut at = 0;
+        for take in [256, 256, 63, 1, 1, 192, 3, 64, 1, 255] {
+            let failing =
+                Entry { sequence: troubled, tokens: &other[at + 100..at + 300], want: Want::Sample };
+            assert_eq!(code(model.step(&[failing])), "INVALID_ARGUMENT");
+            let part = &prompt[at..at + take];
+            assert!(
+                logits(&model, troubled, part) == logits(&model, calm, part),
+                "{prefill} {decode} at {at}"
+            );
+            at += take;
+        }
+        assert_eq!(model.kept_keys(troubled), model.kept_keys(calm), "{prefill} {decode}");
+        assert_eq!(model.recorded_keys(troubled), model.recorded_keys(calm), "{prefill} {decode}");
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub const MAX_ROUNDS: usize = GAINS.len() - 1;
 /// products with queries and keys are exact.
 #[derive(Debug, PartialEq)]
 pub struct Rotations {
+    seed: u64,
     /// `[rounds][head_dim][16]`: 8 directions for each of the two places.
     values: Vec<[f32; LANES]>,
     rounds: usize,
@@ -39,7 +40,7 @@ impl Rotations {
     pub fn new(seed: u64, rounds: usize, head_dim: usize) -> Self {
         assert!((1..=MAX_ROUNDS).contains(&rounds), "{rounds} rounds");
         let values = (0..rounds * head_dim).map(|at| normals(seed, at as u32)).collect();
-        Self { values, rounds, head_dim }
+        Self { seed, values, rounds, head_dim }
     }
 
     /// The buckets of rows `[rows / 16][head_dim][16 rows]`: `[rows][rounds]`.
@@ -68,16 +69,19 @@ pub struct Hashes {
     /// `[rounds][buckets]`: ascending positions.
     lists: Vec<Vec<u32>>,
     blocks: usize,
+    /// The seed that they are of.
+    seed: u64,
 }
 
 impl Hashes {
-    /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change.
+    /// Takes in the blocks up to `blocks`, all of them whole; or forgets those beyond, which may change. Those of other
+    /// rotations, as prompts and single tokens may have, are forgotten.
     pub fn update(&mut self, table: &KernelTable, rotations: &Rotations, keys: Keys, blocks: usize) {
-        self.lists.resize_with(rotations.rounds * BUCKETS, Vec::new);
-        if blocks < self.blocks {
-            let end = (blocks * BLOCK) as u32;
-            self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
-        }
+        let lists = rotations.rounds * BUCKETS;
+        let others = self.seed != rotations.seed || self.lists.len() != lists;
+        self.forget(if others { 0 } else { blocks });
+        self.lists.resize_with(lists, Vec::new);
+        self.seed = rotations.seed;
         let dim = keys.head_dim;
         let mut rows = vec![[0.0; LANES]; SUB * dim];
         let mut buckets = vec![0; BLOCK * rotations.rounds];
@@ -92,6 +96,15 @@ impl Hashes {
             }
         }
         self.blocks = blocks;
+    }
+
+    /// Leaves all but the first `blocks`.
+    pub fn forget(&mut self, blocks: usize) {
+        if blocks < self.blocks {
+            let end = (blocks * BLOCK) as u32;
+            self.lists.iter_mut().for_each(|list| list.truncate(list.partition_point(|&at| at < end)));
+            self.blocks = blocks;
+        }
     }
 
     /// Bytes held.

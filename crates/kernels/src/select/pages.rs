@@ -85,6 +85,11 @@ impl Bounds {
         self.blocks = blocks;
     }
 
+    /// Leaves all but the first `blocks`.
+    pub fn forget(&mut self, blocks: usize) {
+        self.blocks = self.blocks.min(blocks);
+    }
+
     /// Writes the bounds of some keys of a sub-block.
     fn set(&mut self, page: usize, of_sub: &[[f32; LANES]], keys: std::ops::Range<usize>) {
         let mut room = [[0.0f32; 2]; MAX_HEAD_DIM];
