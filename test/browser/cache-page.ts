@@ -41,6 +41,24 @@ async function removals(url: string): Promise<(boolean | string)[]> {
   return [...outcomes, await remove(), await remove()];
 }
 
+/** What stays open while its file is discarded, and while the server has another one at `changed`. */
+async function replacement(url: string, changed: string): Promise<string[]> {
+  const source = await openCached(url);
+  await source.read(0, 10);
+  await source.finish?.();
+  const other = await openCached(url);
+  await other.discard?.();
+  await other.close();
+  const outcomes = [await digest(await source.read(0, 10))];
+  outcomes.push(await read(changed, 0, 10), await digest(await source.read(0, 10)));
+  await source.close();
+  outcomes.push(await read(changed, 0, 10));
+  const last = await openCached(changed);
+  await last.discard?.();
+  await last.close();
+  return [...outcomes, `${(await listCached()).length} left`];
+}
+
 /** Changes the size that is stored of each file, as damage or an earlier version of this package would. */
 async function storeSize(size: number): Promise<void> {
   const root = await (await navigator.storage.getDirectory()).getDirectoryHandle('frugal-models');
@@ -53,7 +71,7 @@ async function storeSize(size: number): Promise<void> {
   }
 }
 
-export const calls = { read, listCached, removeCached, removals, storeSize };
+export const calls = { read, listCached, removeCached, removals, replacement, storeSize };
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });
 

@@ -207,6 +207,21 @@ describe.runIf(hasChromium)('the cache of a page', () => {
     });
   });
 
+  it.each([false, true])(
+    'nothing takes a file away from who reads it (in a worker: %s)',
+    async (inWorker) => {
+      await withCalls(inWorker, async (run) => {
+        const [url, changed] = [`${site.url}${MODEL}`, `${site.url}${MODEL}?changed`];
+        site.answers.set(MODEL, (request, response) => {
+          if (request.url?.endsWith('?changed')) response.setHeader('ETag', '"two"');
+          sendFile(request, response, MODEL, BYTES);
+        });
+        const head = digestOf(0, 10);
+        expect(await run('replacement', url, changed)).toEqual([head, 'CACHE_BUSY', head, head, '0 left']);
+      });
+    },
+  );
+
   it('what came for another query is used where the server says that it is the same, and only then', async () => {
     await withCalls(false, async (run) => {
       const [first, second] = ['a', 'b'].map((query) => `${site.url}${MODEL}?file=${query}`);

@@ -110,7 +110,7 @@ async function fetchModule(host: WasmHost, variant: WasmVariant): Promise<WebAss
     compiled.delete(variant);
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new FrugalError('BACKEND_UNAVAILABLE', `${url.href} cannot be loaded: ${why}`, {
-      cure: "Serve the package's folder dist/wasm beside its code, and let the page's policy allow wasm-unsafe-eval.",
+      cure: "Serve the package's .wasm files beside its code, and let the page's policy allow them (connect-src, wasm-unsafe-eval).",
       data: { variant, url: url.href },
       cause,
     });

@@ -4,7 +4,6 @@ import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
 import type { EnergyMeter, Watts } from '../energy/types.js';
 import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
-import { removeFolder } from '../gguf/cache.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { checkHeaders, type RequestHeaders } from '../gguf/remote.js';
 import { settled } from '../gguf/settled.js';
@@ -233,8 +232,8 @@ export async function loadWith(runtime: Runtime, source: ModelSource, options: L
     return model;
   } catch (error) {
     // A wrong file must not be what the next load finds, which may be waiting for this one to end.
-    if (settings.cache && isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
-      await Promise.allSettled(gguf.parts.map(({ name }) => removeFolder(name)));
+    if (isFrugalError(error) && error.code === 'SOURCE_CHECKSUM') {
+      await Promise.allSettled(gguf.parts.map((part) => part.discard?.()));
     }
     await gguf.close();
     throw error;

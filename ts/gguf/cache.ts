@@ -39,7 +39,7 @@ export async function openRoot(): Promise<FileSystemDirectoryHandle> {
   }
 }
 
-/** Removes the folder of an address, whoever reads it. */
+/** Removes the folder of an address. */
 export async function removeFolder(name: string): Promise<boolean> {
   const root = await openRoot();
   try {
@@ -53,9 +53,13 @@ export async function removeFolder(name: string): Promise<boolean> {
 
 /** A folder in use, in all pages and workers of a site. The end of the page or worker ends it too. */
 export interface FolderLock {
+  /** From now on this one reads the folder, so that no other empties it. */
+  read(): Promise<void>;
+  /** Removes the folder, unless others read it: what they have open would be gone. */
+  discard(): Promise<void>;
   /** All is stored: lets the next load in. */
   filled(): void;
-  /** Nothing reads the folder any more, which may be removed. */
+  /** This one reads the folder no more, which may be removed. */
   close(): void;
 }
 
@@ -69,14 +73,48 @@ export async function lockFolder(name: string, signal?: AbortSignal): Promise<Fo
   const leave = await holdLock(useLock(name), { mode: 'shared', ...wait });
   try {
     const filled = await holdLock(`${ROOT} ${name}`, wait);
-    const close = () => {
-      filled();
-      leave();
+    let reading = () => {};
+    return {
+      async read() {
+        reading = await holdLock(readLock(name), { mode: 'shared' });
+      },
+      async discard() {
+        reading();
+        await unlessRead(name, () => removeFolder(name));
+      },
+      filled,
+      close() {
+        reading();
+        filled();
+        leave();
+      },
     };
-    return { filled, close };
   } catch (error) {
     leave();
     throw error;
+  }
+}
+
+/** How long others have to go: browsers pass the end of a lock on a little later. */
+export const PATIENCE_MS = 1000;
+
+/** The name of the lock that says that what is stored is read. Loads that wait for it to be filled do not have it yet. */
+const readLock = (name: string) => `${ROOT} read ${name}`;
+
+/**
+ * Does something to a folder that nobody may read meanwhile, if nobody does.
+ * @returns what that gives, or undefined
+ */
+export async function unlessRead<T>(name: string, act: () => Promise<T>): Promise<T | undefined> {
+  const patience = AbortSignal.timeout(PATIENCE_MS);
+  const release = await holdLock(readLock(name), { signal: patience }).catch((cause: unknown) => {
+    if (!patience.aborted) throw cause;
+  });
+  if (release === undefined) return undefined;
+  try {
+    return await act();
+  } finally {
+    release();
   }
 }
 

@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { resolveAddress } from './address.js';
-import { holdLock, openRoot, readFolder, removeFolder, storedBytes, useLock } from './cache.js';
+import { holdLock, openRoot, PATIENCE_MS, readFolder, removeFolder, storedBytes, useLock } from './cache.js';
 
 // Apart from `cache`, whose types are the browser's: programs for Node have none of these.
 
@@ -24,9 +24,6 @@ export async function listCached(): Promise<CachedFile[]> {
   return found;
 }
 
-/** How long a removal waits for what is closed already: browsers pass the end of a lock on a little later. */
-const REMOVAL_MS = 1000;
-
 /**
  * Removes a stored model, unless a load fills it or a model reads its experts from it.
  * @param name as `listCached` gives it, or the address that was loaded
@@ -38,7 +35,7 @@ export async function removeCached(name: string): Promise<boolean> {
   const whole = resolveAddress(name);
   const address = URL.canParse(whole) ? new URL(whole) : undefined;
   const stored = address === undefined ? name : `${address.origin}${address.pathname}`;
-  const patience = AbortSignal.timeout(REMOVAL_MS);
+  const patience = AbortSignal.timeout(PATIENCE_MS);
   const release = await holdLock(useLock(stored), { signal: patience }).catch((cause: unknown) => {
     throw patience.aborted ? busy(stored) : cause;
   });

@@ -1,4 +1,4 @@
-import { isFrugalError } from '../errors.js';
+import { FrugalError, isFrugalError } from '../errors.js';
 import { blobSource } from './blob-source.js';
 import {
   type CacheFolder,
@@ -11,6 +11,7 @@ import {
   segmentCount,
   startFolder,
   storageError,
+  unlessRead,
 } from './cache.js';
 import { createRemote, isBusy, type Remote, type RemoteFile } from './remote.js';
 import { settled } from './settled.js';
@@ -26,13 +27,15 @@ const AT_ONCE = 4;
  * A later opening reads what is stored, as long as the server has the same file; without a network or while
  * the server is busy, what is complete.
  * One that comes meanwhile waits until all is stored, or this one is closed; until then nothing removes the file.
- * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `SOURCE_READ`
+ * @throws FrugalError `CACHE_UNAVAILABLE`, `CACHE_QUOTA`, `CACHE_BUSY`, `SOURCE_READ`
  */
 export async function openCached(url: string | URL, options: UrlOptions = {}): Promise<ByteSource> {
   const remote = createRemote(url, options.headers);
   const lock = await lockFolder(remote.name, options.signal);
   try {
-    return cachedSource(remote, ...(await openCopy(remote, options)), options, lock);
+    const copy = await openCopy(remote, options);
+    await lock.read();
+    return cachedSource(remote, ...copy, options, lock);
   } catch (error) {
     lock.close();
     throw error;
@@ -49,7 +52,21 @@ async function openCopy(remote: Remote, options: UrlOptions): Promise<[RemoteFil
   await checkQuota(found, file.size);
   const same = found.file?.size === file.size && found.file.version === file.version;
   const known = found.query === query || file.version !== '';
-  return [file, same && known ? found : await startFolder(found, file, query)];
+  if (same && known) return [file, found];
+  const started = await unlessRead(remote.name, () => startFolder(found, file, query));
+  if (started === undefined) throw busy(remote.name);
+  return [file, started];
+}
+
+function busy(name: string): FrugalError {
+  return new FrugalError(
+    'CACHE_BUSY',
+    `${name} is another file now, and a model reads its experts from the stored one`,
+    {
+      cure: 'Dispose of that model first, or load without cache.',
+      data: { source: name },
+    },
+  );
 }
 
 async function currentFile(
@@ -101,6 +118,11 @@ function cachedSource(
     return wanted;
   }
 
+  async function stop(): Promise<void> {
+    closing.abort();
+    await Promise.allSettled(downloads.values());
+  }
+
   async function readInto(target: Uint8Array, offset: number, abort?: AbortSignal): Promise<void> {
     checkRange(remote.name, file.size, offset, target.length);
     let done = 0;
@@ -137,9 +159,12 @@ function cachedSource(
       for (let number = 0; number < segmentCount(file.size); number++) await settled(want(number), abort);
       lock.filled();
     },
+    async discard() {
+      await stop();
+      await lock.discard();
+    },
     async close() {
-      closing.abort();
-      await Promise.allSettled(downloads.values());
+      await stop();
       lock.close();
     },
   };

@@ -23,5 +23,7 @@ export interface ByteSource {
    * the rest.
    */
   finish?(signal?: AbortSignal): Promise<void>;
+  /** Called before `close` when the file is not what was wanted. A source that keeps it then leaves nothing of it. */
+  discard?(): Promise<void>;
   close(): Promise<void>;
 }

@@ -81,6 +81,7 @@ export function verifiedSource(
       if (got !== wanted) throw checksumError(inner.name, wanted ?? 'none', got);
       await inner.finish?.(signal);
     },
+    discard: async () => inner.discard?.(),
     close: () => inner.close(),
   };
 }
