@@ -1,6 +1,8 @@
 import * as library from '@huggingface/tokenizers';
 import { describe, expect, test } from 'vitest';
+import { slices } from '../../ts/tokenizer/library.js';
 import { librarySplits, preTokenizers } from '../../ts/tokenizer/pre-tokenizers.js';
+import { randomNumbers, randomText } from './fixtures.js';
 
 type Split = (text: string) => string[];
 
@@ -108,6 +110,42 @@ test('names that share the rules of another', () => {
   };
   for (const [name, others] of Object.entries(same)) {
     for (const other of others) expect(preTokenizers.get(other)).toEqual(preTokenizers.get(name));
+  }
+});
+
+/** Words, signs and spaces of all kinds, in any order. */
+const random = randomNumbers(8);
+const PARTS = [
+  'a',
+  'it',
+  "it's",
+  "WE'RE",
+  'fooBar',
+  '12',
+  '1234',
+  '!?',
+  '/*',
+  '  ',
+  ' ',
+  ' ',
+  '\n',
+  '\r\n ',
+  '漢字',
+  'é',
+  '\u0301',
+];
+const mixed = Array.from({ length: 30_000 }, () => {
+  const part = PARTS[Math.floor(random() * PARTS.length)] ?? ' ';
+  return random() < 0.5 ? `${part} ` : part;
+}).join('');
+
+test.each([...preTokenizers.keys()])('%s: slices of a text have the words of the whole', (name) => {
+  const split = splitter(name);
+  for (const text of [mixed, `${mixed}${randomText(random, 20_000)}${mixed}`]) {
+    const parts = [...slices(text)];
+    expect(parts.length).toBeGreaterThan(4);
+    expect(parts.join('')).toBe(text);
+    expect(parts.flatMap(split)).toEqual(split(text));
   }
 });
 

@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { createTokenizer, type Tokenizer } from '../../ts/tokenizer/index.js';
 import { openInlineEncoder } from '../../ts/tokenizer/inline-encoder.js';
-import { byteLevel, metadataOf, randomNumbers, randomText, type Values } from './fixtures.js';
+import { byteLevel, metadataOf, randomNumbers, randomText, sentencePiece, type Values } from './fixtures.js';
 
 const ROOT = resolve(import.meta.dirname, '../..');
 const LONG = 'The quick brown fox jumps over the lazy dog, 12345 times. '.repeat(3600);
@@ -100,6 +100,38 @@ test('an aborted call rejects with the reason and harms no other', async () => {
   setImmediate(() => loading.abort(new Error('too late')));
   await expect(load).rejects.toThrow('too late');
   await tokenizer.dispose();
+});
+
+test('without a thread a long text lets others have their turn, and hears of an abort', async () => {
+  const tokenizer = await createTokenizer(metadataOf(large), { openEncoder: openInlineEncoder });
+  const text = LONG.repeat(4);
+  let turns = 0;
+  const timer = setInterval(() => {
+    turns += 1;
+  }, 1);
+  const tokens = await tokenizer.encode(text);
+  clearInterval(timer);
+  expect(turns).toBeGreaterThan(10);
+  expect(tokenizer.decode(tokens)).toBe(text);
+  const stop = new AbortController();
+  setTimeout(() => stop.abort(new Error('enough')), 5);
+  await expect(tokenizer.encode(text, { signal: stop.signal })).rejects.toThrow('enough');
+  const pending = tokenizer.encode(text);
+  await Promise.all([
+    expect(pending).rejects.toMatchObject({ code: 'DISPOSED' }),
+    new Promise((resolve) => setTimeout(resolve, 5)).then(() => tokenizer.dispose()),
+  ]);
+});
+
+test('slices of a SentencePiece text have the tokens of the whole', async () => {
+  const words = ['▁t', 'he', '▁the', 'o', 'x', '▁o', '▁▁'].map((text, i) => ({ text, score: -i }));
+  // With a token across words nothing can be cut.
+  const values = [words, [...words, { text: 'q▁q', score: -99 }]].map((each) => sentencePiece(each));
+  const [sliced, whole] = await Promise.all(values.map(create));
+  const random = randomNumbers(4);
+  const text = Array.from({ length: 2000 }, () => `${randomText(random, 5)} the ox  `).join('');
+  expect(await sliced?.encode(text)).toEqual(await whole?.encode(text));
+  await Promise.all([sliced?.dispose(), whole?.dispose()]);
 });
 
 test('a long text that nobody wants any more is left', { timeout: 60_000 }, async () => {

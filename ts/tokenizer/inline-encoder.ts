@@ -3,10 +3,10 @@ import { buildCore } from './core.js';
 import { disposed } from './refuse.js';
 import type { OpenEncoder } from './types.js';
 
-/** Characters that take longer than a moment. */
-const LONG = 1 << 16;
+/** How long a text may hold the thread, in milliseconds. A slice, or a text without spaces, may take longer. */
+const HOLD_MS = 10;
 
-/** Encodes on the calling thread, which a long text or a large vocabulary holds for up to seconds. */
+/** Encodes on the calling thread, which a large vocabulary holds for up to seconds when it is built. */
 export const openInlineEncoder: OpenEncoder = async (data, signal) => {
   signal?.throwIfAborted();
   const core = buildCore(data);
@@ -16,13 +16,15 @@ export const openInlineEncoder: OpenEncoder = async (data, signal) => {
     async encode(text, flags, encodeSignal) {
       if (isDisposed) throw disposed();
       encodeSignal?.throwIfAborted();
-      const tokens = core.encode(text, flags);
-      if (text.length > LONG) {
-        // An abort that came meanwhile is not heard before other tasks have had their turn.
-        await createPace().rest();
+      const slices = core.encodeSlices(text, flags);
+      const pace = createPace(HOLD_MS);
+      for (let slice = slices.next(); ; slice = slices.next()) {
+        if (slice.done) return slice.value;
+        if (!pace.due()) continue;
+        await pace.rest();
+        if (isDisposed) throw disposed();
         encodeSignal?.throwIfAborted();
       }
-      return tokens;
     },
     async dispose() {
       isDisposed = true;

@@ -5,8 +5,8 @@ import { librarySplits, preTokenizers } from './pre-tokenizers.js';
 import { invalid } from './refuse.js';
 import type { Vocabulary } from './vocabulary.js';
 
-/** Encodes a text without special tokens. Throws once `unwanted` is true. */
-export type EncodeText = (text: string, unwanted: () => boolean) => readonly number[];
+/** Encodes a text without special tokens, slice by slice. Throws once `unwanted` is true. */
+export type EncodeText = (text: string, unwanted: () => boolean) => Iterable<readonly number[]>;
 
 /**
  * What is used of the library. Its own declarations name modules without extensions, which this package's
@@ -63,10 +63,11 @@ export function createEncodeText(vocabulary: Vocabulary): EncodeText {
 function createSentencePiece(vocabulary: Vocabulary): EncodeText {
   const { ids, data } = vocabulary;
   const ranks = rankScores(vocabulary);
+  const joined = joinsWords(vocabulary);
   const tokenizer = createLibrary(
     vocabulary,
     { byte_fallback: true, ignore_merges: false },
-    joinsWords(vocabulary) ? null : { type: 'Split', pattern: { Regex: '▁*[^▁]+|▁+' }, invert: true },
+    joined ? null : { type: 'Split', pattern: { Regex: '▁*[^▁]+|▁+' }, invert: true },
   );
   const pairs = new Ranks((left, right) => {
     const id = ids.get(left + right);
@@ -76,7 +77,9 @@ function createSentencePiece(vocabulary: Vocabulary): EncodeText {
   tokenizer.model.unk_token = vocabulary.texts[unknown];
   tokenizer.model.unk_token_id = unknown;
   const encode = encodeWith(tokenizer, pairs);
-  return (text, unwanted) => encode(text.replaceAll(' ', '▁'), unwanted);
+  return function* (text, unwanted) {
+    for (const slice of joined ? [text] : slices(text)) yield encode(slice.replaceAll(' ', '▁'), unwanted);
+  };
 }
 
 /**
@@ -124,10 +127,36 @@ function createByteLevel(vocabulary: Vocabulary): EncodeText {
     if (leftId === undefined || rightId === undefined) return undefined;
     return merges.get(leftId, rightId);
   });
-  return encodeWith(tokenizer, pairs);
+  const encode = encodeWith(tokenizer, pairs);
+  return function* (text, unwanted) {
+    for (const slice of slices(text)) yield encode(slice, unwanted);
+  };
 }
 
-function encodeWith(tokenizer: LibraryTokenizer, pairs: Ranks): EncodeText {
+/** Characters of a slice, about: ten milliseconds or so. */
+const SLICE = 1 << 14;
+
+/**
+ * A text in slices that are encoded as the whole is: every pre-tokeniser begins a word with the space between two ASCII
+ * letters, whatever comes before.
+ */
+export function* slices(text: string): Generator<string> {
+  const cut = /[A-Za-z](?= [A-Za-z])/g;
+  let from = 0;
+  while (text.length - from > SLICE) {
+    cut.lastIndex = from + SLICE;
+    const found = cut.exec(text);
+    if (found === null) break;
+    yield text.slice(from, found.index + 1);
+    from = found.index + 1;
+  }
+  yield text.slice(from);
+}
+
+function encodeWith(
+  tokenizer: LibraryTokenizer,
+  pairs: Ranks,
+): (text: string, unwanted: () => boolean) => readonly number[] {
   tokenizer.model.bpe_ranks = pairs;
   return (text, unwanted) => {
     pairs.unwanted = unwanted;
