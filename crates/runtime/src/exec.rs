@@ -50,10 +50,10 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// How much of it there is before a step returns more rows. (Elsewhere what is not used costs nothing, but the memory of
 /// WebAssembly counts as a whole.)
 const FIRST_LOGITS_BYTES: usize = 4 << 20;
-/// Looks at a phase's end before a waiting thread gives way, and before it sleeps. (WebAssembly cannot pause between
-/// them, nor give way, and a sleeper is woken late.)
+/// Looks at a phase's end before a waiting thread sleeps. It does not yield between: where other processes want the core,
+/// each yield gives them a whole slice, at every phase. (WebAssembly cannot pause between looks, and a sleeper is woken
+/// late.)
 const SPINS: usize = if cfg!(target_family = "wasm") { 60_000 } else { 4_000 };
-const YIELDS: usize = 50;
 
 /// One token of a step.
 #[derive(Clone, Copy, Debug)]
@@ -370,12 +370,6 @@ impl Gate {
                 return;
             }
             std::hint::spin_loop();
-        }
-        for _ in 0..YIELDS {
-            if ready() {
-                return;
-            }
-            std::thread::yield_now();
         }
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         let mut guard = lock(&self.lock);
