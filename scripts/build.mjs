@@ -5,9 +5,10 @@ import { ensureBrowser, ensureWasm, setUp } from './lib/setup.mjs';
 import { SetupError, say } from './lib/steps.mjs';
 
 try {
-  await ensureWasm(await setUp());
+  const rustc = await setUp();
+  await ensureWasm(rustc);
   await ensureBrowser();
-  writeNotices();
+  writeNotices(rustc);
   say('built: bindings/napi and dist');
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;

@@ -18,9 +18,10 @@ function npmPackages() {
   });
 }
 
-/** The crates that end up in the addon or a module; what only runs while they are compiled does not. */
-function crates() {
-  const command = ['metadata', '--format-version', '1', '--locked'];
+/** The crates that end up in this machine's addon or a module; what only runs while they are compiled does not. */
+function crates(rustc) {
+  const [, host] = /^host: (.+)$/m.exec(rustc);
+  const command = ['metadata', '--format-version', '1', '--locked', '--filter-platform', host];
   const { packages, resolve } = JSON.parse(
     execFileSync('cargo', command, { cwd: ROOT, encoding: 'utf8', maxBuffer: 1 << 28 }),
   );
@@ -50,7 +51,8 @@ function section({ name, version, licence, folder }) {
   return [`${name} ${version} (${licence})`, '-'.repeat(72), ...bodies].join('\n\n');
 }
 
-export function writeNotices() {
-  const all = [...npmPackages(), ...crates()];
+/** `rustc`: the compiler's description of itself. */
+export function writeNotices(rustc) {
+  const all = [...npmPackages(), ...crates(rustc)];
   writeFileSync(join(ROOT, 'dist', 'THIRD-PARTY.txt'), `${all.map(section).join('\n\n\n')}\n`);
 }

@@ -76,11 +76,11 @@ export async function lockFolder(name: string, signal?: AbortSignal): Promise<Fo
     let reading = () => {};
     return {
       async read() {
-        reading = await holdLock(readLock(name), { mode: 'shared' });
+        reading = await holdLock(readLock(name), { mode: 'shared', ...wait });
       },
       async discard() {
         reading();
-        await unlessRead(name, () => removeFolder(name));
+        await whenFree(readLock(name), () => removeFolder(name));
       },
       filled,
       close() {
@@ -96,18 +96,18 @@ export async function lockFolder(name: string, signal?: AbortSignal): Promise<Fo
 }
 
 /** How long others have to go: browsers pass the end of a lock on a little later. */
-export const PATIENCE_MS = 1000;
+const PATIENCE_MS = 1000;
 
 /** The name of the lock that says that what is stored is read. Loads that wait for it to be filled do not have it yet. */
-const readLock = (name: string) => `${ROOT} read ${name}`;
+export const readLock = (name: string) => `${ROOT} read ${name}`;
 
 /**
- * Does something to a folder that nobody may read meanwhile, if nobody does.
- * @returns what that gives, or undefined
+ * Does something while nobody else holds a lock.
+ * @returns what that gives; undefined, and nothing is done, where somebody goes on holding it
  */
-export async function unlessRead<T>(name: string, act: () => Promise<T>): Promise<T | undefined> {
+export async function whenFree<T>(lock: string, act: () => Promise<T>): Promise<T | undefined> {
   const patience = AbortSignal.timeout(PATIENCE_MS);
-  const release = await holdLock(readLock(name), { signal: patience }).catch((cause: unknown) => {
+  const release = await holdLock(lock, { signal: patience }).catch((cause: unknown) => {
     if (!patience.aborted) throw cause;
   });
   if (release === undefined) return undefined;
@@ -126,7 +126,7 @@ export const useLock = (name: string) => `${ROOT} in use ${name}`;
  * @returns what gives it back
  * @throws the reason of the signal
  */
-export async function holdLock(lock: string, options: LockOptions): Promise<() => void> {
+async function holdLock(lock: string, options: LockOptions): Promise<() => void> {
   // Absent in some browsers that have the file system.
   const locks = navigator.locks as LockManager | undefined;
   if (locks === undefined) return () => {};

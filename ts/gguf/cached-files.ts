@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { resolveAddress } from './address.js';
-import { holdLock, openRoot, PATIENCE_MS, readFolder, removeFolder, storedBytes, useLock } from './cache.js';
+import { openRoot, readFolder, removeFolder, storedBytes, useLock, whenFree } from './cache.js';
 
 // Apart from `cache`, whose types are the browser's: programs for Node have none of these.
 
@@ -35,15 +35,9 @@ export async function removeCached(name: string): Promise<boolean> {
   const whole = resolveAddress(name);
   const address = URL.canParse(whole) ? new URL(whole) : undefined;
   const stored = address === undefined ? name : `${address.origin}${address.pathname}`;
-  const patience = AbortSignal.timeout(PATIENCE_MS);
-  const release = await holdLock(useLock(stored), { signal: patience }).catch((cause: unknown) => {
-    throw patience.aborted ? busy(stored) : cause;
-  });
-  try {
-    return await removeFolder(stored);
-  } finally {
-    release();
-  }
+  const removed = await whenFree(useLock(stored), () => removeFolder(stored));
+  if (removed === undefined) throw busy(stored);
+  return removed;
 }
 
 function busy(name: string): FrugalError {

@@ -7,11 +7,12 @@ import {
   keyOf,
   lockFolder,
   openFolder,
+  readLock,
   SEGMENT_BYTES,
   segmentCount,
   startFolder,
   storageError,
-  unlessRead,
+  whenFree,
 } from './cache.js';
 import { createRemote, isBusy, type Remote, type RemoteFile } from './remote.js';
 import { settled } from './settled.js';
@@ -53,7 +54,7 @@ async function openCopy(remote: Remote, options: UrlOptions): Promise<[RemoteFil
   const same = found.file?.size === file.size && found.file.version === file.version;
   const known = found.query === query || file.version !== '';
   if (same && known) return [file, found];
-  const started = await unlessRead(remote.name, () => startFolder(found, file, query));
+  const started = await whenFree(readLock(remote.name), () => startFolder(found, file, query));
   if (started === undefined) throw busy(remote.name);
   return [file, started];
 }

@@ -59,8 +59,10 @@ impl Measure {
             .ok_or_else(|| Error::memory("measuring the memory's speed", Some(self.bytes)))?;
         let share = self.bytes.div_ceil(self.threads).max(1);
         let parts: Vec<Mutex<&mut [u8]>> = memory.as_mut_slice().chunks_mut(share).map(Mutex::new).collect();
-        let fill = |part: &Mutex<&mut [u8]>| part.lock().unwrap_or_else(PoisonError::into_inner).fill(1);
-        together(parts.len(), |thread| fill(&parts[thread]))?;
+        together(self.threads, |thread| {
+            let part = parts.get(thread).map(|part| part.lock().unwrap_or_else(PoisonError::into_inner));
+            part.into_iter().for_each(|mut part| part.fill(1));
+        })?;
         drop(parts);
         let parts: Vec<&[u8]> = memory.as_slice().chunks(share).collect();
         Ok(MachinePeaks {
