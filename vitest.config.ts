@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 // Tests of memory, threads, time and the event loop measure, so nothing else may run beside them. These do not.
 const UNDISTURBED = [
   'test/attention/**/*.test.ts',
-  'test/browser/{bundlers,cache,digests}.test.ts',
+  'test/browser/{bundlers,cache,digests,remote}.test.ts',
   'test/cli/{score,usage}.test.ts',
   'test/conformance/**/*.test.ts',
   'test/contract/digests.test.ts',

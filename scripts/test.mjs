@@ -12,7 +12,7 @@ import {
 } from './lib/setup.mjs';
 import { ROOT, SetupError, say, step } from './lib/steps.mjs';
 import { addCargo, addCheck, addFailure, addNotRun, addVitest, createTally } from './lib/tally.mjs';
-import { ensureChromium } from './setup-chromium.mjs';
+import { ensureBrowsers } from './setup-browsers.mjs';
 import { neonTest } from './setup-neon.mjs';
 import { wasmTest } from './setup-wasm-tests.mjs';
 
@@ -85,7 +85,7 @@ async function foreignTests() {
 async function typescriptTests() {
   await check('biome', [...bin('@biomejs', 'biome', 'bin', 'biome'), 'ci', '--colors=off', '.']);
   // Tests that want it and have it not say so themselves.
-  await ensureChromium();
+  await ensureBrowsers();
   rmSync(VITEST_REPORT, { force: true });
   const reporters = ['--reporter=default', '--reporter=json', `--outputFile.json=${VITEST_REPORT}`];
   const command = [...bin('vitest', 'vitest.mjs'), 'run', '--no-color', ...reporters];

@@ -6,7 +6,7 @@ import { bundle, ISOLATED, launchChromium, openPage, type Site, serve, shippedFi
 import type { Calls } from './engine-page.js';
 
 export const STORIES = resolve(import.meta.dirname, '../../models/stories-moe-q8_0.gguf');
-const CSP = {
+export const CSP = {
   'Content-Security-Policy': "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'",
 };
 const HTML = '<!doctype html><title>engine</title><script type="module" src="/page.js"></script>';
@@ -32,7 +32,7 @@ export function engineSites(more: () => Iterable<[string, Uint8Array]> = () => [
   let browser: Browser;
   const sites: Sites = { isolated: undefined, plain: undefined, open: undefined };
   beforeAll(async () => {
-    const files = new Map([...(await siteFiles()), ...more()]);
+    const files = new Map([...(await siteFiles('engine-page.ts')), ...more()]);
     sites.isolated = await serve(files, { ...ISOLATED, ...CSP });
     sites.plain = await serve(files, CSP);
     sites.open = await serve(files, ISOLATED);
@@ -66,11 +66,11 @@ export function engineSites(more: () => Iterable<[string, Uint8Array]> = () => [
   return { sites, withPage, browser: () => browser };
 }
 
-/** The files of the sites, with their own copy of what the package ships. */
-async function siteFiles(): Promise<Map<string, Uint8Array>> {
+/** The files of the sites, with their own copy of what the package ships; `page` is the page's program, beside this file. */
+export async function siteFiles(page: string): Promise<Map<string, Uint8Array>> {
   const files = new Map<string, Uint8Array>([
     ['/', new TextEncoder().encode(HTML)],
-    ['/page.js', await bundle(resolve(import.meta.dirname, 'engine-page.ts'))],
+    ['/page.js', await bundle(resolve(import.meta.dirname, page))],
     ['/stories.gguf', readFileSync(STORIES)],
     ...shippedFiles(),
   ]);

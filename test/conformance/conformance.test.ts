@@ -3,8 +3,8 @@ import { lacking, WASM_VARIANTS, whyNot } from '../../ts/backend/wasm/variant.js
 import { type LoadOptions, load } from '../../ts/index.js';
 import { load as loadWasm } from '../../ts/wasm.js';
 import { GOLDEN_MODELS } from '../contract/golden.js';
-import { deno, runDeno } from './deno-program.js';
 import { fixtures, goldenOf, isThere } from './fixtures.js';
+import { bun, deno, runScript } from './programs.js';
 import { CASES, type Outcome, runCases } from './suite.js';
 
 const PINNED = 'logits are the pinned ones, bit by bit';
@@ -24,7 +24,7 @@ const RUNS: readonly Run[] = WASM_VARIANTS.flatMap((variant): Run[] => {
   return counts.map((threads, i) => ({ options: { variant, threads, chunk: 7 }, large: i === 0 }));
 });
 
-const nameOf = ({ options }: Run) => `${options.variant} on ${options.threads}`;
+const nameOf = ({ options }: Run) => `${options.variant ?? 'native'} on ${options.threads}`;
 
 for (const model of GOLDEN_MODELS.filter((each) => !isThere(each))) {
   console.log(`not run: ${model.name} on WebAssembly, for want of ${model.path} (set FRUGAL_SHARED)`);
@@ -39,8 +39,8 @@ it('native code holds the suite', () => {
   expect(Object.values(expected).filter((outcome) => 'failure' in outcome)).toEqual([]);
 });
 
-function compare(outcomes: Record<string, Outcome> | undefined, { options, large }: Run): void {
-  const value = goldenOf(fixtures(options, large));
+function compare(outcomes: Record<string, Outcome> | undefined, { large }: Run): void {
+  const value = goldenOf(large);
   expect(outcomes).toEqual({ ...expected, [PINNED]: { value } });
   expect(Object.keys(outcomes ?? {})).toEqual(Object.keys(CASES));
 }
@@ -62,25 +62,45 @@ describe(`Node ${process.versions.node}`, () => {
   });
 });
 
-if (deno === undefined) console.log('not run: Deno, for want of its npm package for this machine');
+interface Line {
+  readonly lacks?: ReturnType<typeof lacking>;
+  readonly options?: LoadOptions;
+  readonly outcomes?: Record<string, Outcome>;
+}
 
-describe.runIf(deno !== undefined)('Deno', () => {
-  const lines: Array<{
-    lacks?: ReturnType<typeof lacking>;
-    options?: LoadOptions;
-    outcomes?: Record<string, Outcome>;
-  }> = [];
-  beforeAll(async () => {
-    lines.push(...(await runDeno<(typeof lines)[number]>('deno.ts', RUNS, 500_000)));
-  }, 520_000);
+const NATIVE: Run = { options: { threads: 2, chunk: 7 }, large: true };
+/** What each runs of the suite, and what it lacks. */
+const RUNTIMES = [
+  { name: 'Deno', program: deno, script: 'deno.ts', runs: RUNS, lacks: {} },
+  {
+    name: 'Bun',
+    program: bun,
+    script: 'bun.ts',
+    // Its engine is not V8, but what differs between numbers of threads is not the engine's.
+    runs: [NATIVE, ...RUNS.filter(({ large, options }) => large && !options.variant?.includes('memory64'))],
+    lacks: { memory64: expect.any(String) },
+  },
+];
 
-  it('has all that the best module needs', () => {
-    expect(lines[0]?.lacks).toEqual({});
-  });
+for (const { name, program } of RUNTIMES)
+  if (program === undefined) console.log(`not run: ${name}, for want of its npm package for this machine`);
 
-  it.each(RUNS.map((run, i) => [nameOf(run), run, i] as const))('%s, as native code', (_name, run, i) => {
-    const line = lines[i + 1];
-    expect(line?.options).toEqual(run.options);
-    compare(line?.outcomes, run);
-  });
-});
+describe.each(RUNTIMES.filter(({ program }) => program !== undefined))(
+  '$name',
+  ({ program, script, runs, lacks }) => {
+    let lines: Line[];
+    beforeAll(async () => {
+      lines = await runScript<Line>(program, script, runs, 500_000);
+    }, 520_000);
+
+    it('has what is expected of it', () => {
+      expect(lines[0]?.lacks).toEqual(lacks);
+    });
+
+    it.each(runs.map((run, i) => [nameOf(run), run, i] as const))('%s, as native code', (_name, run, i) => {
+      const line = lines[i + 1];
+      expect(line?.options).toEqual(run.options);
+      compare(line?.outcomes, run);
+    });
+  },
+);

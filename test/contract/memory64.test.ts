@@ -2,7 +2,7 @@ import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { load } from '../../ts/index.js';
-import { deno, runDeno } from '../conformance/deno-program.js';
+import { deno, runScript } from '../conformance/programs.js';
 import { digestOf } from '../conformance/suite.js';
 import { withFolder } from '../gguf/sources.js';
 import { writeBigModel } from './big-model.js';
@@ -28,7 +28,7 @@ it.runIf(whyNot === undefined)('a model of over 4 GiB runs on WebAssembly with 6
     const { weightBytes } = await writeBigModel(many, 270, { filled: true });
     expect(weightBytes).toBeGreaterThan(4 * GIB);
     await using model = await load(one, options);
-    const [answer] = await runDeno('deno-large.ts', { path: many, options, prompt: PROMPT }, 200_000);
+    const [answer] = await runScript(deno, 'deno-large.ts', { path: many, options, prompt: PROMPT }, 200_000);
     expect(answer).toEqual({
       variant: 'relaxed-simd-memory64-threads',
       reason: expect.stringContaining('the weights need 64-bit memory'),

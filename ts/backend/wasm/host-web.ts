@@ -1,5 +1,5 @@
 import type { Thread, ThreadListener, WasmHost } from './host.js';
-import { NOT_ISOLATED, OWN_THREAD } from './variant.js';
+import { NOT_ISOLATED, NOT_SHARED, OWN_THREAD } from './variant.js';
 
 /** Browsers and Deno: what the web platform has. */
 export const webHost: WasmHost = {
@@ -10,8 +10,9 @@ export const webHost: WasmHost = {
 };
 
 function sharingRefused(): string | undefined {
-  if (typeof SharedArrayBuffer === 'undefined' || globalThis.crossOriginIsolated === false)
-    return NOT_ISOLATED;
+  if (globalThis.crossOriginIsolated === false) return NOT_ISOLATED;
+  // WebKit may keep it from isolated pages too.
+  if (typeof SharedArrayBuffer === 'undefined') return NOT_SHARED;
   // A page's own thread must not sleep, which locks may ask for; see `frugal/worker`.
   if (typeof document !== 'undefined') return OWN_THREAD;
   if (typeof Worker === 'undefined') return 'there are no workers here';

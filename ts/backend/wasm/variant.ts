@@ -42,6 +42,7 @@ export interface Lacks {
 
 /** What pages lack for shared memory. */
 export const NOT_ISOLATED = 'the page is not cross-origin isolated';
+export const NOT_SHARED = 'this runtime has no shared memory';
 export const OWN_THREAD = "the page's own thread must not wait";
 
 const CURES: Readonly<Record<string, string>> = {
@@ -63,7 +64,7 @@ export function lacking(unshared: string | undefined): Lacks {
         : relaxed === 'absent'
           ? 'this runtime has no relaxed SIMD'
           : "this runtime's relaxed dot product failed its self-test",
-    threads: unshared ?? (supportsSharedMemory() ? undefined : 'this runtime has no shared memory'),
+    threads: unshared ?? (supportsSharedMemory() ? undefined : NOT_SHARED),
     memory64: supportsMemory64() ? undefined : 'this runtime has no 64-bit memory',
   };
 }
