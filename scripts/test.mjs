@@ -84,6 +84,11 @@ async function foreignTests() {
 
 async function typescriptTests() {
   await check('biome', [...bin('@biomejs', 'biome', 'bin', 'biome'), 'ci', '--colors=off', '.']);
+  await check('types of the tests and the page', [
+    ...bin('typescript', 'bin', 'tsc'),
+    '-p',
+    'tsconfig.check.json',
+  ]);
   // Tests that want it and have it not say so themselves.
   await ensureBrowsers();
   rmSync(VITEST_REPORT, { force: true });

@@ -120,7 +120,8 @@ describe('a sliding window of the model', () => {
     ).bytes,
   ]);
   const openWindowed = (policy: AttentionPolicy, more: object = {}) => {
-    const attention = { prefill: [policy, { policy: 'dense' }], decode: [policy, { policy: 'dense' }] };
+    const layers = [policy, { policy: 'dense' }] as const;
+    const attention = { prefill: layers, decode: layers };
     return load(windowed, { backend: 'native', contextLength: 1024, attention, ...more });
   };
   const CONTENT = ['antidiagonal', 'vertical-slash', 'lsh', 'quest'] as const;

@@ -53,7 +53,7 @@ export async function writeBigModel(
     await file.truncate(bytes.length + at);
     const last = `blk.${blocks - 1}.`;
     for (const [i, tensor] of shapes.tensors.entries()) {
-      if (!filled || (tensor.name.startsWith('blk.') && !tensor.name.startsWith(last))) continue;
+      if (!filled || (`${tensor.name}`.startsWith('blk.') && !`${tensor.name}`.startsWith(last))) continue;
       await file.write(someBytes(tensor), 0, undefined, starts[i]);
     }
   } finally {

@@ -192,7 +192,7 @@ describe.each(ENGINES)('by %s, the memory for experts', (_, load) => {
 
 /** Bytes of so many experts of each layer of the mixture; there is no padding in these shapes. */
 function share(count: number): number {
-  const stacks = mixtureSpec(MIXTURE).tensors.filter(({ name }) => name.includes('_exps'));
+  const stacks = mixtureSpec(MIXTURE).tensors.filter(({ name }) => `${name}`.includes('_exps'));
   return (count * stacks.reduce((sum, { data }) => sum + (data?.length ?? 0), 0)) / MIXTURE.experts;
 }
 

@@ -16,7 +16,7 @@ export function mixtureSpec({ experts, topK, ...options }: MixtureOptions): Gguf
     keys: { ...options.keys, expert_count: experts, expert_used_count: topK },
   });
   const stack = ({ name, type, shape: [cols = 1, rows = 1] }: TensorSpec): TensorSpec => ({
-    name: name.replace('.weight', '_exps.weight'),
+    name: `${name}`.replace('.weight', '_exps.weight'),
     type,
     shape: [cols, rows, experts],
     data: weights(random, type as MatrixType, cols, rows * experts),
@@ -30,7 +30,7 @@ export function mixtureSpec({ experts, topK, ...options }: MixtureOptions): Gguf
   return {
     ...spec,
     tensors: spec.tensors.flatMap((tensor) => {
-      const [, block, part] = /^(blk\.\d+)\.ffn_(gate|up|down)\.weight$/.exec(tensor.name) ?? [];
+      const [, block, part] = /^(blk\.\d+)\.ffn_(gate|up|down)\.weight$/.exec(`${tensor.name}`) ?? [];
       if (block === undefined) return [tensor];
       return part === 'gate' ? [router(block), stack(tensor)] : [stack(tensor)];
     }),
@@ -54,7 +54,7 @@ export function mergedSpec(spec: GgufSpec): GgufSpec {
     }
     const rows = shape.length - 2;
     return {
-      name: name.replace('gate', 'gate_up'),
+      name: `${name}`.replace('gate', 'gate_up'),
       type,
       shape: shape.map((each, i) => (i === rows ? 2 * each : each)),
       data,

@@ -306,7 +306,7 @@ describe('wrong options', () => {
     [Uint32Array.of(260), 'prompt[0] must be an integer from 0 to 259, got 260'],
   ])('the prompt %o: %s', async (prompt, message) => {
     const { model } = createFakeModel();
-    await expect(model.complete(prompt as string)).rejects.toMatchObject({
+    await expect(model.complete(prompt as number[])).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
       message: expect.stringContaining(message),
     });

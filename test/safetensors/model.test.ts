@@ -66,7 +66,7 @@ describe('a Llama model', () => {
   });
 
   it('has the vocabulary of tokenizer.json', async () => {
-    const encoded = [];
+    const encoded: unknown[] = [];
     for (const file of [path, await convert()]) {
       await withGguf(file, async ({ metadata }) => {
         const tokenizer = await createTokenizer(metadata);
