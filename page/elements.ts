@@ -10,6 +10,7 @@ export const file = find('file', HTMLInputElement);
 export const loading = find('loading', HTMLDivElement);
 export const progress = find('progress', HTMLProgressElement);
 export const phase = find('phase', HTMLSpanElement);
+export const cancel = find('cancel', HTMLButtonElement);
 export const facts = find('facts', HTMLDListElement);
 export const error = find('error', HTMLParagraphElement);
 export const modes = find('modes', HTMLDivElement);

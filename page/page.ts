@@ -27,6 +27,8 @@ function open(source: ModelSource, name: string, failure?: unknown): void {
   loading = (async () => {
     await previous?.then((model) => model.dispose()).catch(() => undefined);
     showLoading(name);
+    // What comes back is not given up for itself.
+    el.cancel.hidden = working === undefined || working.source === source;
     if (failure !== undefined) el.showError(failure);
     const model = await load(source, { signal: stop.signal, onProgress: showProgress });
     showModel(model, name);
@@ -202,6 +204,9 @@ el.form.addEventListener('invalid', () => el.settings.setAttribute('open', ''), 
 el.stop.addEventListener('click', () => writing?.abort());
 document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') writing?.abort();
+});
+el.cancel.addEventListener('click', () => {
+  if (working !== undefined) open(working.source, working.name);
 });
 el.modes.addEventListener('change', () => {
   el.output.replaceChildren();

@@ -1,8 +1,11 @@
 import { readFileSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { load } from '../../ts/index.js';
+import { writeBigModel } from '../contract/big-model.js';
 import { tinyLlama } from '../gguf/tiny-llama.js';
 import { hasChromium, launchChromium } from './browser.js';
 
@@ -186,6 +189,28 @@ describe.runIf(hasChromium)('the page', () => {
       await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
       expect(await page.getByRole('alert').isHidden()).toBe(true);
     });
+  });
+
+  it('gives up a load for the model before', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'frugal-page-'));
+    try {
+      const { path } = await writeBigModel(join(folder, 'big.gguf'), 120);
+      await withPage(async (page) => {
+        await ready(page);
+        const cancel = page.getByRole('button', { name: 'Cancel' });
+        expect(await cancel.isHidden()).toBe(true);
+        await page.getByLabel('Open a GGUF file').setInputFiles(path);
+        await page.getByText('Loading weights').waitFor();
+        await cancel.click();
+        await page.getByRole('heading', { name: 'stories-moe' }).waitFor();
+        expect(await cancel.isHidden()).toBe(true);
+        expect(await page.getByRole('alert').isHidden()).toBe(true);
+        await page.getByRole('button', { name: 'Write' }).click();
+        await finished(page);
+      });
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 
   it('takes the same file again, and settings out of range are shown where they were hidden', async () => {
