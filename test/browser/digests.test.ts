@@ -1,10 +1,11 @@
 import { describe, expect, it } from 'vitest';
 import { hasChromium } from './browser.js';
+import { expectConforming, suiteFiles } from './conforming.js';
 import { engineSites } from './engine-sites.js';
 import { expectGolden, goldenFiles } from './golden.js';
 
 describe.runIf(hasChromium)('the engine in Chromium', () => {
-  const { withPage } = engineSites(goldenFiles);
+  const { withPage } = engineSites(() => [...goldenFiles(), ...suiteFiles()]);
 
   const picks = [
     ['isolated', {}, 'relaxed-simd-threads'],
@@ -24,5 +25,9 @@ describe.runIf(hasChromium)('the engine in Chromium', () => {
         expect(new Set(fetched)).toEqual(new Set([`/${variant}.wasm`]));
       });
     },
+  );
+
+  it.each(['isolated', 'plain'] as const)('%s: holds the suite as native code does', (kind) =>
+    withPage(kind, (run) => expectConforming(run, {})),
   );
 });

@@ -9,6 +9,7 @@ import {
   removeCached,
 } from '../../ts/browser.js';
 import { createSha256 } from '../../ts/gguf/sha256.js';
+import { type Outcome, runCases } from '../conformance/suite.js';
 
 const models = new Map<string, Model>();
 
@@ -145,6 +146,26 @@ async function refusal(
 const remove = (path: string): Promise<boolean | string> =>
   removeCached(path).catch((error) => (isFrugalError(error) ? error.code : `${error}`));
 
-export const calls = { open, openUrl, close, digest, complete, watch, abort, outcome, refusal, remove };
+/** The suite that all runtimes hold, on the site's models. */
+async function conform(options: LoadOptions): Promise<Record<string, Outcome>> {
+  const [model, mixture] = await Promise.all(
+    ['/suite/model', '/suite/mixture'].map(fetchBlob) as [Promise<Blob>, Promise<Blob>],
+  );
+  return runCases({ load }, { model, mixture, pinned: [], options });
+}
+
+export const calls = {
+  conform,
+  open,
+  openUrl,
+  close,
+  digest,
+  complete,
+  watch,
+  abort,
+  outcome,
+  refusal,
+  remove,
+};
 export type Calls = typeof calls;
 Object.assign(globalThis, { calls });

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { load } from '../../ts/index.js';
 import { ISOLATED, type Site, serve } from './browser.js';
+import { expectConforming, suiteFiles } from './conforming.js';
 import { CSP, STORIES, siteFiles } from './engine-sites.js';
 import { expectGolden, goldenFiles } from './golden.js';
 import { FIREFOX, openRemote, present, type Remote, WEBKIT } from './remote.js';
@@ -17,7 +18,7 @@ describe.each(BROWSERS.filter(({ browser }) => present(browser)))(
     let site: Site;
     let remote: Remote;
     beforeAll(async () => {
-      const files = new Map([...(await siteFiles('remote-page.ts')), ...goldenFiles()]);
+      const files = new Map([...(await siteFiles('remote-page.ts')), ...goldenFiles(), ...suiteFiles()]);
       site = await serve(files, { ...ISOLATED, ...CSP });
       remote = openRemote(browser, site);
     });
@@ -33,6 +34,8 @@ describe.each(BROWSERS.filter(({ browser }) => present(browser)))(
     it.each(others)('%s gives the golden digests', (variant) =>
       expectGolden(remote.run, variant, { variant }, false),
     );
+
+    it('holds the suite as native code does', () => expectConforming(remote.run, {}));
 
     it('writes what Node writes, of a file that it fetches in ranges', async () => {
       await using model = await load(STORIES);

@@ -26,14 +26,21 @@ const MIXTURE: MixtureOptions = {
 const pinnedModels = (large: boolean) =>
   GOLDEN_MODELS.filter((model) => isThere(model) && (large || model.large !== true));
 
+/** The bytes of the suite's own models. */
+export function suiteModels(): Record<'model' | 'mixture', Uint8Array<ArrayBuffer>> {
+  const metadata = [{ key: 'tokenizer.chat_template', kind: 'string', value: TEMPLATE }] as const;
+  return {
+    model: tinyLlama({ metadata: [...metadata] }).bytes,
+    mixture: writeGguf(mixtureSpec(MIXTURE)).bytes,
+  };
+}
+
 /** The pinned models that are there; `large` adds those that take seconds. */
 export function fixtures(options: LoadOptions, large: boolean): Fixtures {
-  const { bytes } = tinyLlama({
-    metadata: [{ key: 'tokenizer.chat_template', kind: 'string', value: TEMPLATE }],
-  });
+  const { model, mixture } = suiteModels();
   return {
-    model: new Blob([bytes]),
-    mixture: new Blob([writeGguf(mixtureSpec(MIXTURE)).bytes]),
+    model: new Blob([model]),
+    mixture: new Blob([mixture]),
     pinned: pinnedModels(large).map(pinned),
     options,
   };
