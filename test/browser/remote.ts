@@ -83,7 +83,7 @@ export function openRemote(browser: RemoteBrowser, site: Site): Remote {
   const child = spawn(command, args, {
     stdio: 'ignore',
     detached: true,
-    env: { ...process.env, ...browser.env, HOME: profile },
+    env: { ...process.env, ...browser.env, HOME: profile, TMPDIR: profile },
   });
   let failure: Error | undefined;
   const fail = (reason: string) => {

@@ -24,6 +24,26 @@ describe('plans of models with experts', () => {
     checkPlan((await built(kind)).plan);
   });
 
+  it('deepseek2: sigmoids where the file states no scoring but has a bias for the choice', async () => {
+    const unstated = ({ metadata, tensors, ...rest }: GgufSpec, biased: boolean): GgufSpec => ({
+      ...rest,
+      metadata: metadata.filter(({ key }) => key !== 'deepseek2.expert_gating_func'),
+      tensors: tensors.filter(({ name }) => biased || !`${name}`.endsWith('exp_probs_b.bias')),
+    });
+    for (const biased of [true, false]) {
+      const spec = unstated(
+        mixtureModelSpec('deepseek2, grouped sigmoids', 1, { matrices: ['Q8_0'] }),
+        biased,
+      );
+      const file = await openGguf(blobSource(new Blob([writeGguf(spec).bytes])));
+      const { plan } = buildPlan(file, { tensorTypes: TENSOR_TYPES });
+      const [op] = experts(plan);
+      expect(op?.scoring ?? 'softmax').toBe(biased ? 'sigmoid' : 'softmax');
+      expect(op?.groups?.best).toBe(biased ? 2 : 1);
+      expect(op?.selectionBias !== undefined).toBe(biased);
+    }
+  });
+
   it('qwen2moe: a shared expert behind a gate', async () => {
     const text = printPlan((await built('qwen2moe')).plan);
     const at = text.indexOf('shared_gate = linear(normed, blk.0.ffn_gate_inp_shexp.weight, precise)');

@@ -40,6 +40,7 @@ const MAX_SHARED = 64;
 export function readExperts(
   keys: Keys,
   row: ExpertDifferences | undefined,
+  tensors: ReadonlyMap<string, unknown>,
   feedForward: number,
   maxWidth: number,
 ): Experts | undefined {
@@ -56,7 +57,7 @@ export function readExperts(
   // Qwen2-MoE files without the key divide the shared expert's width among those that a token uses.
   const fallback = row.shared === 'gated' ? Math.floor(feedForward / used) : feedForward;
   const width = keys.optionalCount('expert_feed_forward_length', maxWidth) ?? fallback;
-  const scoring = readScoring(keys, row.scoring ?? 'softmax');
+  const scoring = readScoring(keys, row.scoring ?? 'softmax', tensors);
   const groups = readGroups(keys, count, used, scoring);
   return {
     count,
@@ -74,14 +75,22 @@ export function readExperts(
   };
 }
 
-/** Numbers of llama.cpp's `expert_gating_func`; files from before the key have softmax. */
+/** What is added to scores where experts are chosen, and only there. */
+const SELECTION_BIAS = 'exp_probs_b.bias';
+
+/** Numbers of llama.cpp's `expert_gating_func`. */
 const SCORINGS: readonly Scoring[] = ['softmax', 'softmax', 'sigmoid', 'chosen'];
 
-/** Where the architecture has one scoring, files may state it but no other. */
-function readScoring(keys: Keys, known: Scoring | 'stated'): Scoring {
+/**
+ * Where the architecture has one scoring, files may state it but no other. Of those that state none, as files from before
+ * the key (DeepSeek-V2) and first ones of GLM-4.7-Flash do, the ones with a bias for the choice have sigmoids.
+ */
+function readScoring(keys: Keys, known: Scoring | 'stated', tensors: ReadonlyMap<string, unknown>): Scoring {
   const key = 'expert_gating_func';
   const value = keys.optionalFinite(key) ?? 0;
-  const scoring = known !== 'stated' && value === 0 ? known : SCORINGS[value];
+  const biased = () => [...tensors.keys()].some((name) => name.endsWith(`.${SELECTION_BIAS}`));
+  const unstated = () => (known !== 'stated' ? known : biased() ? 'sigmoid' : 'softmax');
+  const scoring = value === 0 ? unstated() : SCORINGS[value];
   if (scoring !== undefined && (known === 'stated' || scoring === known)) return scoring;
   throw unsupported(`the file sets ${keys.full(key)} to ${value}`, { key: keys.full(key), value });
 }
@@ -156,7 +165,7 @@ export function expertOps(experts: Experts, width: number, tensors: TensorTable,
       : stack(name, [width, feedForward]);
   const gateOrUpBias = (name: 'gate' | 'up') =>
     merged ? bias('gate_up', 2 * feedForward) : bias(name, feedForward);
-  const selectionBias = tensors.optional(`${block}.exp_probs_b.bias`, [count], 'vector');
+  const selectionBias = tensors.optional(`${block}.${SELECTION_BIAS}`, [count], 'vector');
   const biases = Object.entries({
     selectionBias,
     gateBias: gateOrUpBias('gate'),

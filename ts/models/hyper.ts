@@ -52,24 +52,24 @@ export const MAX_CONTEXT = 1 << 24;
 const MAX_TRAINED_CONTEXT = 2 ** 31 - 1;
 
 /**
- * @param tensorCount how many tensors the file has: a bound on its blocks
+ * @param tensors of the file: their number is a bound on its blocks
  * @param contextLength as the caller asked, or undefined
  * @throws FrugalError `METADATA_MISSING`, `METADATA_INVALID`, `UNSUPPORTED_FEATURE`, `INVALID_ARGUMENT`
  */
 export function readHyper(
   keys: Keys,
   row: Differences,
-  tensorCount: number,
+  tensors: ReadonlyMap<string, unknown>,
   contextLength: number | undefined,
 ): Hyper {
-  const { blockCount, predictingBlocks } = readBlocks(keys, tensorCount);
+  const { blockCount, predictingBlocks } = readBlocks(keys, tensors.size);
   const embeddingLength = keys.count('embedding_length', MAX_WIDTH);
   const trainedContext = keys.count('context_length', MAX_TRAINED_CONTEXT);
   const context = chooseContext(contextLength, trainedContext);
   const attention = row.latent ? readLatentHeads(keys) : readHeads(keys, embeddingLength);
   refuseOtherArithmetic(keys, row, attention.headDim);
   const feedForward = keys.count('feed_forward_length', MAX_WIDTH);
-  const experts = readExperts(keys, row.experts, feedForward, MAX_WIDTH);
+  const experts = readExperts(keys, row.experts, tensors, feedForward, MAX_WIDTH);
   return {
     blockCount,
     predictingBlocks,

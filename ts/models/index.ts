@@ -34,7 +34,7 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const architecture = model.metadata.string('general.architecture');
   const row = differencesOf(architecture);
   const keys = createKeys(model.metadata, architecture);
-  const hyper = readHyper(keys, row, model.tensors.size, options.contextLength);
+  const hyper = readHyper(keys, row, model.tensors, options.contextLength);
   const table = createTensorTable(model, architecture, options.tensorTypes);
   ignorePredictingBlocks(model, hyper, table);
   const ropes = readRopes(keys, hyper, row, table);

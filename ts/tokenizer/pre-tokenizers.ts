@@ -179,6 +179,8 @@ const qwen2 = split([gpt4('\\p{N}')]);
 const threeDigits = split([gpt4('\\p{N}{1,3}')]);
 const deepseek3 = split(['\\p{N}{1,3}', `${DEEPSEEK3_CJK}+`, DEEPSEEK3_WORDS]);
 const llama3 = split([gpt4('\\p{N}{1,3}')], { ignoreMerges: true, addBos: true });
+const glm4 = split([gpt4('\\p{N}{1,3}')], { ignoreMerges: true });
+const cased = split([gpt4o(`(?:${CONTRACTION})?`, '\\p{N}{1,3}')]);
 
 /** By `tokenizer.ggml.pre`. */
 export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
@@ -190,13 +192,19 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['falcon-h1', llama3],
   ['pixtral', llama3],
   ['lfm2', llama3],
+  ['midm-2.0', llama3],
+  ['glm4', glm4],
+  ['glm5', glm4],
   ['dbrx', threeDigits],
   ['smaug-bpe', threeDigits],
+  ['chatglm-bpe', threeDigits],
   ['qwen2', qwen2],
   ['deepseek-r1-qwen', qwen2],
   ['stablelm2', qwen2],
   ['megrez', qwen2],
   ['hunyuan', qwen2],
+  ['kormo', qwen2],
+  ['solar-open', qwen2],
   ['qwen35', split([QWEN35])],
   ['gpt-2', gpt2],
   ['phi-2', gpt2],
@@ -204,6 +212,11 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['olmo', gpt2],
   ['jais', gpt2],
   ['exaone4', gpt2],
+  ['gigachat', gpt2],
+  ['a.x-4.0', gpt2],
+  ['mellum', gpt2],
+  ['trillion', gpt2],
+  ['granite-docling', gpt2],
   ['starcoder', starcoder],
   ['refact', starcoder],
   ['command-r', starcoder],
@@ -228,7 +241,9 @@ export const preTokenizers: ReadonlyMap<string, PreTokenizer> = new Map([
   ['joyai-llm', deepseek3],
   ['deepseek-coder', split(['[\\r\\n]', '\\s?\\p{L}+', '\\s?\\p{P}+', `${DEEPSEEK_CJK}+`, DIGIT])],
   ['tekken', split([gpt4o('', '\\p{N}')], { ignoreMerges: true, addBos: true })],
-  ['gpt-4o', split([gpt4o(`(?:${CONTRACTION})?`, '\\p{N}{1,3}')])],
+  ['gpt-4o', cased],
+  ['llama4', cased],
+  ['kanana2', cased],
 ]);
 
 /** A pre-tokeniser as the library is told of it. */
