@@ -1,7 +1,10 @@
-import { existsSync, readFileSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { existsSync, readFileSync, renameSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { load, type Model } from '../../ts/engine/index.js';
+import { withFolder } from '../gguf/sources.js';
+import { tinyLlama } from '../gguf/tiny-llama.js';
 import { collect } from './fake.js';
 import { watchEventLoop } from './watch.js';
 
@@ -149,3 +152,20 @@ describe.runIf(present)('a real model', () => {
     expect(usage.kvBytes).toBeGreaterThan(0);
   });
 });
+
+it('refuses a file that another takes the place of while its weights are loaded', () =>
+  withFolder(async (folder) => {
+    const [path, other] = [join(folder, 'model.gguf'), join(folder, 'other.gguf')];
+    for (const file of [path, other]) await writeFile(file, tinyLlama().bytes);
+    let replaced = false;
+    const onProgress = ({ phase }: { phase: string }) => {
+      if (phase !== 'weights' || replaced) return;
+      replaced = true;
+      renameSync(other, path);
+    };
+    await expect(load(path, { backend: 'native', onProgress })).rejects.toMatchObject({
+      code: 'SOURCE_READ',
+      message: expect.stringContaining('was replaced or changed while the model was loaded'),
+    });
+    await (await load(path, { backend: 'native' })).dispose();
+  }));

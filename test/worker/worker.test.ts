@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, openAsBlob } from 'node:fs';
 import { mkdir, readdir, readFile, readlink, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
@@ -445,6 +445,25 @@ it('a source of one’s own that experts are read from keeps the process alive n
   const cwd = resolve(import.meta.dirname, '../..');
   const { stdout } = await promisify(execFile)(process.execPath, flags, { cwd, timeout: 60_000 });
   expect(stdout).toBe('5\n');
+});
+
+it('takes sources that cannot be copied to a thread: Buffers that their owner keeps, and Blobs of files', async () => {
+  const kept = Buffer.from(await readFile(STORIES));
+  const before = Buffer.from(kept);
+  const own = {
+    name: 'own',
+    size: kept.length,
+    read: async (offset: number, length: number) => kept.subarray(offset, offset + length),
+    close: async () => {},
+  };
+  const blob = await openAsBlob(STORIES);
+  const texts: string[] = [];
+  for (const source of [STORIES, own, blob]) {
+    await using model = await load(source, { expertMemory: 2e6 });
+    texts.push((await model.complete('Once', { maxTokens: 5, ignoreEnd: true, temperature: 0 })).text);
+  }
+  expect(new Set(texts).size).toBe(1);
+  expect(kept.equals(before)).toBe(true);
 });
 
 it('says how many threads compute once that has been measured', async () => {

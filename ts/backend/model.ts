@@ -171,6 +171,8 @@ async function loadTensors(
     await translateAsync(async () => model.loadTensor?.(placement.tensor, path, placement.offset));
     advance(placement.bytes);
   }
+  const byPath = new Set(placements.filter((each) => pathOf(each) !== undefined).map(({ source }) => source));
+  for (const source of byPath) await source.checkPath?.();
   const pushed: TensorPlacement[] = [];
   for (const placement of placements) {
     const { tensor, bytes } = placement;

@@ -59,6 +59,15 @@ function fileSource(handle: FileHandle, path: string, opened: Stats): ByteSource
       await readInto(bytes, offset, signal);
       return bytes;
     },
+    async checkPath() {
+      const now = await stat(path).catch(() => undefined);
+      // One that is gone was not replaced.
+      if (now === undefined) return;
+      const same = (['dev', 'ino', 'size', 'mtimeMs'] as const).every(
+        (field) => now[field] === opened[field],
+      );
+      if (!same) throw sourceError(path, 'was replaced or changed while the model was loaded', UNCHANGED);
+    },
     sibling: (name) => openFile(join(dirname(path), name)),
     close() {
       closing ??= handle.close();

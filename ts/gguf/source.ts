@@ -10,6 +10,11 @@ export interface ByteSource {
   /** A local path, where there is one: it lets the native backend read weights by itself. */
   readonly path?: string;
   /**
+   * Where others have read from `path`: whether they had the file that is open here.
+   * @throws FrugalError `SOURCE_READ`
+   */
+  checkPath?(): Promise<void>;
+  /**
    * Reads exactly `length` bytes from `offset`.
    * @throws FrugalError `SOURCE_READ` when fewer bytes can be had, or the range is outside the source
    */

@@ -1,7 +1,7 @@
 import { expose, type Remote, releaseProxy, transfer, wrap } from 'comlink';
 import { isParts } from '../engine/source.js';
 import { isFrugalError } from '../errors.js';
-import { nameOf } from '../gguf/blob-source.js';
+import { blobSource, nameOf, partsSource } from '../gguf/blob-source.js';
 import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Reply, SentSource, SourcePort } from './protocol.js';
@@ -23,6 +23,8 @@ export function sendSource(
   source: string | Blob | readonly Blob[] | ByteSource,
   own: OwnFailure,
 ): SentSource {
+  if (isParts(source) && !canCross(source)) return sendSource(partsSource(source), own);
+  if (source instanceof Blob && !canCross(source)) return sendSource(blobSource(source), own);
   if (isParts(source)) return { type: 'parts', parts: source, names: source.map(nameOf) };
   if (typeof source === 'string' || source instanceof Blob) return { type: 'place', place: source };
   const { port1, port2 } = new MessageChannel();
@@ -37,8 +39,8 @@ export function sendSource(
     });
   const offered: SourcePort = {
     async read(offset, length) {
-      // A copy: the source may keep what it gave.
-      const reply = await answer(async () => (await readExactly(source, offset, length)).slice());
+      // A copy, as the source may keep what it gave. Slices of Node's Buffers are views.
+      const reply = await answer(async () => new Uint8Array(await readExactly(source, offset, length)));
       return reply.type === 'value' ? transfer(reply, [reply.value.buffer]) : reply;
     },
     async sibling(name) {
@@ -57,6 +59,16 @@ export function sendSource(
   // In Node an open port would keep the process alive; while the thread reads, its calls do.
   (port1 as { unref?(): void }).unref?.();
   return transfer({ type: 'port', name: source.name, size: source.size, port: port2 }, [port2]);
+}
+
+/** Node's Blobs of files stay in the thread that made them. */
+function canCross(blobs: Blob | readonly Blob[]): boolean {
+  try {
+    structuredClone(blobs);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** The source on the other side. */
