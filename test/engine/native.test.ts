@@ -169,3 +169,26 @@ it('refuses a file that another takes the place of while its weights are loaded'
     });
     await (await load(path, { backend: 'native' })).dispose();
   }));
+
+it('embeds as the file says, and refuses what it cannot do', async () => {
+  const embedded = async (poolingType: number | undefined) => {
+    const key = 'llama.pooling_type';
+    const metadata = poolingType === undefined ? [] : [{ key, kind: 'uint32', value: poolingType } as const];
+    await using model = await load(new Blob([tinyLlama({ metadata }).bytes]), { backend: 'native' });
+    const [mean, last] = await Promise.all(
+      (['mean', 'last'] as const).map((pooling) => model.embed('the end', { pooling })),
+    );
+    expect(mean).not.toEqual(last);
+    return { mean, last, own: await model.embed('the end').catch((error) => error) };
+  };
+  for (const type of [undefined, 0, 1]) {
+    const { own, mean } = await embedded(type);
+    expect(own).toEqual(mean);
+  }
+  const { own, last } = await embedded(3);
+  expect(own).toEqual(last);
+  expect((await embedded(4)).own).toMatchObject({
+    code: 'UNSUPPORTED_FEATURE',
+    message: expect.stringContaining('llama.pooling_type to 4'),
+  });
+});

@@ -4,7 +4,7 @@ import type { Engine } from './context.js';
 import { promptTokens } from './generation.js';
 
 export interface EmbedOptions {
-  /** The mean of all tokens' hidden states, or the last token's. @default 'mean' */
+  /** The mean of all tokens' hidden states, or the last token's. @default as the file says, or else 'mean' */
   readonly pooling?: 'mean' | 'last';
   /** Scales the vector to length 1. @default true */
   readonly normalize?: boolean;
@@ -29,13 +29,31 @@ export async function embed(
   engine.scheduler.assertLive();
   checkKnown('embed', options, ['pooling', 'normalize', 'signal']);
   const settings: EmbedSettings = {
-    pooling: checkChoice('pooling', options.pooling, ['mean', 'last'], 'mean'),
+    pooling: checkChoice('pooling', options.pooling ?? poolingOf(engine), ['mean', 'last'], 'mean'),
     normalize: checkBoolean('normalize', options.normalize, true),
     signal: checkSignal(options.signal),
   };
   if (typeof input === 'string') return embedText(engine, input, settings);
   if (!Array.isArray(input)) throw invalidArgument('input', 'a string or an array of strings', input);
   return embedAll(engine, input, settings);
+}
+
+/**
+ * As models for embeddings state it, by llama.cpp's numbers; 0 leaves it open.
+ * @throws FrugalError `UNSUPPORTED_FEATURE`
+ */
+function poolingOf({ facts: { poolingType = 0, architecture } }: Engine): 'mean' | 'last' {
+  if (poolingType === 0 || poolingType === 1) return 'mean';
+  if (poolingType === 3) return 'last';
+  const key = `${architecture}.pooling_type`;
+  throw new FrugalError(
+    'UNSUPPORTED_FEATURE',
+    `The file sets ${key} to ${poolingType}; mean (1) and last (3) are known`,
+    {
+      cure: 'Pass the option pooling, if one of these is meant.',
+      data: { key, value: poolingType },
+    },
+  );
 }
 
 /** The first failure ends the others too. */

@@ -10,6 +10,8 @@ export interface Hyper {
   /** Blocks after these that predict further tokens; they take no part. */
   readonly predictingBlocks: number;
   readonly embeddingLength: number;
+  /** See `ModelFacts.poolingType`. */
+  readonly poolingType?: number;
   readonly feedForward: number;
   readonly heads: number;
   /** Heads that are cached, of so many dimensions. */
@@ -69,11 +71,13 @@ export function readHyper(
   const attention = row.latent ? readLatentHeads(keys) : readHeads(keys, embeddingLength);
   refuseOtherArithmetic(keys, row, attention.headDim);
   const feedForward = keys.count('feed_forward_length', MAX_WIDTH);
+  const poolingType = keys.optionalFinite('pooling_type');
   const experts = readExperts(keys, row.experts, tensors, feedForward, MAX_WIDTH);
   return {
     blockCount,
     predictingBlocks,
     embeddingLength,
+    ...(poolingType === undefined ? {} : { poolingType }),
     feedForward,
     ...attention,
     normEps: readEps(keys),

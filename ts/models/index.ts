@@ -99,6 +99,7 @@ function modelFacts(
     contextLength,
     vocabSize: hyper.vocabSize,
     embeddingLength: hyper.embeddingLength,
+    ...(hyper.poolingType === undefined ? {} : { poolingType: hyper.poolingType }),
     blockCount: hyper.blockCount,
     heads: hyper.heads,
     kvHeads: hyper.kvHeads,

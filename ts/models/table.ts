@@ -123,7 +123,7 @@ const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
       qkvBias: true,
       sinks: true,
       exactRamp: true,
-      windows: { period: 2 },
+      windows: { period: 2, size: 128 },
       feedForwardNorm: 'post_attention_norm',
       experts: { required: true, normalise: false, scoring: 'chosen', activation: 'clamped_swiglu' },
     },

@@ -63,6 +63,8 @@ export interface ModelFacts {
   readonly contextLength: number;
   readonly vocabSize: number;
   readonly embeddingLength: number;
+  /** The file's `pooling_type`, where it states one: 1 is the mean, 3 the last token. */
+  readonly poolingType?: number;
   readonly blockCount: number;
   readonly heads: number;
   readonly kvHeads: number;
