@@ -74,9 +74,11 @@ describe.each(Object.entries(expected))('%s', (name, facts) => {
       const words = 'The quick brown fox, 12345 of them, jumps over the lazy dog.\n'.repeat(2460);
       const text = `${words}${'ab'.repeat(12_500)}${'漢字'.repeat(6250)}${' '.repeat(12_500)}`;
       expect(text.length).toBeGreaterThan(200_000);
-      const start = performance.now();
+      // Computing time: others may have the machine meanwhile.
+      const start = process.cpuUsage();
       const ids = await tokenizer.encode(text);
-      expect(performance.now() - start).toBeLessThan(5000);
+      const { user, system } = process.cpuUsage(start);
+      expect((user + system) / 1000).toBeLessThan(5000);
       expect(tokenizer.decode(ids)).toBe(text);
     });
   });
