@@ -82,9 +82,9 @@ export function show(value: unknown): string {
   if (typeof value === 'bigint') return `${value}n`;
   if (typeof value === 'function') return 'a function';
   if (Array.isArray(value)) return `an array of ${value.length}`;
-  if (typeof value === 'object' && value !== null)
-    return `a ${value.constructor?.name ?? 'null-prototype'} object`;
-  return String(value);
+  if (typeof value !== 'object' || value === null) return String(value);
+  const name: unknown = value.constructor?.name;
+  return typeof name === 'string' ? `a ${name} object` : 'an object without a constructor';
 }
 
 /** @returns the error `INVALID_ARGUMENT` that names the field, what it allows and what it got */

@@ -6,6 +6,7 @@ import { SHARED } from './golden.js';
 
 const MIB = 1024 * 1024;
 const STORIES = resolve(SHARED, 'models/stories260K.gguf');
+const LARGE = resolve(SHARED, 'models/tiny-llama-q4_0.gguf');
 const linux = process.platform === 'linux';
 const present = existsSync(STORIES);
 if (!present) console.log(`not run, for want of ${STORIES} (set FRUGAL_SHARED): leaks`);
@@ -38,8 +39,13 @@ const GROWTH = 8 * MIB;
 /** V8 lets its young generation grow with use, by 30 MiB here; held small, what the engine keeps shows. */
 const EXEC_ARGV = ['--expose-gc', '--max-semi-space-size=1'];
 
-async function repeated(scenario: string, warm: number, count: number, variant?: string): Promise<Report> {
-  const args = { scenario, path: STORIES, warm, count, ...(variant ? { variant } : {}) };
+async function repeated(
+  scenario: string,
+  warm: number,
+  count: number,
+  more: { readonly variant?: string; readonly path?: string } = {},
+): Promise<Report> {
+  const args = { scenario, path: STORIES, warm, count, ...more };
   const report = await runChild<Report>('leaks', args, { execArgv: EXEC_ARGV, limitMs: 100_000 });
   const { before, warm: first, end } = report;
   const mib = [before, first, end].map(({ rss }) => (rss / MIB).toFixed(1)).join(', ');
@@ -68,11 +74,15 @@ describe.runIf(present && linux)('memory, threads and descriptors are where they
 
   it('60 loads aborted in every phase', { timeout: 120_000 }, () => repeated('brokenLoads', 40, 100));
 
+  it('40 loads whose listener throws, with a vocabulary that has a thread', { timeout: 120_000 }, () =>
+    repeated('refusedLoads', 24, 64, { path: LARGE }),
+  );
+
   it.each(['simd128', 'simd128-threads'])(
     '50 loads and disposes on WebAssembly, %s',
     { timeout: 120_000 },
     async (variant) => {
-      const { end, after } = await repeated('loads', 60, 110, variant);
+      const { end, after } = await repeated('loads', 60, 110, { variant });
       expect(after.threads).toBe(end.threads);
     },
   );

@@ -90,6 +90,21 @@ describe('chat', () => {
     expect(backend.sequences.size).toBe(0);
   });
 
+  it('takes the options of an answer in the place of its own, undefined as left out, null as wrong', async () => {
+    const { model } = createFakeModel({ next: yes, chatTemplate: TEMPLATE });
+    const chat = model.chat({ maxTokens: 2, seed: 5 });
+    const send = async (options: object) => {
+      const answer = chat.send('one', options);
+      await collect(answer);
+      const { text, seed } = await answer.result;
+      return { text, seed };
+    };
+    expect(await send({ maxTokens: undefined, seed: undefined })).toEqual({ text: 'ye', seed: 5 });
+    expect(await send(Object.create({ maxTokens: 1, seed: 7 }))).toEqual({ text: 'y', seed: 7 });
+    await expect(send({ seed: null })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await chat.dispose();
+  });
+
   it('stays as it was when an answer fails', async () => {
     let fail = true;
     const { model, backend } = createFakeModel({

@@ -46,6 +46,20 @@ describe('generate', () => {
     expect(backend.sequences.size).toBe(0);
   });
 
+  it('takes what a class and a prototype give its options', async () => {
+    class Options {
+      get maxTokens() {
+        return 4;
+      }
+      describe() {
+        return 'four tokens';
+      }
+    }
+    const { model } = createFakeModel();
+    expect((await model.complete('hi', new Options())).text).toBe('defg');
+    expect((await model.complete('hi', Object.create({ maxTokens: 2 }))).text).toBe('de');
+  });
+
   it('names the stop string that was found', async () => {
     const { model } = createFakeModel();
     expect((await model.complete('hi', { stop: ['x', 'ef'] })).stopString).toBe('ef');
@@ -183,6 +197,37 @@ describe('ending early', () => {
     await expect(generation.next()).rejects.toMatchObject({ name: 'AbortError' });
   });
 
+  it.each(['an abort', 'dispose'])('%s under the last piece counts, as before', async (how) => {
+    const { model } = createFakeModel({ next: answering(3, 'hello') });
+    const controller = new AbortController();
+    const generation = model.generate('hi', { signal: controller.signal, maxTokens: 5 });
+    for (let i = 0; i < 5; i++) await generation.next();
+    if (how === 'dispose') await model.dispose();
+    else controller.abort();
+    const ended = how === 'dispose' ? code('DISPOSED') : { name: 'AbortError' };
+    await expect(generation.next()).rejects.toMatchObject(ended);
+    await expect(generation.result).rejects.toMatchObject(ended);
+  });
+
+  it('lets any number of calls share a signal without a warning', async () => {
+    const warnings: Error[] = [];
+    const take = (warning: Error) => warnings.push(warning);
+    process.on('warning', take);
+    const { model } = createFakeModel();
+    const controller = new AbortController();
+    const { signal } = controller;
+    const reason = new Error('all of them');
+    const calls = Array.from({ length: 20 }, () => model.complete('hi', { signal }));
+    const embeddings = model.embed(new Array(20).fill('some text'), { signal });
+    const ends = Promise.allSettled([...calls, embeddings]);
+    await new Promise(setImmediate);
+    controller.abort(reason);
+    for (const end of await ends) expect(end).toEqual({ status: 'rejected', reason });
+    await new Promise(setImmediate);
+    process.off('warning', take);
+    expect(warnings).toEqual([]);
+  });
+
   it('leaves no listener on the signal, however it ends', async () => {
     const { model } = createFakeModel();
     const { signal } = new AbortController();
@@ -285,6 +330,17 @@ describe('wrong options', () => {
     [null, 'The options of generate must be an object, got null'],
     [new Map([['topK', 1]]), 'The options of generate must be an object, got a Map object'],
     [{ context: [] }, 'context must be an object'],
+    [Object.create({ topk: 3 }), 'generate has no option "topk"'],
+    [
+      new (class {
+        get maxToken() {
+          return 3;
+        }
+      })(),
+      'generate has no option "maxToken"',
+    ],
+    [new Date(), 'The options of generate must be an object, got a Date object'],
+    [AbortSignal.timeout(1e6), 'The options of generate must be an object, got a AbortSignal object'],
   ])('%o: %s', async (options, message) => {
     const { model, backend } = createFakeModel();
     const failure = await model.complete('x', options as object).catch((error: unknown) => error);

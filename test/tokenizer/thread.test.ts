@@ -119,7 +119,7 @@ test('without a thread a long text lets others have their turn, and hears of an 
   const pending = tokenizer.encode(text);
   await Promise.all([
     expect(pending).rejects.toMatchObject({ code: 'DISPOSED' }),
-    new Promise((resolve) => setTimeout(resolve, 5)).then(() => tokenizer.dispose()),
+    new Promise((resolve) => setTimeout(resolve, 1)).then(() => tokenizer.dispose()),
   ]);
 });
 
@@ -210,6 +210,18 @@ test('an idle tokeniser does not keep the process alive, one at work does', { ti
   const work = "console.log((await tokenizer.encode('a'.repeat(1e6))).length)";
   await expect(run(process.execPath, script(work), options)).resolves.toMatchObject({
     stdout: '0\n',
+    stderr: '',
+  });
+});
+
+test('answers that come while a tokeniser is disposed do not end the process', async () => {
+  const late = `
+    const calls = Array.from({ length: 3 }, () => tokenizer.encode('a b c '.repeat(200)).catch(({ code }) => code));
+    for (const end = performance.now() + 200; performance.now() < end; );
+    await tokenizer.dispose();
+    console.log(...(await Promise.all(calls)));`;
+  await expect(run(process.execPath, script(late), { cwd: ROOT, timeout: 30_000 })).resolves.toMatchObject({
+    stdout: 'DISPOSED DISPOSED DISPOSED\n',
     stderr: '',
   });
 });

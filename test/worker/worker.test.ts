@@ -126,6 +126,11 @@ describe('a model in a worker gives what one without gives', () => {
     await both(async (model) => (await model.complete(reactive([...IDS]), { seed: 5, maxTokens: 5 })).text);
   });
 
+  it('options that are inherited', async () => {
+    const options = { maxTokens: 4, seed: 3, logitBias: Object.create({ 3: 2 }) };
+    await both(async (model) => (await model.complete('a', Object.create(options))).text);
+  });
+
   it('a generation that is left before it began', async () => {
     await both(async (model) => {
       const generation = model.generate('a');
@@ -159,6 +164,12 @@ describe('errors of a worker are those of the model', () => {
     'a prompt that is none': (model) => model.complete({ length: 0 } as never),
     'a prompt too long': (model) => model.complete(new Array(model.info.contextLength + 1).fill(3)),
     'a token that is none': async (model) => model.detokenize([VOCABULARY]),
+    'a function to read': async (model) => model.detokenize((() => 1) as never),
+    'a list as options': (model) => model.complete('a', [] as never),
+    'a Map as options of an answer': async (model) => {
+      for await (const _ of model.chat().send('one', new Map() as never));
+    },
+    'an unknown option that is inherited': (model) => model.embed('a', Object.create({ pool: 'last' })),
     'no tokens to read': async (model) => model.detokenize(undefined as never),
     'no tokens to score': (model) => digestOf(model, null as never),
     'a wrong token to score': (model) => digestOf(model, [VOCABULARY]),
@@ -175,7 +186,7 @@ describe('errors of a worker are those of the model', () => {
 
   it('data that cannot be sent', async () => {
     const error = await there.complete('a', { logitBias: { 1: (() => 1) as never } }).catch((e) => e);
-    expect([error.code, error.message]).toEqual(['INVALID_ARGUMENT', expect.stringContaining('worker')]);
+    expect(error).toMatchObject({ code: 'INVALID_ARGUMENT', data: { field: 'logitBias' } });
   });
 
   it('data of a chat that cannot be sent, from its answers', async () => {

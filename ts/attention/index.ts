@@ -2,6 +2,7 @@ import {
   checkKnown,
   checkNumber,
   describeRange,
+  fieldsOf,
   inRange,
   invalid,
   isRecord,
@@ -41,7 +42,9 @@ export function checkAttention(options: unknown): AttentionOptions | undefined {
   if (!isRecord(options)) throw invalid('attention', 'an object', options, CURE);
   checkKnown('attention', options, ['prefill', 'decode']);
   const copy: AttentionOptions = Object.freeze(
-    Object.fromEntries(Object.entries(options).map(([name, policies]) => [name, frozenAll(policies)])),
+    Object.fromEntries(
+      Object.entries(fieldsOf(options)).map(([name, policies]) => [name, frozenAll(policies)]),
+    ),
   );
   plannedAll('attention.prefill', copy.prefill);
   plannedAll('attention.decode', copy.decode);
@@ -55,7 +58,7 @@ function frozenAll(policies: unknown): unknown {
 
 /** A policy holds only numbers and texts. What is none stays as it is. */
 function frozen(policy: unknown): unknown {
-  return isRecord(policy) ? Object.freeze({ ...policy }) : policy;
+  return isRecord(policy) ? Object.freeze(fieldsOf(policy)) : policy;
 }
 
 /**

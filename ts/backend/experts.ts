@@ -1,4 +1,4 @@
-import { settled } from '../gguf/settled.js';
+import { onAbort, settled } from '../abort.js';
 import type { Plan } from '../plan/types.js';
 import { type Part, readPart } from './read-ahead.js';
 import type { TensorPlacement } from './types.js';
@@ -59,7 +59,7 @@ export function expertReader(
   return async ({ tensors, matrices }, signal) => {
     const stop = new AbortController();
     const abort = () => stop.abort(signal.reason);
-    signal.addEventListener('abort', abort, { once: true });
+    const release = onAbort(signal, abort);
     if (signal.aborted) abort();
     const failures: unknown[] = [];
     const largest = tensors.reduce((most, tensor) => Math.max(most, partOf(tensor, 0).length), 1);
@@ -75,7 +75,7 @@ export function expertReader(
       }
     };
     await Promise.all(Array.from({ length: atOnce }, work));
-    signal.removeEventListener('abort', abort);
+    release();
     if (failures.length > 0 && !signal.aborted) throw failures[0];
   };
 }

@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { readExactly } from '../gguf/read-exactly.js';
 import type { ByteSource } from '../gguf/source.js';
 import type { Plan } from '../plan/types.js';
@@ -30,8 +31,7 @@ export async function* readTiles(
 ): AsyncGenerator<readonly [tensor: number, bytes: Uint8Array], void, undefined> {
   signal?.throwIfAborted();
   const stop = new AbortController();
-  const abort = () => stop.abort(signal?.reason);
-  signal?.addEventListener('abort', abort, { once: true });
+  const release = onAbort(signal, () => stop.abort(signal?.reason));
   const parts = partsOf(plan, placements);
   const idle: ArrayBuffer[] = [];
   const reading: Array<{ part: Part; bytes: Promise<Uint8Array<ArrayBuffer>> }> = [];
@@ -54,7 +54,7 @@ export async function* readTiles(
       startNext();
     }
   } finally {
-    signal?.removeEventListener('abort', abort);
+    release();
     stop.abort();
     await Promise.allSettled(reading.map(({ bytes }) => bytes));
   }

@@ -1,6 +1,6 @@
 import { FrugalError } from '../errors.js';
 import { type ChatMessage, renderChat } from '../template/index.js';
-import { checkKnown, invalid, invalidArgument } from './check.js';
+import { checkKnown, fieldsOf, invalid, invalidArgument } from './check.js';
 import { checkFits, type Engine } from './context.js';
 import {
   createGeneration,
@@ -66,7 +66,7 @@ export function checkChat(
   },
 ): ChatStart {
   checkKnown('chat', options, ['system', 'messages', ...chatNames()]);
-  const { system, messages, ...defaults } = options;
+  const { system, messages, ...defaults } = fieldsOf(options) as ChatOptions;
   // Each turn draws with the same seed at its own positions, so a chat can be repeated as a whole.
   const seed = checkGenerate('chat', defaults, model).sampler.seed;
   if (!model.hasChatTemplate) {
@@ -89,11 +89,7 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
   let isDisposed = false;
 
   async function begin(message: string, overrides: SendOptions): Promise<Start> {
-    const settings = checkGenerate(
-      'send',
-      { ...defaults, ...overrides, seed: overrides.seed ?? seed },
-      engine.facts,
-    );
+    const settings = checkGenerate('send', { ...defaults, seed, ...given(overrides) }, engine.facts);
     settings.signal?.throwIfAborted();
     const asked: readonly ChatMessage[] = [...history, { role: 'user', content: message }];
     const prompt = await chatTokens(engine, template, asked, settings.signal);
@@ -148,6 +144,11 @@ export function createChat(engine: Engine, options: ChatOptions): Chat {
     [Symbol.asyncDispose]: () => chat.dispose(),
   };
   return chat;
+}
+
+/** Without what is undefined, which is as good as left out. */
+function given(options: SendOptions): SendOptions {
+  return Object.fromEntries(Object.entries(fieldsOf(options)).filter(([, value]) => value !== undefined));
 }
 
 function chatNames(): string[] {

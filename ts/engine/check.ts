@@ -59,9 +59,29 @@ export function checkChoice<T extends string>(
   return found;
 }
 
-/** Whether it holds named fields: what an array or a Map holds would be ignored in silence. */
+/**
+ * Whether it holds named fields: what an array or a Map holds would be ignored in silence, and a Date, a Promise or a signal in
+ * the place of options is a slip.
+ */
 export function isRecord(value: unknown): value is object {
-  return typeof value === 'object' && value !== null && !(Symbol.iterator in value);
+  if (typeof value !== 'object' || value === null || Symbol.iterator in value) return false;
+  return ['[object Object]', '[object Module]'].includes(Object.prototype.toString.call(value));
+}
+
+/**
+ * The fields of an object as reading them by name finds them: its own, and those that classes and prototypes give it, but for
+ * their methods.
+ */
+export function fieldsOf(record: object): Record<string, unknown> {
+  const fields: Record<string, unknown> = { ...record };
+  for (let from = Object.getPrototypeOf(record); from !== null; from = Object.getPrototypeOf(from)) {
+    for (const name of Object.getOwnPropertyNames(from)) {
+      if (name === '__proto__' || name in fields) continue;
+      const value = Reflect.get(record, name);
+      if (typeof value !== 'function') fields[name] = value;
+    }
+  }
+  return fields;
 }
 
 /** @throws FrugalError `INVALID_ARGUMENT` unless `options` is an object of named fields */
@@ -74,7 +94,7 @@ export function checkRecord(call: string, options: unknown): asserts options is 
 /** Misspelt options are refused: they would otherwise be ignored in silence. */
 export function checkKnown(call: string, options: unknown, known: readonly string[]): void {
   checkRecord(call, options);
-  for (const name of Object.keys(options)) {
+  for (const name of Object.keys(fieldsOf(options))) {
     if (!known.includes(name)) {
       throw new FrugalError('INVALID_ARGUMENT', `${call} has no option "${name}"`, {
         cure: `Its options are ${known.join(', ')}.`,
@@ -108,10 +128,10 @@ export function checkTokens(field: string, tokens: ArrayLike<number>, vocabSize:
   return Uint32Array.from(tokens);
 }
 
-/** @throws FrugalError `INVALID_ARGUMENT` unless `tokens` has a length */
+/** @throws FrugalError `INVALID_ARGUMENT` unless `tokens` is an object with a length */
 export function checkList(field: string, tokens: unknown): void {
   const { length } = Object(tokens);
-  if (!Number.isSafeInteger(length) || length < 0)
+  if (typeof tokens !== 'object' || !Number.isSafeInteger(length) || length < 0)
     throw invalidArgument(field, 'an array of token ids', tokens);
 }
 

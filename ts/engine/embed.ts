@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { FrugalError } from '../errors.js';
 import { checkBoolean, checkChoice, checkKnown, checkSignal, invalidArgument } from './check.js';
 import type { Engine } from './context.js';
@@ -64,9 +65,8 @@ async function embedAll(
 ): Promise<Float32Array[]> {
   const vectors = new Array<Float32Array>(texts.length);
   const failure = new AbortController();
-  const stop = () => failure.abort(settings.signal?.reason);
   settings.signal?.throwIfAborted();
-  settings.signal?.addEventListener('abort', stop, { once: true });
+  const release = onAbort(settings.signal, () => failure.abort(settings.signal?.reason));
   const entries = texts.entries();
   const worker = async () => {
     for (const [i, text] of entries) {
@@ -85,7 +85,7 @@ async function embedAll(
     return vectors;
   } finally {
     await Promise.allSettled(workers);
-    settings.signal?.removeEventListener('abort', stop);
+    release();
   }
 }
 

@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { type AttentionUsage, attentionUsage } from '../attention/index.js';
 import type { ExpertCounts } from '../backend/types.js';
 import type { Energy } from '../energy/types.js';
@@ -193,8 +194,7 @@ async function* produce(
   record.context = { ...record.context, droppedTokens: record.promptDropped };
   // The sequence is freed at once even while the consumer is busy with a piece.
   const { signal } = start.settings;
-  const abort = () => engine.scheduler.close(start.sequence, signal?.reason);
-  signal?.addEventListener('abort', abort, { once: true });
+  const release = onAbort(signal, () => engine.scheduler.close(start.sequence, signal?.reason));
   if (start.settings.expertUsage) engine.scheduler.countExperts(start.sequence);
   try {
     if (start.settings.maxTokens === 0) {
@@ -202,11 +202,12 @@ async function* produce(
       return;
     }
     yield* decode(engine, start, record, began);
+    assertOpen(engine, start);
   } catch (error) {
     record.failed = true;
     throw error;
   } finally {
-    signal?.removeEventListener('abort', abort);
+    release();
     record.kvBytes = engine.scheduler.kvBytes();
     takeCounts(engine, start, record);
     if (record.expertCounts && engine.facts.expertLayers.length > 0)
@@ -277,9 +278,8 @@ function switchSequence(
   dropped: number,
 ): Uint32Array {
   const { scheduler } = engine;
-  const { context, sampler, signal, expertUsage } = start.settings;
-  signal?.throwIfAborted();
-  if (!scheduler.isOpen(start.sequence)) throw start.ended ?? disposed('The sequence');
+  const { context, sampler, expertUsage } = start.settings;
+  assertOpen(engine, start);
   takeCounts(engine, start, record);
   scheduler.close(start.sequence);
   start.sequence = scheduler.open({ ...sampler, seed: seedAt(sampler.seed, dropped) });
@@ -292,6 +292,13 @@ function switchSequence(
     recomputedTokens: record.context.recomputedTokens + kept.length - 1,
   };
   return kept;
+}
+
+/** @throws what a sequence was closed for while the consumer was busy with a piece */
+function assertOpen({ scheduler }: Engine, { sequence, settings, ended }: Start): void {
+  settings.signal?.throwIfAborted();
+  scheduler.assertLive();
+  if (!scheduler.isOpen(sequence)) throw ended ?? disposed('The sequence');
 }
 
 /** Adds what the sequence has counted to what those before it have. */

@@ -1,3 +1,4 @@
+import { settled } from '../abort.js';
 import { type AttentionOptions, BLOCK, checkAttention, sparsePlan } from '../attention/index.js';
 import type { Backend, BackendModel, Isa, TensorPlacement } from '../backend/types.js';
 import { WASM_VARIANTS, type WasmVariant } from '../backend/wasm/variant.js';
@@ -6,12 +7,11 @@ import { checkWatts } from '../energy/watts.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { type GgufModel, openGguf } from '../gguf/index.js';
 import { checkHeaders, type RequestHeaders } from '../gguf/remote.js';
-import { settled } from '../gguf/settled.js';
 import { verifiedSource } from '../gguf/verified-source.js';
 import { MAX_CONTEXT } from '../models/hyper.js';
 import { buildPlan, type ModelFacts } from '../models/index.js';
 import type { KvCacheType, Plan, Sparse } from '../plan/types.js';
-import { createTokenizer, type Tokenizer } from '../tokenizer/index.js';
+import { createTokenizer } from '../tokenizer/index.js';
 import {
   checkBoolean,
   checkChoice,
@@ -301,8 +301,10 @@ async function assemble(
     });
     owned.push(compiled);
     signal?.throwIfAborted();
-    const tokenizer = await readTokenizer(gguf, settings);
+    settings.report({ phase: 'tokenizer', loaded: 0, total: 1 });
+    const tokenizer = await createTokenizer(gguf.metadata, signal ? { signal } : {});
     owned.push(tokenizer);
+    settings.report({ phase: 'tokenizer', loaded: 1, total: 1 });
     await loadWeights(compiled, inFileOrder(gguf, placements), settings);
     for (const part of gguf.parts) await part.finish?.(signal);
     if (!compiled.keepsSources()) await gguf.close();
@@ -371,13 +373,6 @@ function withNotes(
     );
   }
   return { ...facts, notes: all };
-}
-
-async function readTokenizer(gguf: GgufModel, settings: LoadSettings): Promise<Tokenizer> {
-  settings.report({ phase: 'tokenizer', loaded: 0, total: 1 });
-  const tokenizer = await createTokenizer(gguf.metadata, settings.signal ? { signal: settings.signal } : {});
-  settings.report({ phase: 'tokenizer', loaded: 1, total: 1 });
-  return tokenizer;
 }
 
 /** Networks and hashes are best served front to back. */

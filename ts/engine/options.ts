@@ -5,6 +5,7 @@ import {
   checkNumber,
   checkSignal,
   describeRange,
+  fieldsOf,
   inRange,
   invalid,
   isRecord,
@@ -172,7 +173,7 @@ function checkLogitBias(bias: unknown, vocabSize: number): ReadonlyArray<readonl
     throw invalid('logitBias', 'an object from token ids to numbers', bias, cureOfBias(bias));
   const ids = { min: 0, max: vocabSize - 1, integer: true };
   const values = { min: -MAX_BIAS, max: MAX_BIAS };
-  return Object.entries(bias).map(([key, value]: [string, unknown]) => {
+  return Object.entries(fieldsOf(bias)).map(([key, value]: [string, unknown]) => {
     const token = Number(key);
     if (String(token) !== key || !inRange(token, ids))
       throw invalid('A token of logitBias', describeRange(ids), key, `Name tokens by ${describeRange(ids)}.`);

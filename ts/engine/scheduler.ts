@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import type {
   BackendModel,
   ExpertCounts,
@@ -179,7 +180,7 @@ export function createScheduler(
       assertLive();
       if (!live.has(sequence)) throw disposed('The sequence');
       if (pendings.has(sequence)) throw busy();
-      signal?.addEventListener('abort', abort, { once: true });
+      const release = onAbort(signal, abort);
       const { pending, outcome } = createPending(sequence, tokens, output);
       pendings.set(sequence, pending);
       queue.push(pending);
@@ -188,7 +189,7 @@ export function createScheduler(
         return await outcome;
       } finally {
         if (pendings.get(sequence) === pending) pendings.delete(sequence);
-        signal?.removeEventListener('abort', abort);
+        release();
       }
     },
     dispose() {

@@ -1,3 +1,4 @@
+import { settled } from '../abort.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { blobSource } from './blob-source.js';
 import {
@@ -15,7 +16,6 @@ import {
   whenFree,
 } from './cache.js';
 import { createRemote, isBusy, type Remote, type RemoteFile } from './remote.js';
-import { settled } from './settled.js';
 import type { ByteSource } from './source.js';
 import { checkRange } from './source-error.js';
 import { ATTEMPTS, askRemote, download, siblingUrl, type UrlOptions } from './url-source.js';

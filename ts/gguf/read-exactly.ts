@@ -1,5 +1,5 @@
+import { settled } from '../abort.js';
 import { show } from '../errors.js';
-import { settled } from './settled.js';
 import type { ByteSource } from './source.js';
 import { sourceError } from './source-error.js';
 

@@ -1,3 +1,4 @@
+import { onAbort } from '../abort.js';
 import { releaseBytes } from './release.js';
 import {
   checkAnswer,
@@ -217,11 +218,11 @@ function wait(ms: number, signal?: AbortSignal): Promise<void> {
       clearTimeout(timer);
       reject(signal?.reason);
     };
+    const release = onAbort(signal, abort);
     const timer = setTimeout(() => {
-      signal?.removeEventListener('abort', abort);
+      release();
       resolve();
     }, ms);
-    signal?.addEventListener('abort', abort, { once: true });
     if (signal?.aborted) abort();
   });
 }

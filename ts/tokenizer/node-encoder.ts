@@ -1,6 +1,7 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
+import { onAbort } from '../abort.js';
 import { FrugalError } from '../errors.js';
 import type { Reply, Request } from './protocol.js';
 import { disposed } from './refuse.js';
@@ -74,13 +75,12 @@ async function openThread(entry: URL, data: VocabularyData, signal?: AbortSignal
     async encode(text, flags, encodeSignal) {
       // Those after it would wait until a long text that nobody wants is done.
       const unwanted = new Int32Array(new SharedArrayBuffer(4));
-      const abort = (): void => void Atomics.store(unwanted, 0, 1);
-      encodeSignal?.addEventListener('abort', abort, { once: true });
+      const release = onAbort(encodeSignal, () => Atomics.store(unwanted, 0, 1));
       try {
         const { tokens } = await ask({ type: 'encode', text, flags, unwanted }, 'encoded', encodeSignal);
         return tokens;
       } finally {
-        encodeSignal?.removeEventListener('abort', abort);
+        release();
       }
     },
     dispose: end,
@@ -110,7 +110,8 @@ function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
   const settle = (id: number): Pending | undefined => {
     const call = pending.get(id);
     pending.delete(id);
-    if (pending.size === 0) worker.unref();
+    // An answer that nobody waits for any more says nothing of what keeps the process alive: the thread may be ending.
+    if (call !== undefined && pending.size === 0) worker.unref();
     return call;
   };
   const fail = (reason: unknown): void => {
@@ -129,8 +130,7 @@ function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
       signal?.throwIfAborted();
       if (ended !== undefined) throw ended;
       const id = ++lastId;
-      const abort = (): void => settle(id)?.reject(signal?.reason);
-      signal?.addEventListener('abort', abort);
+      const release = onAbort(signal, () => settle(id)?.reject(signal?.reason));
       try {
         const reply = await new Promise<Reply>((resolve, reject) => {
           pending.set(id, { resolve, reject });
@@ -140,7 +140,7 @@ function startThread(entry: URL): { ask: Ask; end: () => Promise<void> } {
         if (!isReply(reply, type)) throw threadFailed(new Error(`${reply.type} instead of ${type}`));
         return reply;
       } finally {
-        signal?.removeEventListener('abort', abort);
+        release();
       }
     },
     async end() {

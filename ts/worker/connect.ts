@@ -1,5 +1,6 @@
 import { type Endpoint, proxy, type Remote, wrap } from 'comlink';
-import { checkRecord, checkSignal, invalid } from '../engine/check.js';
+import { onAbort, settled } from '../abort.js';
+import { checkRecord, checkSignal, fieldsOf, invalid } from '../engine/check.js';
 import type { LoadOptions } from '../engine/load.js';
 import type { Model } from '../engine/model.js';
 import { disposed } from '../engine/scheduler.js';
@@ -7,7 +8,6 @@ import { checkOwnSource, isParts, type ModelSource } from '../engine/source.js';
 import type { ThreadChoice } from '../engine/threads.js';
 import { FrugalError, isFrugalError } from '../errors.js';
 import { resolveAddress } from '../gguf/address.js';
-import { settled } from '../gguf/settled.js';
 import { plainOptions } from './plain.js';
 import type { Host, Loaded, Reply } from './protocol.js';
 import { remoteModel } from './remote-model.js';
@@ -63,15 +63,16 @@ export async function loadInThread(
   checkRecord('load', options);
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
-  const { signal: _, onProgress, ...rest } = options;
+  const { onProgress } = options;
+  const { signal: _, onProgress: __, ...rest } = fieldsOf(options);
   if (onProgress !== undefined && typeof onProgress !== 'function')
     throw invalid('onProgress', 'a function', onProgress);
   const own: OwnFailure = { last: undefined };
+  const sentOptions = plainOptions(rest);
   const sent = sendSource(checkSource(source), own);
   const line = openLine(start(), own);
   const stop = new AbortController();
-  const abort = () => stop.abort(signal?.reason);
-  signal?.addEventListener('abort', abort, { once: true });
+  const release = onAbort(signal, () => stop.abort(signal?.reason));
   const report = proxy((event: Parameters<NonNullable<typeof onProgress>>[0]) => {
     try {
       onProgress?.(event);
@@ -82,7 +83,7 @@ export async function loadInThread(
   });
   try {
     const id = line.nextId();
-    const load = (host: Remote<Host>) => host.load(id, sent, plainOptions(rest), report);
+    const load = (host: Remote<Host>) => host.load(id, sent, sentOptions, report);
     // A thread whose script or module does not come never answers.
     const loaded = await settled(line.askAbortable<Loaded>(id, load, stop.signal), stop.signal);
     return remoteModel(line, loaded);
@@ -90,7 +91,7 @@ export async function loadInThread(
     await line.dispose();
     throw error;
   } finally {
-    signal?.removeEventListener('abort', abort);
+    release();
   }
 }
 
@@ -172,12 +173,11 @@ function openLine(thread: Thread, own: OwnFailure): Line {
       signal: AbortSignal | undefined,
     ) {
       signal?.throwIfAborted();
-      const abort = () => tell((host) => host.abort(id));
-      signal?.addEventListener('abort', abort, { once: true });
+      const release = onAbort(signal, () => tell((host) => host.abort(id)));
       try {
         return await ask<T>(call, signal);
       } finally {
-        signal?.removeEventListener('abort', abort);
+        release();
       }
     },
     tell,

@@ -1,5 +1,14 @@
+import { onAbort } from '../abort.js';
 import { type Chat, type ChatStart, chatDisposed, checkChat } from '../engine/chat.js';
-import { checkBoolean, checkKnown, checkList, checkSignal, checkTokens, invalid } from '../engine/check.js';
+import {
+  checkBoolean,
+  checkKnown,
+  checkList,
+  checkRecord,
+  checkSignal,
+  checkTokens,
+  fieldsOf,
+} from '../engine/check.js';
 import type { EmbedOptions } from '../engine/embed.js';
 import {
   type Completion,
@@ -27,7 +36,7 @@ export function remoteModel(line: Line, { info: loaded, tables }: Loaded): Model
 
   /** A call that takes an input and options, and gives a promise. */
   async function call<T>(name: PlainCall, input: unknown, options: object): Promise<T> {
-    const { signal, rest } = splitOptions(options);
+    const { signal, rest } = splitOptions(name, options);
     const id = line.nextId();
     return line.askAbortable(id, (host) => host.call(id, name, plainValue(input), rest), signal);
   }
@@ -42,7 +51,7 @@ export function remoteModel(line: Line, { info: loaded, tables }: Loaded): Model
     info,
     backend: info.backend,
     generate: (prompt, options = {}) =>
-      remoteGeneration(line, info, options, (rest) => ({
+      remoteGeneration(line, info, 'generate', options, (rest) => ({
         type: 'generate',
         args: [plainValue(prompt), rest],
       })),
@@ -66,7 +75,10 @@ export function remoteModel(line: Line, { info: loaded, tables }: Loaded): Model
       return decode(checkTokens('tokens', tokens, info.vocabSize), { special });
     },
     score: (tokens, options = {}) =>
-      iterate<Float32Array>(line, options, (rest) => ({ type: 'score', args: [plainValue(tokens), rest] })),
+      iterate<Float32Array>(line, 'score', options, (rest) => ({
+        type: 'score',
+        args: [plainValue(tokens), rest],
+      })),
     dispose: () => line.dispose(),
     [Symbol.asyncDispose]: () => model.dispose(),
   };
@@ -74,9 +86,9 @@ export function remoteModel(line: Line, { info: loaded, tables }: Loaded): Model
 }
 
 /** The signal stays on this side; the other options are checked on the other. */
-function splitOptions(options: object): { signal: AbortSignal | undefined; rest: object } {
-  if (typeof options !== 'object' || options === null) throw invalid('The options', 'an object', options);
-  const { signal, ...rest } = options as { signal?: unknown };
+function splitOptions(call: string, options: object): { signal: AbortSignal | undefined; rest: object } {
+  checkRecord(call, options);
+  const { signal, ...rest }: { signal?: unknown } = fieldsOf(options);
   return { signal: checkSignal(signal), rest: plainOptions(rest) };
 }
 
@@ -88,11 +100,12 @@ type Open = (options: object) => Opening;
  */
 async function* iterate<T>(
   line: Line,
+  call: Opening['type'],
   options: object,
   open: Open,
   onStep: (taken: Taken) => void = () => {},
 ): AsyncGenerator<T, void, undefined> {
-  const { signal, rest } = splitOptions(options);
+  const { signal, rest } = splitOptions(call, options);
   signal?.throwIfAborted();
   const id = line.nextId();
   const opening = open(rest);
@@ -107,9 +120,8 @@ async function* iterate<T>(
     return taken;
   };
   // It frees its sequence at once, even while the consumer is busy with a piece.
-  const abort = () => line.tell((host) => host.abort(id));
   // Before the opening is awaited, or an abort meanwhile would go unheard.
-  signal?.addEventListener('abort', abort, { once: true });
+  const release = onAbort(signal, () => line.tell((host) => host.abort(id)));
   try {
     await line.ask((host) => host.open(id, opening));
     over = false;
@@ -119,7 +131,7 @@ async function* iterate<T>(
       yield taken.value as T;
     }
   } finally {
-    signal?.removeEventListener('abort', abort);
+    release();
     if (!over) await step('return');
   }
 }
@@ -127,12 +139,13 @@ async function* iterate<T>(
 function remoteGeneration(
   line: Line,
   info: ModelInfo,
+  call: 'generate' | 'send',
   options: object,
   open: Open,
   ended?: () => Promise<void>,
 ): Generation {
   let completion: Completion | undefined;
-  const steps = iterate<string>(line, options, open, ({ done, value }) => {
+  const steps = iterate<string>(line, call, options, open, ({ done, value }) => {
     if (done) completion = value as Completion;
   });
   return followPieces(
@@ -175,6 +188,7 @@ function remoteChat(line: Line, info: ModelInfo, start: ChatStart): Chat {
       remoteGeneration(
         line,
         info,
+        'send',
         overrides,
         (rest) => {
           if (isDisposed) throw chatDisposed();
@@ -203,6 +217,7 @@ function remoteSession(line: Line): Session {
     logits: (tokens, options = {}) =>
       iterate<Float32Array>(
         line,
+        'logits',
         options,
         (rest) => ({ type: 'logits', target: sessionId, args: [plainValue(tokens), rest] }),
         (taken) => {

@@ -52,6 +52,22 @@ async function brokenLoads() {
   });
 }
 
+/** Loads whose listener throws: each event of the first phases ends one of them. */
+async function refusedLoads() {
+  return repeat(async (i) => {
+    let events = 0;
+    const onProgress = () => {
+      if (events++ === i % 7) throw new Error('enough');
+    };
+    await load(args.path, { ...options, onProgress }).then(
+      () => Promise.reject(new Error('the load was not ended')),
+      (error) => {
+        if (error.message !== 'enough') throw error;
+      },
+    );
+  });
+}
+
 /** Takes `pieces` pieces, then aborts: at once, or while the next step runs. */
 async function abortAfter(model, pieces, inStep) {
   const stop = new AbortController();
@@ -107,5 +123,5 @@ async function disposals() {
 }
 
 const before = await level();
-const levels = await { loads, brokenLoads, aborts, disposals }[args.scenario]();
+const levels = await { loads, brokenLoads, refusedLoads, aborts, disposals }[args.scenario]();
 report({ before, after: await level(), ...levels });
