@@ -13,20 +13,25 @@ export interface Program {
 }
 
 /** Each is undefined where its package has none for this machine. */
-export const deno = find('@deno', 'deno', [
+export const deno = find('@deno', `deno${SUFFIX}`, `deno/deno${SUFFIX}`, [
   'run',
   '--allow-all',
   '--no-prompt',
   '--unstable-sloppy-imports',
   '--quiet',
 ]);
-export const bun = find('@oven', 'bin/bun', ['run']);
+export const bun = find('@oven', `bin/bun${SUFFIX}`, 'bun/bin/bun.exe', ['run']);
 
-function find(scope: string, file: string, flags: readonly string[]): Program | undefined {
-  const folder = resolve(ROOT, 'node_modules', scope);
+/**
+ * @param file where the scope's package for this machine has it
+ * @param moved where the main package's script may have moved it to
+ */
+function find(scope: string, file: string, moved: string, flags: readonly string[]): Program | undefined {
+  const packages = resolve(ROOT, 'node_modules');
+  const folder = resolve(packages, scope);
   if (!existsSync(folder)) return undefined;
-  const found = readdirSync(folder).map((name) => resolve(folder, name, file + SUFFIX));
-  const path = found.find((each) => existsSync(each));
+  const found = readdirSync(folder).map((name) => resolve(folder, name, file));
+  const path = [...found, resolve(packages, moved)].find((each) => existsSync(each));
   return path === undefined ? undefined : { path, flags };
 }
 
