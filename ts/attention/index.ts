@@ -213,20 +213,35 @@ export function attentionUsage(options: AttentionOptions, numbers: Float64Array)
     ...numbers.subarray(4 * layer, 4 * layer + 4),
   ]);
   if (rows.length === 0) return undefined;
-  const share = ([kept = 0, seen = 0, mass = 0, measured = 0]: readonly number[]) => {
+  const layers = rows.map(([kept = 0, seen = 0, mass = 0, measured = 0], layer) => {
+    if (hasPattern(options, layer)) return { kept: kept / seen };
     if (kept === seen) return { kept: 1, mass: 1 };
     return { kept: kept / seen, ...(measured === 0 ? {} : { mass: mass / measured }) };
-  };
-  const layers = rows.map(share);
-  const [kept, seen] = [0, 1].map((at) => rows.reduce((sum, row) => sum + (row[at] ?? 0), 0));
+  });
   const masses = layers.flatMap(({ mass }) => mass ?? []);
   const mass = masses.reduce((sum, mass) => sum + mass, 0) / layers.length;
   return {
     options,
     layers,
-    ...share([kept ?? 0, seen ?? 0]),
+    kept: keptShare(numbers),
     ...(masses.length === layers.length ? { mass } : {}),
   };
+}
+
+/** The part of all keys that was kept, of what `BackendModel.keptKeys` gives; 1 where nothing was counted. */
+export function keptShare(numbers: Float64Array): number {
+  const sum = (column: number) => numbers.reduce((all, x, i) => (i % 4 === column ? all + x : all), 0);
+  const [kept, seen] = [sum(0), sum(1)];
+  return seen === 0 ? 1 : kept / seen;
+}
+
+/** Whether prompts or single tokens have one: patterns may mask within blocks, and nobody measures what they hold. */
+function hasPattern({ prefill, decode }: AttentionOptions, layer: number): boolean {
+  const patterns = ['window', 'longformer', 'bigbird', 'strided'];
+  return [prefill, decode].some((policies) => {
+    const list = listed(policies);
+    return patterns.includes((list[layer] ?? list[0])?.policy ?? 'dense');
+  });
 }
 
 /** What `BackendModel.recordedKeys` gives, by head. */

@@ -220,7 +220,7 @@ function description(content: PictureContent, layers: number, across: number): s
   const { promptTokens, usage } = content;
   return (
     `${layers} layers down and ${across} KV heads across, each a triangle of the blocks of ${BLOCK} keys that blocks of ` +
-    `${BLOCK} queries of a prompt of ${promptTokens} tokens see. Filled squares are kept: ${percent(usage.kept)}. ` +
+    `${BLOCK} queries of a prompt of ${promptTokens} tokens see. Filled squares are kept: ${percent(usage.kept)} of what the queries see. ` +
     `${policyLines(usage).join('; ')}.`
   );
 }

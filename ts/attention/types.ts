@@ -71,7 +71,8 @@ export interface KeepOptions {
 
 /**
  * By the scores of pairs along antidiagonals (after XAttention: Xu et al., 2025, arXiv:2503.16428); a quarter of what is
- * kept goes to the highest page bounds, as {@link QuestPolicy} has them, for keys that few queries look for.
+ * kept goes to keys that few queries look for: half to what each head's longest query looks at, half to the highest page
+ * bounds, as {@link QuestPolicy} has them.
  */
 export interface AntidiagonalPolicy extends KeepOptions {
   readonly policy: 'antidiagonal';
@@ -82,7 +83,7 @@ export interface AntidiagonalPolicy extends KeepOptions {
 }
 
 /**
- * By what the last queries of a block look at (after MInference: Jiang et al., 2024, arXiv:2407.02490); a quarter of what
+ * By what the last and the longest query of a block and head look at (after MInference: Jiang et al., 2024, arXiv:2407.02490); a quarter of what
  * is kept goes to the highest page bounds, as {@link QuestPolicy} has them.
  */
 export interface VerticalSlashPolicy extends KeepOptions {
@@ -106,7 +107,7 @@ export interface QuestPolicy extends KeepOptions {
 /**
  * Dense in short contexts. In longer ones antidiagonals choose for prompts and page bounds for single tokens, and
  * sampled queries measure the attention mass that this keeps: where it is less than `quality`, attention is dense.
- * Of prompts, a sixteenth of the earlier blocks is kept beside, by page bounds.
+ * Of prompts, a sixteenth of the earlier blocks is kept beside, for keys that few queries look for.
  */
 export interface AutoPolicy {
   readonly policy: 'auto';
@@ -128,11 +129,12 @@ export interface AttentionOptions {
 
 /** What one layer kept. */
 export interface LayerKeys {
-  /** Share of the blocks that queries saw: 1 is dense. */
+  /** Share of the blocks that queries saw, the mean over queries that each counts by what it saw: 1 is dense. */
   readonly kept: number;
   /**
-   * Share of the attention mass that this held: 1 where all was kept, else the mean over sampled queries, once there are
-   * any. Absent where blocks were chosen without looking at them.
+   * Share of the attention mass of the blocks before the queries' own that this held: 1 where all was kept, else the mean
+   * over sampled queries, once there are any. The own block is always kept, so of all mass the share is no smaller. Absent
+   * where blocks were chosen without looking at them, by a pattern for prompts or single tokens.
    */
   readonly mass?: number;
 }

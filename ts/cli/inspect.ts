@@ -64,7 +64,7 @@ interface Report {
 }
 
 /** Names of pictures that would not be what they say. */
-const OTHER_PICTURES = /\.(png|jpe?g|gif|webp|avif|bmp|tiff?|pdf)$/i;
+const OTHER_PICTURES = /\.(png|jpe?g|gif|webp|avif|bmp|tiff?|pdf|svgz|mp4|webm)$/i;
 const SHOWN_ELEMENTS = 8;
 const SHOWN_CHARACTERS = 200;
 

@@ -1,5 +1,5 @@
 import { onAbort } from '../abort.js';
-import { type AttentionUsage, attentionUsage } from '../attention/index.js';
+import { type AttentionUsage, attentionUsage, keptShare } from '../attention/index.js';
 import type { ExpertCounts } from '../backend/types.js';
 import type { Energy } from '../energy/types.js';
 import { FrugalError } from '../errors.js';
@@ -393,9 +393,9 @@ function countWork({ scheduler }: Engine, record: GenerationRecord, held: number
   record.pairs += ((held + count) * (held + count + 1) - held * (held + 1)) / 2;
 }
 
-/** Weights once per step; of each token's keys and values, those before it. */
-function bytesMoved({ facts }: Engine, { steps, pairs }: GenerationRecord): number {
-  return steps * facts.bytesPerToken + pairs * facts.kvBytesPerToken;
+/** Weights once per step; of each token's keys and values, those before it that attention kept. */
+function bytesMoved({ facts }: Engine, { steps, pairs, keptKeys }: GenerationRecord): number {
+  return steps * facts.bytesPerToken + pairs * keptShare(keptKeys) * facts.kvBytesPerToken;
 }
 
 /** That of a generation that was left before it began. */

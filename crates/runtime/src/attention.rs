@@ -331,7 +331,7 @@ impl Attending<'_> {
                 Some(source) => source.choose(Place { layer: self.of.layer, kv_head, block }),
                 None => None,
             };
-            state.count(choice.as_ref(), first_seen, block);
+            state.count(choice.as_ref(), first_seen, block, tokens.len());
             choices.push((block, choice.map(Arc::new)));
         }
         *lock(&self.chosen.choices[index]) = choices;

@@ -141,7 +141,7 @@ struct SoFar {
     recorded: usize,
 }
 
-/// What was kept of the blocks that queries could see.
+/// What was kept of the blocks that queries could see, each query counted.
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub struct Tally {
     pub kept: u64,
@@ -189,11 +189,26 @@ impl Asked<'_> {
         Choice::whole(self.own, &blocks)
     }
 
-    /// Of each head's last query, what blocks, counted from the first, keep.
+    /// The mass that each block has of the attention of each head's longest query: the longer one is, the fewer keys it
+    /// looks at, and of so few the others' estimates and bounds of ordinary keys tell too little. Nothing for single queries.
+    fn mass_of_longest(&self, table: &KernelTable, small: &mut SmallKeys) -> Vec<f32> {
+        let Queries { heads, tokens, head_dim, .. } = self.queries;
+        if tokens == 1 {
+            return Vec::new();
+        }
+        let row = |head: usize| self.queries.row(head, self.queries.longest(head, tokens));
+        let values = (0..heads).flat_map(row).copied().collect();
+        small.update(table, self.keys, self.earlier());
+        let longest = Queries { values, heads, tokens: 1, head_dim };
+        antidiagonal(table, small, &longest, self.scale, self.earlier(), 1)
+    }
+
+    /// What blocks, counted from the first, keep of the mass of some queries: one of each head, from all parts of the block.
     fn mass(&self, table: &KernelTable, kept: &[u32]) -> f32 {
-        let last = self.queries.tokens - 1;
-        let rows: Vec<f32> =
-            (0..self.queries.heads).flat_map(|head| self.queries.row(head, last)).copied().collect();
+        let Queries { heads, tokens, .. } = self.queries;
+        let some = heads.max(tokens.min(2));
+        let row = |i: usize| self.queries.row(i % heads, ((i + 1) * tokens).div_ceil(some) - 1);
+        let rows: Vec<f32> = (0..some).flat_map(row).copied().collect();
         let keys = self.keys.from(self.first);
         kept_mass(table, keys, &rows, (self.scale, self.softcap), self.earlier().len(), kept)
     }
@@ -262,18 +277,25 @@ impl HeadState {
         let blocks = match *method {
             Method::Antidiagonal { stride, mass, share } => {
                 small.update(table, keys, earlier.clone());
+                // A single query has every lane to itself: all its keys are scored in the time of some.
+                let stride = if queries.tokens == 1 { 1 } else { stride };
                 let mass_of = antidiagonal(table, small, queries, scale, earlier, stride);
-                self.with_lone(table, asked, &mass_of, share.with_lone(count, mass))
+                let of_longest = asked.mass_of_longest(table, small);
+                self.with_lone(table, asked, &of_longest, &mass_of, share.with_lone(count, mass))
             }
             Method::VerticalSlash(share) => {
                 let scores = vertical_slash(table, keys.from(first), queries, scale, count);
-                self.with_lone(table, asked, &scores, share.with_lone(count, 1.0))
+                self.with_lone(table, asked, &[], &scores, share.with_lone(count, 1.0))
             }
             Method::Lsh { ref rotations, share } => {
                 choose(&lsh(table, rotations, &self.hashes, queries, earlier), share.budget(count, 1.0))
             }
             Method::Bounds(share) => {
-                choose(&bounds(table, &self.bounds, queries, earlier), share.budget(count, 1.0))
+                let mut budget = share.budget(count, 1.0);
+                budget.lone = if queries.tokens == 1 { 0 } else { budget.blocks / (2 * LONE) };
+                let mut kept = choose(&bounds(table, &self.bounds, queries, earlier), budget);
+                add_highest(&mut kept, &asked.mass_of_longest(table, small), budget.lone);
+                kept
             }
             Method::Auto { from, .. } if position < from => return None,
             Method::Auto { quality, .. } if queries.tokens == 1 => {
@@ -284,8 +306,11 @@ impl HeadState {
                 small.update(table, keys, earlier.clone());
                 let mass_of = antidiagonal(table, small, queries, scale, earlier, AUTO_STRIDE);
                 let budget = Budget { blocks: budget.blocks + lone, lone, ..budget };
-                let blocks = self.with_lone(table, asked, &mass_of, budget);
-                let mass = asked.mass(table, &blocks);
+                let of_longest = asked.mass_of_longest(table, small);
+                let blocks = self.with_lone(table, asked, &of_longest, &mass_of, budget);
+                // The budget may be spent before the estimate for all queries is reached, which few measured ones may not tell.
+                let estimated = share_of(&mass_of, &blocks) >= quality;
+                let mass = if estimated { asked.mass(table, &blocks) } else { 0.0 };
                 let enough = mass >= quality;
                 self.measured(if enough { mass } else { 1.0 });
                 return enough.then(|| asked.choice(&blocks));
@@ -295,12 +320,22 @@ impl HeadState {
         Some(asked.choice(&blocks))
     }
 
-    /// The blocks of the highest scores, and beside them some of the highest bounds.
-    fn with_lone(&self, table: &KernelTable, asked: &Asked, scores: &[f32], budget: Budget) -> Vec<u32> {
+    /// The blocks of the highest scores, and beside them some that the longest queries look at, where that is known, and some
+    /// of the highest bounds.
+    fn with_lone(
+        &self,
+        table: &KernelTable,
+        asked: &Asked,
+        of_longest: &[f32],
+        scores: &[f32],
+        budget: Budget,
+    ) -> Vec<u32> {
         let mut kept = choose(scores, budget);
         if kept.len() < scores.len() && budget.lone > 0 {
+            let some = if of_longest.is_empty() { 0 } else { budget.lone / 2 };
+            add_highest(&mut kept, of_longest, some);
             let standing_out = bounds(table, &self.bounds, &asked.queries, asked.earlier());
-            add_highest(&mut kept, &standing_out, budget.lone);
+            add_highest(&mut kept, &standing_out, budget.lone - some);
         }
         kept
     }
@@ -325,12 +360,12 @@ impl HeadState {
         self.so_far.kept.measured += 1;
     }
 
-    /// Counts, and records, what a choice keeps of the blocks from `first` to `own` that its queries see.
-    pub fn count(&mut self, choice: Option<&Choice>, first: usize, own: usize) {
+    /// Counts, and records, what a choice keeps of the blocks from `first` to `own` that so many queries see.
+    pub fn count(&mut self, choice: Option<&Choice>, first: usize, own: usize, queries: usize) {
         let all = own - first + 1;
         let kept = choice.map_or(all, |choice| choice.from(first).count());
-        self.so_far.kept.seen += all as u64;
-        self.so_far.kept.kept += kept as u64;
+        self.so_far.kept.seen += (all * queries) as u64;
+        self.so_far.kept.kept += (kept * queries) as u64;
         let Some(lists) = &mut self.recorded else { return };
         let all_before = choice.is_none() && first == 0;
         lists.extend([own as u32, if all_before { 0 } else { kept as u32 }]);
@@ -347,6 +382,11 @@ impl HeadState {
             self.measured(mass());
         }
     }
+}
+
+/// Of all blocks' mass that of some.
+fn share_of(mass: &[f32], blocks: &[u32]) -> f32 {
+    blocks.iter().map(|&block| mass[block as usize]).sum::<f32>() / mass.iter().sum::<f32>()
 }
 
 /// Of so many positions one is measured.

@@ -76,17 +76,9 @@ impl Pattern {
         }
         let parts = [place.layer, place.kv_head, place.block].map(|part| part as u64);
         let key = parts.into_iter().fold(self.seed, |key, part| mix(key ^ part));
-        let mut drawn = Vec::with_capacity(self.random);
-        for i in 0.. {
-            if drawn.len() == self.random {
-                break;
-            }
-            let block = (mix(key.wrapping_add(i)) % place.block as u64) as usize;
-            if !drawn.contains(&block) {
-                drawn.push(block);
-            }
-        }
-        drawn
+        let mut is_drawn = vec![false; place.block];
+        let draws = (0..).map(|i| (mix(key.wrapping_add(i)) % place.block as u64) as usize);
+        draws.filter(|&block| !std::mem::replace(&mut is_drawn[block], true)).take(self.random).collect()
     }
 }
 

@@ -160,6 +160,29 @@ fn a_needle_that_one_query_looks_for_is_kept() {
     }
 }
 
+/// Half of a block's queries look along a direction, the others at everything: what the former keep is not enough.
+#[test]
+fn a_block_some_of_whose_queries_look_at_everything_is_dense() {
+    let mut random = Random(5);
+    let mut hay = Haystack::new(&mut random);
+    let direction = random.direction();
+    let key: Vec<f32> = direction.iter().map(|u| u * strong(16) / (PULL * SCALE)).collect();
+    hay.plant(1600..1616, &key);
+    for looking in [0..BLOCK / 2, BLOCK / 2..BLOCK, 3..BLOCK, 0..BLOCK - 4] {
+        let mut queries = queries(&mut random, BLOCK, &direction, 0.0);
+        for head in 0..HEADS {
+            for token in looking.clone() {
+                let row = looking_along(&mut random, &direction);
+                queries.values[(head * BLOCK + token) * DIM..][..DIM].copy_from_slice(&row);
+            }
+        }
+        let position = BLOCKS * BLOCK + BLOCK - 1;
+        let (_, mass) = kept(&mut hay, &mut HeadState::default(), queries, position);
+        // Estimated from one pair in sixteen.
+        assert!(mass >= QUALITY - 0.005, "{looking:?}: a mass of {mass}");
+    }
+}
+
 fn looking_along(random: &mut Random, direction: &[f32]) -> Vec<f32> {
     random.normals(DIM).iter().zip(direction).map(|(x, u)| 0.5 * x + PULL * u).collect()
 }

@@ -6,7 +6,11 @@
 //! serve to count, for each query, the rounds in which each key shares its bucket, and blocks are scored
 //! by the keys of high counts. A bucket of a round is a pair of places among 16 directions each, so 256
 //! buckets cost 16 products per dimension.
+//!
+//! What all keys have in common would put them all into few buckets, and tells nothing, as it adds the same to all of a
+//! query's scores: the mean of the first block's keys is taken from all of them, as far as it is more than chance.
 
+use super::small::mean_key;
 use super::{Hashing, Keys, Queries, Room, SUB};
 use crate::float16::round_f16;
 use crate::kernels::attention::BLOCK;
@@ -69,6 +73,8 @@ pub struct Hashes {
     /// `[rounds][buckets]`: ascending positions.
     lists: Vec<Vec<u32>>,
     blocks: usize,
+    /// What is taken from all keys.
+    less: Vec<f32>,
     /// The seed that they are of.
     seed: u64,
 }
@@ -86,8 +92,13 @@ impl Hashes {
         let mut rows = vec![[0.0; LANES]; SUB * dim];
         let mut buckets = vec![0; BLOCK * rotations.rounds];
         let mut room = Room::new();
+        if self.blocks == 0 && blocks > 0 {
+            self.less = in_common(table, keys.block(table, 0, &mut room), dim);
+        }
         for block in self.blocks..blocks {
             (table.widen)(keys.block(table, block, &mut room), &mut rows);
+            subtract(&mut rows, &self.less);
+            (table.round_halves)(rows.as_flattened_mut());
             rotations.buckets(table, &rows, &mut buckets);
             for (slot, of_key) in buckets.chunks_exact(rotations.rounds).enumerate() {
                 for (round, &bucket) in of_key.iter().enumerate() {
@@ -110,7 +121,27 @@ impl Hashes {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         let lists: usize = self.lists.iter().map(|list| list.capacity() * size_of::<u32>()).sum();
-        lists + self.lists.capacity() * size_of::<Vec<u32>>()
+        lists + self.lists.capacity() * size_of::<Vec<u32>>() + self.less.capacity() * size_of::<f32>()
+    }
+}
+
+/// What 64 keys (`[sub-blocks][dim][16 keys]`) have in common: their mean, smaller by as much of its square as it has of
+/// independent keys (James and Stein, 1961). Directions of keys that have nothing in common stay as they are.
+fn in_common(table: &KernelTable, keys: &[[u16; LANES]], dim: usize) -> Vec<f32> {
+    let mut wide = vec![[0.0; LANES]; keys.len()];
+    (table.widen)(keys, &mut wide);
+    let mean = mean_key(table, keys, dim);
+    let square = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>();
+    let (of_mean, of_keys) = (square(&mean), square(wide.as_flattened()) / BLOCK as f32);
+    let by_chance = (of_keys - of_mean) / BLOCK as f32;
+    let part = if by_chance < of_mean { 1.0 - by_chance / of_mean } else { 0.0 };
+    mean.into_iter().map(|x| x * part).collect()
+}
+
+/// Takes a row from each of `[rows / 16][dim][16 rows]`.
+fn subtract(rows: &mut [[f32; LANES]], less: &[f32]) {
+    for (lanes, less) in rows.iter_mut().zip(less.iter().cycle()) {
+        lanes.iter_mut().for_each(|x| *x -= less);
     }
 }
 

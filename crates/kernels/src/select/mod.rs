@@ -4,7 +4,7 @@
 //! | method | idea | source |
 //! |---|---|---|
 //! | antidiagonal | the scores of one pair in `stride` along antidiagonals | XAttention, arXiv:2503.16428 |
-//! | vertical-slash | keys and distances that the last queries attend to | MInference, arXiv:2407.02490 |
+//! | vertical-slash | keys and distances that the last and the longest query attend to | MInference, arXiv:2407.02490 |
 //! | lsh | keys whose random rotations agree with a query's | Reformer, arXiv:2001.04451 |
 //! | bounds | bounds of small pages' keys, in 8 bits | Quest, arXiv:2406.10774 |
 //!
@@ -34,7 +34,7 @@ pub use scores::{
     round_halves, row_scores, row_sums, sampled_sums, softmax, widen,
 };
 pub use small::{Shrinking, SmallKeys, SmallRow, shrink_keys, shrink_rows};
-pub use vertical_slash::{LAST_QUERIES, vertical_slash};
+pub use vertical_slash::vertical_slash;
 
 use crate::kernels::attention::{BLOCK, CacheType, key_len, read_q8, runs};
 use crate::simd::LANES;
@@ -114,6 +114,18 @@ impl Queries {
     pub fn row(&self, head: usize, token: usize) -> &[f32] {
         let row = head * self.tokens + token;
         &self.values[row * self.head_dim..][..self.head_dim]
+    }
+
+    /// The longest of a head's queries for the first `tokens`, of several the first.
+    pub fn longest(&self, head: usize, tokens: usize) -> usize {
+        let mut longest = (0, f32::NEG_INFINITY);
+        for token in 0..tokens {
+            let square = self.row(head, token).iter().map(|x| x * x).sum();
+            if square > longest.1 {
+                longest = (token, square);
+            }
+        }
+        longest.0
     }
 }
 

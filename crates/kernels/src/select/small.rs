@@ -76,7 +76,8 @@ impl SmallKeys {
     }
 }
 
-fn mean_key(table: &KernelTable, keys: &[[u16; LANES]], dim: usize) -> Vec<f32> {
+/// Of 64 keys, `[sub-blocks][dim][16 keys]`.
+pub(super) fn mean_key(table: &KernelTable, keys: &[[u16; LANES]], dim: usize) -> Vec<f32> {
     let mut wide = vec![[0.0; LANES]; keys.len()];
     (table.widen)(keys, &mut wide);
     let subs: [&[[f32; LANES]]; SUB] = std::array::from_fn(|sub| &wide[sub * dim..][..dim]);

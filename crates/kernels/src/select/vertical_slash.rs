@@ -1,7 +1,8 @@
-//! Blocks by what the last queries of a block attend to: keys (vertical lines of the attention matrix)
+//! Blocks by what a few queries of a block attend to: keys (vertical lines of the attention matrix)
 //! and distances (slashes), after MInference (Jiang et al., 2024, arXiv:2407.02490), which looks at the
-//! last queries of the whole prompt. Those of each block serve here, so that the choice does not depend
-//! on how a prompt is cut into steps.
+//! last queries of the whole prompt. Of each block the last one serves here, so that the choice does not depend
+//! on how a prompt is cut into steps, and the longest: the longer a query is, the fewer keys it looks at, and the
+//! more it tells of them.
 
 use super::{Keys, Queries, Room, RowScores, SUB};
 use crate::kernels::attention::BLOCK;
@@ -9,8 +10,6 @@ use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 
-/// How many queries of each head are looked at.
-pub const LAST_QUERIES: usize = 2;
 /// Heads whose queries are multiplied with a block of keys at once: as many rows as share what becomes of a key.
 const HEADS: usize = 4;
 
@@ -22,22 +21,24 @@ pub fn vertical_slash(
     scale: f32,
     blocks: usize,
 ) -> Vec<f32> {
-    let last = queries.tokens.min(LAST_QUERIES);
-    let first = queries.tokens - last;
+    let last = queries.tokens - 1;
+    let looked = 2.min(queries.tokens);
     let mut score = vec![0.0f32; blocks];
-    let mut shares = vec![[0.0f32; LANES]; HEADS * last * blocks * SUB];
+    let mut shares = vec![[0.0f32; LANES]; HEADS * looked * blocks * SUB];
     let mut slashes = vec![0.0f32; blocks * BLOCK];
     for heads in (0..queries.heads).step_by(HEADS) {
         let heads = heads..(heads + HEADS).min(queries.heads);
-        let rows: Vec<f32> = heads
-            .clone()
-            .flat_map(|head| (first..queries.tokens).flat_map(move |token| queries.row(head, token)))
+        let longest: Vec<usize> = heads.clone().map(|head| queries.longest(head, last)).collect();
+        let pairs = heads.clone().zip(&longest).map(|(head, &longest)| (head, [longest, last]));
+        let rows: Vec<f32> = pairs
+            .flat_map(|(head, tokens)| tokens.into_iter().take(looked).map(move |token| (head, token)))
+            .flat_map(|(head, token)| queries.row(head, token))
             .copied()
             .collect();
         fill_shares(table, keys, &rows, scale, blocks, &mut shares);
         let rows: Vec<&[[f32; LANES]]> = shares.chunks_exact((blocks * SUB).max(1)).collect();
-        for rows in rows.chunks_exact(last).take(heads.len()) {
-            fill_slashes(rows, &mut slashes);
+        for (rows, &first) in rows.chunks_exact(looked).zip(&longest) {
+            fill_slashes(rows, last - first, &mut slashes);
             for (block, score) in score.iter_mut().enumerate() {
                 let (vertical, slash) = (column(rows, block), line(&slashes, block, first));
                 *score += if slash > vertical { slash } else { vertical };
@@ -78,13 +79,12 @@ fn column(rows: &[&[[f32; LANES]]], block: usize) -> f32 {
     tree_sum(lanes)
 }
 
-/// The mass along each line of equal distance, by its position in the first row: one to the right in each
-/// next one.
-fn fill_slashes(rows: &[&[[f32; LANES]]], slashes: &mut [f32]) {
+/// The mass along each line of equal distance, by its position in the first row: so far to the right in the next one.
+fn fill_slashes(rows: &[&[[f32; LANES]]], further: usize, slashes: &mut [f32]) {
     slashes.fill(0.0);
     for (i, row) in rows.iter().enumerate() {
         let shares = row.as_flattened();
-        let shares = &shares[i.min(shares.len())..];
+        let shares = &shares[(i * further).min(shares.len())..];
         slashes.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
     }
 }
