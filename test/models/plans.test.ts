@@ -102,6 +102,12 @@ hidden hidden
     ]);
   });
 
+  it('has no biases for a qwen2 file without them', () => {
+    const built = plan(tinyValues('qwen2'), tinyShapes()).plan;
+    checkPlan(built);
+    expect(printPlan(built)).not.toContain('bias');
+  });
+
   it('normalises heads before rotation for qwen3, with a head size of its own', () => {
     const values = tinyValues('qwen3', {
       'attention.key_length': 6,

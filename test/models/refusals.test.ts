@@ -171,10 +171,11 @@ describe('tensors', () => {
     expect(message).toContain(`${name} is missing; every llama model has it`);
   });
 
-  it('needs biases in qwen2 and head norms in qwen3', () => {
-    expect(refusal(tinyValues('qwen2'), tinyShapes())).toEqual({
+  it('needs head norms in qwen3, and of biases in qwen2 all or none', () => {
+    const shapes = without(tinyShapes({}, BIASES), 'blk.1.attn_v.bias');
+    expect(refusal(tinyValues('qwen2'), shapes)).toEqual({
       code: 'MISSING_TENSOR',
-      message: 'the tensor blk.0.attn_k.bias is missing; every qwen2 model has it',
+      message: 'the tensor blk.1.attn_v.bias is missing; the file has blk.1.attn_q.bias, which goes with it',
     });
     expect(refusal(tinyValues('qwen3'), tinyShapes()).message).toContain('blk.0.attn_q_norm.weight');
   });

@@ -138,6 +138,18 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
   });
 });
 
+describe('files that differ from most of their architecture', () => {
+  const FILES: readonly [string, Shape][] = [
+    ['qwen2 without biases', { architecture: 'qwen2', headDim: 64, heads: 3, kvHeads: 1, biased: false }],
+  ];
+
+  it.each(FILES)('%s: logits agree', async (_, shape) => {
+    const bytes = randomModel(shape, 'plain', SEED)('F16');
+    const logits = await engineLogits(new Blob([bytes]), TOKENS);
+    expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(BOUNDS.F16);
+  });
+});
+
 describe('heads whose values have another size than their keys', () => {
   const OTHER_SIZES: readonly Shape[] = [
     { architecture: 'llama', headDim: 32, heads: 4, kvHeads: 2, valueDim: 64 },

@@ -12,6 +12,8 @@ export interface Shape {
   readonly valueDim?: number;
   /** Without an output matrix: the token embeddings serve for it. @default false */
   readonly tied?: boolean;
+  /** Q, K and V have biases. @default those of qwen2 */
+  readonly biased?: boolean;
 }
 
 /** What changes the angles or the reach of attention. */
@@ -108,6 +110,7 @@ function variantKeys({ architecture }: Shape, variant: Variant): Entry[] {
 
 function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
   const { architecture, heads, kvHeads, headDim, valueDim = headDim } = shape;
+  const { biased = architecture === 'qwen2' } = shape;
   const normal = createNormal(seed);
   const numbers = (count: number, mean: number, deviation: number) =>
     Float64Array.from({ length: count }, () => mean + deviation * normal());
@@ -129,7 +132,7 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
     matrix(`${prefix}attn_q`, WIDTH, heads * headDim, 1.4 * unit),
     matrix(`${prefix}attn_k`, WIDTH, kvHeads * headDim, 1.4 * unit),
     matrix(`${prefix}attn_v`, WIDTH, kvHeads * valueDim, unit),
-    ...(architecture === 'qwen2'
+    ...(biased
       ? [
           vector(`${prefix}attn_q.bias`, heads * headDim, 0, 0.5),
           vector(`${prefix}attn_k.bias`, kvHeads * headDim, 0, 0.5),

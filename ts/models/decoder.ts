@@ -107,10 +107,12 @@ function headsOps(hyper: Hyper, row: Differences, tensors: TensorTable, layer: n
   const block = `blk.${layer}`;
   const local = isLocal(hyper, layer);
   const rope = local && hyper.localRopeBase !== undefined ? 1 : 0;
+  const biases = ['q', 'k', 'v'].map((name) => `${block}.attn_${name}.bias`);
+  const bias = row.qkvBias ? biases.find((name) => tensors.has(name)) : undefined;
   // Keys and values are precise: every later token reads them, and their matrices are the smallest of a layer. With
   // F16 weights so are queries, as the cache takes up all the error that is allowed.
   const project = (name: 'q' | 'k' | 'v', outputs: number): PlanOp => ({
-    ...linear(tensors, 'normed', `${block}.attn_${name}`, embeddingLength, outputs, name, row.qkvBias),
+    ...linear(tensors, 'normed', `${block}.attn_${name}`, embeddingLength, outputs, name, bias),
     precise: name !== 'q' || tensors.typeOf(`${block}.attn_q.weight`) === 'F16',
   });
   // Q and K are normalised and rotated in place.

@@ -3,7 +3,10 @@ import type { TensorTable } from './tensors.js';
 
 export type Linear = Extract<PlanOp, { op: 'linear' }>;
 
-/** `name.weight` applied to x, with `name.bias` where the file has one or must have one. */
+/**
+ * `name.weight` applied to x, with `name.bias` where the file has one.
+ * @param beside a tensor of the file that goes with the bias, which must then be there
+ */
 export function linear(
   tensors: TensorTable,
   x: string,
@@ -11,10 +14,12 @@ export function linear(
   inputs: number,
   outputs: number,
   out: string,
-  biasRequired = false,
+  beside?: string,
 ): Linear {
   const weight = tensors.required(`${name}.weight`, [inputs, outputs], 'matrix');
-  const take = biasRequired ? tensors.required : tensors.optional;
-  const bias = take(`${name}.bias`, [outputs], 'vector');
+  const bias =
+    beside === undefined
+      ? tensors.optional(`${name}.bias`, [outputs], 'vector')
+      : tensors.required(`${name}.bias`, [outputs], 'vector', beside);
   return { op: 'linear', x, weight, ...(bias === undefined ? {} : { bias }), out };
 }

@@ -13,7 +13,7 @@ export interface Differences {
   readonly ropeFactors: boolean;
   /** YaRN's ramp begins and ends where its formula says. @default at whole pairs */
   readonly exactRamp?: boolean;
-  /** Q, K and V projections must have biases. Elsewhere they have them where the file does. */
+  /** Q, K and V projections of a layer have biases, all three or none. Elsewhere each has one where the file does. */
   readonly qkvBias: boolean;
   /** What of Q and K is normalised before the rotation: each head, or the whole row. */
   readonly qkNorm?: 'heads' | 'row';

@@ -13,9 +13,10 @@ export interface TensorTable {
    * Takes a tensor into the plan and returns its name.
    * @param shape in GGUF order, [inputs, outputs], [inputs, outputs, experts or heads], [inputs, outputs of both,
    * experts] of pairs of matrices, which become single ones, [length], or [length, vectors], which become one vector
+   * @param beside a tensor of the file that it goes with, where not every file of the architecture has it
    * @throws FrugalError `MISSING_TENSOR`, `TENSOR_SHAPE`, `UNSUPPORTED_TENSOR_TYPE`
    */
-  required(name: string, shape: readonly number[], role: TensorRole): string;
+  required(name: string, shape: readonly number[], role: TensorRole, beside?: string): string;
   /** The same where the file has the tensor, else undefined. */
   optional(name: string, shape: readonly number[], role: TensorRole): string | undefined;
   has(name: string): boolean;
@@ -55,9 +56,9 @@ export function createTensorTable(
   };
 
   const table: TensorTable = {
-    required(name, shape, role) {
+    required(name, shape, role, beside) {
       const tensor = file.tensors.get(name);
-      if (tensor === undefined) throw missing(name, architecture);
+      if (tensor === undefined) throw missing(name, architecture, beside);
       checkShape(name, shape, tensor);
       checkType(name, tensor, allowed[role]);
       taken.set(name, { tensor, role });
@@ -75,15 +76,15 @@ export function createTensorTable(
   return table;
 }
 
-function missing(name: string, architecture: string): FrugalError {
-  return new FrugalError(
-    'MISSING_TENSOR',
-    `the tensor ${name} is missing; every ${architecture} model has it`,
-    {
-      cure: 'the file is incomplete or was converted wrongly; fetch it again or use another conversion',
-      data: { tensor: name, architecture },
-    },
-  );
+function missing(name: string, architecture: string, beside: string | undefined): FrugalError {
+  const why =
+    beside === undefined
+      ? `every ${architecture} model has it`
+      : `the file has ${beside}, which goes with it`;
+  return new FrugalError('MISSING_TENSOR', `the tensor ${name} is missing; ${why}`, {
+    cure: 'the file is incomplete or was converted wrongly; fetch it again or use another conversion',
+    data: { tensor: name, architecture },
+  });
 }
 
 function checkShape(name: string, expected: readonly number[], tensor: FileTensor): void {
