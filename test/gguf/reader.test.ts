@@ -86,6 +86,9 @@ describe('metadata', () => {
     expect(metadata.numbers('tokenizer.ggml.scores')[299]).toBe(-40);
     expect(metadata.numbers('test.uint64s')).toEqual(Float64Array.of(1, 2 ** 40));
     expect(metadata.booleans('test.bools')).toEqual(Uint8Array.of(1, 0, 1));
+    expect(metadata.optionalList('test.bools')).toEqual(Uint8Array.of(1, 0, 1));
+    expect(metadata.optionalList('test.uint64s')).toEqual(Float64Array.of(1, 2 ** 40));
+    expect(metadata.optionalList('general.name')).toBeUndefined();
     expect(metadata.kind('test.nested')).toBe('array[array]');
     expect(metadata.kind('tokenizer.ggml.tokens')).toBe('array[string]');
   });
@@ -121,6 +124,7 @@ describe('metadata', () => {
       () => metadata.string('wide'),
       () => metadata.number('wide'),
       () => metadata.numbers('wides'),
+      () => metadata.optionalList('wides'),
       () => metadata.bigint('real'),
     ];
     for (const call of calls) expect(codeOf(call)).toMatch(/^METADATA_INVALID: .*"(text|wides?|real|flags)"/);

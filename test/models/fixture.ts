@@ -2,7 +2,8 @@ import { GgufMetadata, type GgufValue } from '../../ts/gguf/index.js';
 import type { ByteSource } from '../../ts/gguf/source.js';
 import type { FileTensor, ModelFile } from '../../ts/models/index.js';
 
-export type Values = Readonly<Record<string, string | number | boolean>>;
+type Value = string | number | boolean | readonly number[] | readonly boolean[];
+export type Values = Readonly<Record<string, Value>>;
 export type Shapes = Readonly<Record<string, readonly [type: string, ...shape: number[]]>>;
 
 const source: ByteSource = {
@@ -26,7 +27,11 @@ export function modelFile(values: Values, shapes: Shapes): ModelFile {
   return { metadata: new GgufMetadata('fixture', metadata), tensors, parts: [source] };
 }
 
-function ggufValue(value: string | number | boolean): GgufValue {
+function ggufValue(value: Value): GgufValue {
+  if (typeof value === 'object') {
+    const kind = typeof value[0] === 'boolean' ? 'array[bool]' : 'array[uint8]';
+    return { kind, value: Uint8Array.from(value, Number) };
+  }
   if (typeof value === 'string') return { kind: 'string', value: new TextEncoder().encode(value) };
   if (typeof value === 'boolean') return { kind: 'bool', value };
   return { kind: 'float64', value };
@@ -34,7 +39,7 @@ function ggufValue(value: string | number | boolean): GgufValue {
 
 /** The smallest decoder: two layers, width 8, two heads of 4, one KV head, feed-forward 12, 16 tokens. */
 export function tinyValues(architecture: string, more: Values = {}): Values {
-  const values: Record<string, string | number | boolean> = {
+  const values: Record<string, Value> = {
     'general.architecture': architecture,
     'general.name': 'tiny',
     [`${architecture}.block_count`]: 2,

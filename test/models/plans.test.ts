@@ -252,6 +252,16 @@ describe('mixtures of experts', () => {
 });
 
 describe('features a file may have', () => {
+  it('takes numbers of layers that are all the same for the number', () => {
+    const perLayer = {
+      'attention.head_count': [2, 2],
+      'attention.head_count_kv': [1, 1],
+      feed_forward_length: [12, 12],
+    };
+    const built = plan(tinyValues('llama', perLayer), tinyShapes());
+    expect(built).toEqual(plan(tinyValues('llama'), tinyShapes()));
+  });
+
   it('takes biases where they are', () => {
     const shapes = tinyShapes(
       { 'output.bias': ['F32', 16] },

@@ -104,6 +104,19 @@ describe('metadata', () => {
     expect(performance.now() - started).toBeLessThan(100);
   });
 
+  const lists: [string, number[]][] = [
+    ['attention.head_count', [2, 4]],
+    ['attention.head_count_kv', [1, 2]],
+    ['attention.head_count_kv', []],
+    ['feed_forward_length', [12, 0]],
+    ['embedding_length', [8, 8]],
+  ];
+  it.each(lists)('refuses %s = %j', (key, value) => {
+    const { code, message } = refusal(tinyValues('llama', { [key]: value }), tinyShapes());
+    expect(code).toBe('METADATA_INVALID');
+    expect(message).toContain(`"llama.${key}" should be a number, got array[uint8]`);
+  });
+
   it('refuses a context that is not a sane number', () => {
     for (const context of [0, -1, 1.5, Number.NaN, 1e12]) {
       expect(refusal(tinyValues('llama'), tinyShapes(), context).code).toBe('INVALID_ARGUMENT');

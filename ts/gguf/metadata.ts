@@ -163,6 +163,13 @@ export class GgufMetadata {
     return this.has(key) ? this.numbers(key) : undefined;
   }
 
+  /** The numbers of an array, booleans as 0 or 1; undefined when the key is absent or holds a single value. */
+  optionalList(key: string): ArrayLike<number> | undefined {
+    const kind = this.#values.get(key)?.kind;
+    if (!kind?.startsWith('array[')) return undefined;
+    return kind === 'array[bool]' ? this.booleans(key) : this.numbers(key);
+  }
+
   #present(key: string): GgufValue {
     const found = this.#values.get(key);
     if (found !== undefined) return found;

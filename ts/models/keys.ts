@@ -16,10 +16,18 @@ export interface Keys {
   full(key: string): string;
 }
 
+/** What files may state for each layer by itself. Layers are built alike, so it has to be the same for all. */
+const PER_LAYER = ['attention.head_count', 'attention.head_count_kv', 'feed_forward_length'];
+
 export function createKeys(metadata: Metadata, architecture: string): Keys {
   const full = (key: string): string => `${architecture}.${key}`;
+  const optionalNumber = (key: string): number | undefined => {
+    const layers = PER_LAYER.includes(key) ? metadata.optionalList(full(key)) : undefined;
+    const [first, ...others] = new Set(Array.from(layers ?? []));
+    return first !== undefined && others.length === 0 ? first : metadata.optionalNumber(full(key));
+  };
   const optionalCount = (key: string, max: number): number | undefined => {
-    const value = metadata.optionalNumber(full(key));
+    const value = optionalNumber(key);
     if (value === undefined) return undefined;
     if (Number.isInteger(value) && value >= 1 && value <= max) return value;
     throw invalid(full(key), `a whole number from 1 to ${max}`, value);

@@ -10,6 +10,8 @@ export interface Metadata {
   optionalNumber(key: string): number | undefined;
   optionalBoolean(key: string): boolean | undefined;
   optionalStrings(key: string): { readonly length: number } | undefined;
+  /** The numbers of an array, booleans as 0 or 1; undefined where there is a single value. */
+  optionalList(key: string): ArrayLike<number> | undefined;
 }
 
 export interface FileTensor {
