@@ -187,6 +187,42 @@ describe('Gemma', () => {
     ]);
   });
 
+  it("3: Ollama's names of keys are others' for the same", () => {
+    const scaling = { 'rope.scaling.type': 'yarn', 'rope.scaling.factor': 4 };
+    const ours = {
+      ...scaling,
+      'attention.sliding_window_pattern': 2,
+      'rope.freq_base': 1e6,
+      'rope.freq_base_swa': 500,
+      'rope.scaling.yarn_ext_factor': 0.5,
+      'rope.scaling.yarn_beta_fast': 64,
+      'rope.scaling.yarn_beta_slow': 2,
+    };
+    const ollamas = {
+      ...scaling,
+      'attention.sliding_window_pattern': [true, false, true],
+      'rope.global.freq_base': 1e6,
+      'rope.local.freq_base': 500,
+      'rope.scaling.extrapolation_factor': 0.5,
+      'rope.scaling.beta_fast': 64,
+      'rope.scaling.beta_slow': 2,
+    };
+    const built = build('gemma3', ollamas, NORMS, 3);
+    expect(built).toEqual(build('gemma3', ours, NORMS, 3));
+    expect(built.ropes).toMatchObject([
+      { base: 1e6, factor: 4, extFactor: 0.5, betaFast: 64, betaSlow: 2 },
+      { base: 500, factor: 1 },
+    ]);
+  });
+
+  it('3: layers with a window are those that the file lists', () => {
+    const pattern = { 'attention.sliding_window_pattern': [true, false, false, true] };
+    const windows = (values: Values) =>
+      build('gemma3', values, NORMS, 4).ops.flatMap((op) => (op.op === 'attention' ? [op.window] : []));
+    expect(windows(pattern)).toEqual([16, undefined, undefined, 16]);
+    expect(windows({ 'attention.sliding_window_pattern': [1, 0, 0, 1] })).toEqual(windows(pattern));
+  });
+
   it('3: without a window all layers are alike', () => {
     const built = build('gemma3', { 'attention.sliding_window': 0, 'rope.freq_base': 1e6 }, NORMS);
     expect(built.ropes).toHaveLength(1);

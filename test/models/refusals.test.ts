@@ -117,6 +117,19 @@ describe('metadata', () => {
     expect(message).toContain(`"llama.${key}" should be a number, got array[uint8]`);
   });
 
+  it.each([[[1]], [[1, 0, 1]], [[1, 2]], [[]]])(
+    'refuses %j for which of two layers have a window',
+    (list) => {
+      const values = { 'attention.sliding_window': 16, 'attention.sliding_window_pattern': list };
+      expect(refusal(tinyValues('gemma3', values), tinyShapes())).toEqual({
+        code: 'METADATA_INVALID',
+        message:
+          'the metadata key gemma3.attention.sliding_window_pattern must be a number or a list of 2 booleans, ' +
+          `got [${list}]`,
+      });
+    },
+  );
+
   it('refuses a context that is not a sane number', () => {
     for (const context of [0, -1, 1.5, Number.NaN, 1e12]) {
       expect(refusal(tinyValues('llama'), tinyShapes(), context).code).toBe('INVALID_ARGUMENT');

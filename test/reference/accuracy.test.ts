@@ -9,6 +9,7 @@ import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openFile } from '../../ts/gguf/file-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
 import { buildPlan } from '../../ts/models/index.js';
+import type { Entry } from '../gguf/writer.js';
 import { forward, readFloatModel } from './forward.js';
 import { readRows } from './npy.js';
 import { WEIGHT_TYPES, type WeightType } from './numbers.js';
@@ -148,6 +149,27 @@ describe('files that differ from most of their architecture', () => {
     const logits = await engineLogits(new Blob([bytes]), TOKENS);
     expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(BOUNDS.F16);
   });
+});
+
+it("gemma3 with Ollama's names of keys: logits agree, and are others than without", async () => {
+  const gemma: Shape = { architecture: 'gemma3', headDim: 64, heads: 2, kvHeads: 1, tied: true };
+  const metadata: Entry[] = [
+    { key: 'gemma3.attention.sliding_window', kind: 'uint32', value: 9 },
+    { key: 'gemma3.attention.sliding_window_pattern', kind: 'array', of: 'bool', values: [false, true] },
+    { key: 'gemma3.rope.local.freq_base', kind: 'float32', value: 50 },
+    { key: 'gemma3.rope.scaling.beta_fast', kind: 'float32', value: 3 },
+    { key: 'gemma3.rope.scaling.beta_slow', kind: 'float32', value: 2 },
+  ];
+  const fileOf = (entries: readonly Entry[]) =>
+    randomModel({ ...gemma, metadata: entries }, 'yarn', SEED)('F16');
+  const bytes = fileOf(metadata);
+  const reference = await referenceLogits(bytes);
+  const logits = await engineLogits(new Blob([bytes]), TOKENS);
+  expect(relativeDistance(logits, reference)).toBeLessThan(BOUNDS.F16);
+  for (const [i, entry] of metadata.entries()) {
+    const others = await referenceLogits(fileOf(metadata.toSpliced(i, 1)));
+    expect(relativeDistance(others, reference), `${entry.key}`).toBeGreaterThan(10 * BOUNDS.F16);
+  }
 });
 
 describe('heads whose values have another size than their keys', () => {

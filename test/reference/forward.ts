@@ -6,7 +6,7 @@
  * Llama: Touvron et al., 2023, arXiv:2302.13971; grouped heads: Ainslie et al., 2023, arXiv:2305.13245;
  * Qwen2: arXiv:2407.10671; Qwen3: arXiv:2505.09388; Gemma 2: arXiv:2408.00118; Gemma 3: arXiv:2503.19786.
  */
-import type { GgufModel } from '../../ts/gguf/index.js';
+import type { GgufMetadata, GgufModel } from '../../ts/gguf/index.js';
 import { latentAttention } from './latent.js';
 import { gatedLayer, mixture, silu } from './mixture.js';
 import { decode, isStoredType } from './numbers.js';
@@ -23,8 +23,8 @@ export interface FloatModel {
   readonly eps: number;
   /** Positions that attention looks back over, the present one included. */
   readonly window: number;
-  /** Each `period`th block looks back over all positions. */
-  readonly period: number;
+  /** Whether a block has the window: others look back over all positions. */
+  readonly isLocal: (block: number) => boolean;
   readonly rotation: Rotation;
   /** That of blocks with a window. */
   readonly localRotation: Rotation;
@@ -66,7 +66,7 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     valueDim: metadata.optionalNumber(key('attention.value_length')) ?? headDim,
     eps: metadata.number(key('attention.layer_norm_rms_epsilon')),
     window: metadata.optionalNumber(key('attention.sliding_window')) ?? infinite,
-    period: metadata.optionalNumber(key('attention.sliding_window_pattern')) ?? (alternating ? 2 : infinite),
+    isLocal: readPattern(metadata, alternating ? 2 : infinite),
     rotation,
     localRotation: architecture === 'gemma3' ? readLocalRotation(metadata, headDim) : rotation,
     gemma,
@@ -79,6 +79,15 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     architecture,
     weights,
   };
+}
+
+/** Each `period`th block looks back over all positions, unless the file states another period, or each block's. */
+function readPattern(metadata: GgufMetadata, period: number): FloatModel['isLocal'] {
+  const key = `${metadata.string('general.architecture')}.attention.sliding_window_pattern`;
+  const blocks = metadata.get(key)?.kind === 'array[bool]' ? metadata.booleans(key) : undefined;
+  if (blocks !== undefined) return (block) => blocks[block] === 1;
+  const stated = metadata.optionalNumber(key) ?? period;
+  return (block) => (block + 1) % stated !== 0;
 }
 
 /** The logits after each of `positions`, by default all. */
@@ -115,7 +124,7 @@ export function forward(
 function attention(model: FloatModel, index: number, stream: readonly Vector[]): Vector[] {
   const { heads, kvHeads, headDim, valueDim } = model;
   const block = `blk.${index}.`;
-  const local = model.period === Number.POSITIVE_INFINITY || (index + 1) % model.period !== 0;
+  const local = model.isLocal(index);
   const rotation = local ? model.localRotation : model.rotation;
   const window = local ? model.window : Number.POSITIVE_INFINITY;
   const normed = stream.map((x) => norm(model, `${block}attn_norm.weight`, x));

@@ -14,6 +14,8 @@ export interface Shape {
   readonly tied?: boolean;
   /** Q, K and V have biases. @default those of qwen2 */
   readonly biased?: boolean;
+  /** Of the file, beside what the shape says or in its place. */
+  readonly metadata?: readonly Entry[];
 }
 
 /** What changes the angles or the reach of attention. */
@@ -40,7 +42,14 @@ export function randomModel(
   const vocabulary = tinyLlamaSpec({ everyKind: false }).metadata.filter((entry) =>
     String(entry.key).startsWith('tokenizer.'),
   );
-  const metadata = [...hyperParameters(shape), ...variantKeys(shape, variant), ...vocabulary];
+  const { metadata: more = [] } = shape;
+  const metadata = [
+    ...[...hyperParameters(shape), ...variantKeys(shape, variant)].filter(
+      (entry) => !more.some(({ key }) => key === entry.key),
+    ),
+    ...more,
+    ...vocabulary,
+  ];
   const drawn = drawTensors(shape, variant, seed);
   return (type, others = {}) => {
     const typeOf = ({ name }: Drawn) => others[name.split('.').at(-2) ?? ''] ?? type;

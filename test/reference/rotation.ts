@@ -22,16 +22,17 @@ export function readRotation(
   const architecture = metadata.string('general.architecture');
   const number = (name: string) => metadata.optionalNumber(`${architecture}.rope.${name}`);
   const dims = number('dimension_count') ?? headDim;
-  const base = number('freq_base') ?? 10_000;
+  const base = number('freq_base') ?? number('global.freq_base') ?? 10_000;
   const scaling = metadata.optionalString(`${architecture}.rope.scaling.type`) ?? 'none';
   const factor = number('scaling.factor') ?? 1;
   const plain = Array.from({ length: dims / 2 }, (_, i) => base ** ((-2 * i) / dims) / (divisors?.[i] ?? 1));
+  const turns = [number('scaling.beta_fast') ?? 32, number('scaling.beta_slow') ?? 1] as const;
   const context =
     number('scaling.original_context_length') ?? metadata.number(`${architecture}.context_length`);
   return {
     frequencies:
       scaling === 'yarn'
-        ? yarn(plain, dims, base, factor, context, architecture === 'gpt-oss')
+        ? yarn(plain, { dims, base, factor, context, turns, exact: architecture === 'gpt-oss' })
         : plain.map((frequency) => (scaling === 'linear' ? frequency / factor : frequency)),
     // DeepSeek's files stretch whole scores instead.
     magnitude: scaling === 'yarn' && !number('scaling.yarn_log_multiplier') ? 0.1 * Math.log(factor) + 1 : 1,
@@ -43,29 +44,30 @@ export function readRotation(
 
 /** Gemma 3's in blocks with a window: another base, and never scaled. */
 export function readLocalRotation(metadata: GgufMetadata, headDim: number): Rotation {
-  const frequencies = Array.from({ length: headDim / 2 }, (_, i) => {
-    const base = metadata.optionalNumber('gemma3.rope.freq_base_swa') ?? 10_000;
-    return base ** ((-2 * i) / headDim);
-  });
+  const number = (name: string) => metadata.optionalNumber(`gemma3.rope.${name}`);
+  const base = number('freq_base_swa') ?? number('local.freq_base') ?? 10_000;
+  const frequencies = Array.from({ length: headDim / 2 }, (_, i) => base ** ((-2 * i) / headDim));
   return { frequencies, magnitude: 1, pair: (i) => [i, i + headDim / 2] };
 }
 
+interface Yarn {
+  readonly dims: number;
+  readonly base: number;
+  readonly factor: number;
+  readonly context: number;
+  readonly turns: readonly [fast: number, slow: number];
+  readonly exact: boolean;
+}
+
 /**
- * Pairs that turn 32 times or more within the original context stay as they are; those that turn at most
- * once are slowed by the factor; between the two, a ramp over the pairs' numbers, from and to whole ones as its authors'
+ * Pairs that turn `turns[0]` times (mostly 32) or more within the original context stay as they are; those that turn at
+ * most `turns[1]` times (once) are slowed by the factor; between the two, a ramp over the pairs' numbers, from and to whole ones as its authors'
  * code has it, or not, as gpt-oss has it.
  */
-function yarn(
-  plain: readonly number[],
-  dims: number,
-  base: number,
-  factor: number,
-  context: number,
-  exact: boolean,
-): number[] {
-  const pairOfTurns = (turns: number) =>
-    (dims * Math.log(context / (turns * 2 * Math.PI))) / (2 * Math.log(base));
-  const [first, last] = [pairOfTurns(32), pairOfTurns(1)];
+function yarn(plain: readonly number[], { dims, base, factor, context, turns, exact }: Yarn): number[] {
+  const pairOfTurns = (count: number) =>
+    (dims * Math.log(context / (count * 2 * Math.PI))) / (2 * Math.log(base));
+  const [first, last] = [pairOfTurns(turns[0]), pairOfTurns(turns[1])];
   const low = Math.max(exact ? first : Math.floor(first), 0);
   const high = Math.min(exact ? last : Math.ceil(last), dims - 1);
   return plain.map((frequency, i) => {

@@ -27,8 +27,8 @@ export interface Hyper {
   readonly experts?: Experts;
   /** Positions that attention looks back over in layers with a window, where that is fewer than the context. */
   readonly window?: number;
-  /** Each layer of this number sees all positions; without it all layers have the window. */
-  readonly windowPeriod?: number;
+  /** Which layers have the window, of all that the file counts. @default all */
+  readonly localLayers?: readonly boolean[];
   /** The base of the rotation in layers with a window, where it is another one. */
   readonly localRopeBase?: number;
   /** Multiplies scores. @default 1 / sqrt(headDim) */
@@ -39,8 +39,8 @@ export interface Hyper {
 }
 
 /** Whether a layer's attention has the sliding window. */
-export function isLocal({ windowPeriod }: Hyper, layer: number): boolean {
-  return windowPeriod === undefined || layer % windowPeriod < windowPeriod - 1;
+export function isLocal({ localLayers }: Hyper, layer: number): boolean {
+  return localLayers?.[layer] ?? true;
 }
 
 const DEFAULT_CONTEXT = 4096;
@@ -85,7 +85,7 @@ export function readHyper(
     trainedContext,
     contextLength: context,
     ...(experts === undefined ? {} : { experts }),
-    ...readWindows(keys, row, context),
+    ...readWindows(keys, row, context, blockCount + predictingBlocks),
     ...(row.softCaps ? readCaps(keys, row.softCaps) : {}),
     ...(blockCount === row.blocksOfWideScale
       ? { scoreScale: 1 / Math.sqrt(Math.floor(embeddingLength / attention.heads)) }
@@ -172,16 +172,32 @@ function readWindows(
   keys: Keys,
   { windows }: Differences,
   context: number,
-): Pick<Hyper, 'window' | 'windowPeriod' | 'localRopeBase'> {
+  blocks: number,
+): Pick<Hyper, 'window' | 'localLayers' | 'localRopeBase'> {
   const key = 'attention.sliding_window';
   const none = keys.optionalFinite(key) === 0;
   const size = none ? undefined : (keys.optionalCount(key, MAX_TRAINED_CONTEXT) ?? windows?.size);
   if (size === undefined) return {};
   const window = size < context ? { window: size } : {};
   if (windows === undefined) return window;
-  const windowPeriod = keys.optionalCount('attention.sliding_window_pattern', MAX_BLOCKS) ?? windows.period;
-  const localRopeBase = keys.optionalPositive('rope.freq_base_swa') ?? windows.ropeBase;
-  return { ...window, windowPeriod, ...(localRopeBase === undefined ? {} : { localRopeBase }) };
+  const localLayers = readLocalLayers(keys, windows.period, blocks);
+  const localRopeBase =
+    keys.optionalPositive('rope.freq_base_swa', 'rope.local.freq_base') ?? windows.ropeBase;
+  return { ...window, localLayers, ...(localRopeBase === undefined ? {} : { localRopeBase }) };
+}
+
+/** Files that say which layers have the window give a period, or say it of each layer. */
+function readLocalLayers(keys: Keys, period: number, blocks: number): boolean[] {
+  const key = 'attention.sliding_window_pattern';
+  const layers = keys.metadata.optionalList(keys.full(key));
+  if (layers === undefined) {
+    const stated = keys.optionalCount(key, MAX_BLOCKS) ?? period;
+    return Array.from({ length: blocks }, (_, layer) => layer % stated < stated - 1);
+  }
+  const values = Array.from(layers);
+  const flags = values.every((value) => value === 0 || value === 1);
+  if (flags && values.length === blocks) return values.map(Boolean);
+  throw invalid(keys.full(key), `a number or a list of ${blocks} booleans`, `[${values.slice(0, 16)}]`);
 }
 
 const PREDICTING = 'nextn_predict_layers';

@@ -8,10 +8,10 @@ export interface Keys {
   /** A whole number in 1..max. */
   count(key: string, max: number): number;
   optionalCount(key: string, max: number): number | undefined;
-  /** A finite number above 0. */
-  optionalPositive(key: string): number | undefined;
-  /** Any finite number. */
-  optionalFinite(key: string): number | undefined;
+  /** A finite number above 0. Of several names of one thing, the first that the file has. */
+  optionalPositive(...names: readonly string[]): number | undefined;
+  /** Any finite number, by its names likewise. */
+  optionalFinite(...names: readonly string[]): number | undefined;
   /** The key's full name, for messages. */
   full(key: string): string;
 }
@@ -32,24 +32,29 @@ export function createKeys(metadata: Metadata, architecture: string): Keys {
     if (Number.isInteger(value) && value >= 1 && value <= max) return value;
     throw invalid(full(key), `a whole number from 1 to ${max}`, value);
   };
-  const optionalFinite = (key: string): number | undefined => {
-    const value = metadata.optionalNumber(full(key));
-    if (value === undefined || Number.isFinite(value)) return value;
-    throw invalid(full(key), 'a finite number', value);
+  const optionalChecked = (
+    names: readonly string[],
+    expected: string,
+    check: (value: number) => boolean,
+  ): number | undefined => {
+    for (const key of names) {
+      const value = metadata.optionalNumber(full(key));
+      if (value === undefined) continue;
+      if (check(value)) return value;
+      throw invalid(full(key), expected, value);
+    }
+    return undefined;
   };
   return {
     architecture,
     metadata,
     full,
     optionalCount,
-    optionalFinite,
+    optionalFinite: (...names) => optionalChecked(names, 'a finite number', Number.isFinite),
+    optionalPositive: (...names) =>
+      optionalChecked(names, 'a finite number above 0', (value) => value > 0 && Number.isFinite(value)),
     // `number` is what throws METADATA_MISSING.
     count: (key, max) => optionalCount(key, max) ?? metadata.number(full(key)),
-    optionalPositive(key) {
-      const value = optionalFinite(key);
-      if (value === undefined || value > 0) return value;
-      throw invalid(full(key), 'a number above 0', value);
-    },
   };
 }
 

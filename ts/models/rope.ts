@@ -4,6 +4,8 @@ import { invalid, type Keys, unsupported } from './keys.js';
 import type { Differences } from './table.js';
 import type { TensorTable } from './tensors.js';
 
+// Several keys have two names: llama.cpp's, and another that Ollama's converter writes for Gemma 3.
+
 const SCALINGS = ['none', 'linear', 'yarn', 'longrope'] as const;
 
 /**
@@ -29,8 +31,8 @@ function readRope(keys: Keys, hyper: Hyper, row: Differences, tensors: TensorTab
     attnFactor:
       (keys.optionalPositive('rope.scaling.attn_factor') ?? 1) *
       readYarnFactor(keys, scaling === 'yarn' ? factor : 1),
-    betaFast: keys.optionalPositive('rope.scaling.yarn_beta_fast') ?? 32,
-    betaSlow: keys.optionalPositive('rope.scaling.yarn_beta_slow') ?? 1,
+    betaFast: keys.optionalPositive('rope.scaling.yarn_beta_fast', 'rope.scaling.beta_fast') ?? 32,
+    betaSlow: keys.optionalPositive('rope.scaling.yarn_beta_slow', 'rope.scaling.beta_slow') ?? 1,
     originalContext,
     ...(scaling === 'yarn' && row.exactRamp ? { exactRamp: true } : {}),
     ...(row.latent ? readLogMultiplier(keys, scaling) : {}),
@@ -98,7 +100,8 @@ function readFactor(keys: Keys): number {
 
 /** A negative factor means that the file leaves it open. */
 function readExtFactor(keys: Keys): number {
-  const factor = keys.optionalFinite('rope.scaling.yarn_ext_factor') ?? -1;
+  const names = ['rope.scaling.yarn_ext_factor', 'rope.scaling.extrapolation_factor'];
+  const factor = keys.optionalFinite(...names) ?? -1;
   return factor < 0 ? 1 : factor;
 }
 
@@ -116,7 +119,7 @@ function findFactors(
 }
 
 function readBase(keys: Keys): number {
-  const base = keys.optionalPositive('rope.freq_base') ?? 10_000;
+  const base = keys.optionalPositive('rope.freq_base', 'rope.global.freq_base') ?? 10_000;
   if (base > 1) return base;
   throw invalid(keys.full('rope.freq_base'), 'above 1', base);
 }
