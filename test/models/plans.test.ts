@@ -287,6 +287,28 @@ describe('mixtures of experts', () => {
   });
 });
 
+it.each([
+  ['qwen3moe', {}, true],
+  ['qwen3moe', { norm_top_k_prob: false }, false],
+  ['qwen3moe', { expert_weights_norm: false, norm_top_k_prob: true }, false],
+  ['olmoe', {}, false],
+  ['olmoe', { norm_top_k_prob: true }, true],
+] as const)(
+  '%s with %o divides the weights of experts by their sum: %s',
+  (architecture, stated, expected) => {
+    const counts = { expert_count: 4, expert_used_count: 2, expert_feed_forward_length: 6 };
+    const norms: Shapes =
+      architecture === 'qwen3moe'
+        ? NORMS
+        : { 'attn_q_norm.weight': ['F32', 8], 'attn_k_norm.weight': ['F32', 4] };
+    const built = plan(tinyValues(architecture, { ...counts, ...stated }), expertShapes(norms)).plan;
+    expect(built.ops.flatMap((op) => (op.op === 'experts' ? [op.normalise] : []))).toEqual([
+      expected,
+      expected,
+    ]);
+  },
+);
+
 describe('features a file may have', () => {
   it('takes numbers of layers that are all the same for the number', () => {
     const perLayer = {

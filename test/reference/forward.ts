@@ -33,8 +33,9 @@ export interface FloatModel {
   /** What scores and logits stay within. */
   readonly scoreCap: number;
   readonly logitCap: number;
-  /** Numbers of the file's metadata by their names without the architecture's; undefined where it has none. */
+  /** Values of the file's metadata by their names without the architecture's; undefined where it has none. */
   readonly number: (name: string) => number | undefined;
+  readonly boolean: (name: string) => boolean | undefined;
   readonly architecture: string;
   readonly weights: ReadonlyMap<string, Float64Array>;
 }
@@ -76,6 +77,7 @@ export async function readFloatModel(file: GgufModel): Promise<FloatModel> {
     logitCap:
       metadata.optionalNumber(key('final_logit_softcapping')) ?? (architecture === 'gemma2' ? 30 : infinite),
     number: (name) => metadata.optionalNumber(key(name)),
+    boolean: (name) => metadata.optionalBoolean(key(name)),
     architecture,
     weights,
   };

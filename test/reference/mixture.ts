@@ -105,8 +105,13 @@ export function route(model: FloatModel, block: string, gates: Vector): Share[] 
   return chosen.map((expert) => ({ expert, share: ((scores[expert] ?? 0) / divided) * scale }));
 }
 
-/** DeepSeek-V3 divides shares by their sum, V2 does not; the keys that tell them apart here differ in scoring. */
-function normalises({ architecture, number }: FloatModel): boolean {
+/**
+ * DeepSeek-V3 divides shares by their sum, V2 does not; the keys that tell them apart here differ in scoring. Others may
+ * say so in Ollama's word.
+ */
+function normalises({ architecture, number, boolean }: FloatModel): boolean {
+  const stated = boolean('norm_top_k_prob');
+  if (stated !== undefined) return stated;
   if (architecture === 'deepseek2') return number('expert_gating_func') === 2;
   return architecture === 'llama' || architecture === 'qwen3moe';
 }

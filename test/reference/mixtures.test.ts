@@ -2,8 +2,9 @@ import { describe, expect, it } from 'vitest';
 import { load } from '../../ts/engine/index.js';
 import { blobSource } from '../../ts/gguf/blob-source.js';
 import { openGguf } from '../../ts/gguf/index.js';
+import { writeGguf } from '../gguf/writer.js';
 import { forward, readFloatModel } from './forward.js';
-import { MIXTURES, type MixtureTypes, mixtureModel } from './mixture-models.js';
+import { MIXTURES, type MixtureTypes, mixtureModel, mixtureModelSpec } from './mixture-models.js';
 
 const TOKENS = [1, ...Array.from({ length: 31 }, (_, i) => 3 + ((i * 7919) % 297))];
 const SEED = 11;
@@ -57,6 +58,13 @@ describe.each(MIXTURES)('%s, random weights', (kind) => {
     const found = await distances(mixtureModel(kind, SEED, TYPES[type]));
     expect(median(found)).toBeLessThan(BOUNDS[type]);
   });
+});
+
+it("qwen3moe that does not divide shares by their sum, in Ollama's word: the logits agree", async () => {
+  const spec = mixtureModelSpec('qwen3moe', SEED, TYPES.F16);
+  const entry = { key: 'qwen3moe.norm_top_k_prob', kind: 'bool', value: false } as const;
+  const { bytes } = writeGguf({ ...spec, metadata: [...spec.metadata, entry] });
+  expect(Math.max(...(await distances(bytes)))).toBeLessThan(BOUNDS.F16);
 });
 
 it.each([

@@ -8,8 +8,8 @@ import type { TensorTable } from './tensors.js';
 export interface ExpertDifferences {
   /** Every file has them, or only those that count experts. */
   readonly required: boolean;
-  /** The weights of the chosen ones are divided by their sum; `stated`: where the file says so. */
-  readonly normalise: boolean | 'stated';
+  /** The weights of the chosen ones are divided by their sum, where the file does not say. */
+  readonly normalise: boolean;
   /** @default 'softmax' */
   readonly scoring?: Scoring | 'stated';
   /** An expert that every token uses as well; `gated`: as much of it as the sigmoid of a gate says. */
@@ -65,7 +65,7 @@ export function readExperts(
     feedForward: width,
     activation: row.activation ?? 'silu',
     scoring,
-    normalise: readNormalise(keys, row.normalise),
+    normalise: readNormalise(keys) ?? row.normalise,
     scale: keys.optionalFinite('expert_weights_scale') || 1,
     leadingDense: readLeadingDense(keys),
     ...(groups === undefined ? {} : { groups }),
@@ -95,12 +95,11 @@ function readScoring(keys: Keys, known: Scoring | 'stated', tensors: ReadonlyMap
   throw unsupported(`the file sets ${keys.full(key)} to ${value}`, { key: keys.full(key), value });
 }
 
-function readNormalise(keys: Keys, known: boolean | 'stated'): boolean {
-  const key = keys.full('expert_weights_norm');
-  const value = keys.metadata.optionalBoolean(key);
-  if (known === 'stated') return value ?? false;
-  if (value === undefined || value === known) return known;
-  throw unsupported(`the file sets ${key} to ${value}`, { key, value });
+/** llama.cpp's name of the key, or Ollama's. */
+function readNormalise({ metadata, full }: Keys): boolean | undefined {
+  return (
+    metadata.optionalBoolean(full('expert_weights_norm')) ?? metadata.optionalBoolean(full('norm_top_k_prob'))
+  );
 }
 
 /** DeepSeek-V2 judges a group by its best expert; V3, which scores by sigmoids, by its best two. */
