@@ -345,6 +345,21 @@ describe('features a file may have', () => {
     expect(printPlan(off.plan)).not.toContain('window');
   });
 
+  it('has the window in layers that the file says, with a rotation of their own', () => {
+    const built = (more: Values) =>
+      plan(tinyValues('llama', { 'attention.sliding_window': 32, ...more }), tinyShapes()).plan;
+    for (const pattern of [2, [true, false]]) {
+      const { ops, ropes } = built({
+        'attention.sliding_window_pattern': pattern,
+        'rope.freq_base_swa': 500,
+      });
+      expect(ops.flatMap((op) => (op.op === 'attention' ? [op.window] : []))).toEqual([32, undefined]);
+      expect(ops.flatMap((op) => (op.op === 'rope' && op.x === 'k' ? [op.rope] : []))).toEqual([1, 0]);
+      expect(ropes).toMatchObject([{ base: 10_000 }, { base: 500 }]);
+    }
+    expect(printPlan(built({ 'attention.sliding_window_pattern': 1 }))).not.toContain('window');
+  });
+
   it('divides frequencies by rope_freqs', () => {
     const built = plan(tinyValues('llama'), tinyShapes({ 'rope_freqs.weight': ['F32', 2] })).plan;
     checkPlan(built);

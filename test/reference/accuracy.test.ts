@@ -142,6 +142,19 @@ describe.each(SHAPES)('$architecture, random weights', (shape) => {
 describe('files that differ from most of their architecture', () => {
   const FILES: readonly [string, Shape][] = [
     ['qwen2 without biases', { architecture: 'qwen2', headDim: 64, heads: 3, kvHeads: 1, biased: false }],
+    [
+      'llama with a window in every other layer',
+      {
+        architecture: 'llama',
+        headDim: 32,
+        heads: 4,
+        kvHeads: 2,
+        metadata: [
+          { key: 'llama.attention.sliding_window', kind: 'uint32', value: 9 },
+          { key: 'llama.attention.sliding_window_pattern', kind: 'uint32', value: 2 },
+        ],
+      },
+    ],
   ];
 
   it.each(FILES)('%s: logits agree', async (_, shape) => {

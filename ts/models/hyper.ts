@@ -167,7 +167,7 @@ function readVocabSize(keys: Keys): number {
   );
 }
 
-/** A sliding window (zero says none): for all layers alike, as Mistral has it, or for some, as the row says. */
+/** A sliding window (zero says none): for all layers alike, as Mistral has it, or for some, as the file or the row says. */
 function readWindows(
   keys: Keys,
   { windows }: Differences,
@@ -178,20 +178,23 @@ function readWindows(
   const none = keys.optionalFinite(key) === 0;
   const size = none ? undefined : (keys.optionalCount(key, MAX_TRAINED_CONTEXT) ?? windows?.size);
   if (size === undefined) return {};
-  const window = size < context ? { window: size } : {};
-  if (windows === undefined) return window;
-  const localLayers = readLocalLayers(keys, windows.period, blocks);
+  const localLayers = readLocalLayers(keys, windows?.period, blocks);
   const localRopeBase =
-    keys.optionalPositive('rope.freq_base_swa', 'rope.local.freq_base') ?? windows.ropeBase;
-  return { ...window, localLayers, ...(localRopeBase === undefined ? {} : { localRopeBase }) };
+    keys.optionalPositive('rope.freq_base_swa', 'rope.local.freq_base') ?? windows?.ropeBase;
+  return {
+    ...(size < context ? { window: size } : {}),
+    ...(localLayers === undefined ? {} : { localLayers }),
+    ...(localRopeBase === undefined ? {} : { localRopeBase }),
+  };
 }
 
 /** Files that say which layers have the window give a period, or say it of each layer. */
-function readLocalLayers(keys: Keys, period: number, blocks: number): boolean[] {
+function readLocalLayers(keys: Keys, period: number | undefined, blocks: number): boolean[] | undefined {
   const key = 'attention.sliding_window_pattern';
   const layers = keys.metadata.optionalList(keys.full(key));
   if (layers === undefined) {
     const stated = keys.optionalCount(key, MAX_BLOCKS) ?? period;
+    if (stated === undefined) return undefined;
     return Array.from({ length: blocks }, (_, layer) => layer % stated < stated - 1);
   }
   const values = Array.from(layers);

@@ -33,7 +33,7 @@ export interface Differences {
   readonly postNorms?: boolean;
   /** Scores and logits are held within the caps that the file states, or else within these. */
   readonly softCaps?: SoftCaps;
-  /** Only some layers have the sliding window. @default all have it where the file states one */
+  /** Only some layers have the sliding window. @default those that the file says, or all where it states just one */
   readonly windows?: Windows;
   /** The model of this many blocks scales scores by what its heads would have if they made up the embedding. */
   readonly blocksOfWideScale?: number;
