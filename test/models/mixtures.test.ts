@@ -69,6 +69,23 @@ describe('plans of models with experts', () => {
     expect(plan.ropes[0]?.logMultiplier).toBeCloseTo(0.0707);
   });
 
+  it('deepseek2: experts without one that all tokens share', async () => {
+    const spec = mixtureModelSpec('deepseek2, grouped sigmoids', 1, { matrices: ['Q8_0'] });
+    const file = {
+      metadata: spec.metadata.map((entry) =>
+        entry.key === 'deepseek2.expert_shared_count'
+          ? ({ ...entry, kind: 'uint32', value: 0 } as const)
+          : entry,
+      ),
+      tensors: spec.tensors.filter(({ name }) => !`${name}`.includes('_shexp')),
+    };
+    const opened = await openGguf(blobSource(new Blob([writeGguf(file).bytes])));
+    const { plan } = buildPlan(opened, { tensorTypes: TENSOR_TYPES });
+    checkPlan(plan);
+    expect(experts(plan)).toHaveLength(2);
+    expect(printPlan(plan)).not.toContain('shared');
+  });
+
   it('deepseek2: one latent key for all heads where the file splits its matrices', async () => {
     const { plan, facts } = await built('deepseek2, grouped sigmoids');
     expect(plan.kvLayers[0]).toEqual({ kvHeads: 1, headDim: 80, valueDim: 64 });

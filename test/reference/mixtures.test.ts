@@ -60,6 +60,32 @@ describe.each(MIXTURES)('%s, random weights', (kind) => {
   });
 });
 
+it.each([0, undefined])('deepseek2 without experts (expert_count %s): the logits agree', async (count) => {
+  const { metadata, tensors } = mixtureModelSpec(
+    'deepseek2, one matrix for keys and values',
+    SEED,
+    TYPES.F16,
+  );
+  const stated = {
+    block_count: 1,
+    expert_shared_count: 0,
+    ...(count === undefined ? {} : { expert_count: count }),
+  };
+  // Its first block is dense.
+  const spec = {
+    metadata: [
+      ...metadata.filter(
+        ({ key }) => !/^deepseek2\.(block_count|expert_(used_|shared_|group_)?count)$/.test(`${key}`),
+      ),
+      ...Object.entries(stated).map(
+        ([name, value]) => ({ key: `deepseek2.${name}`, kind: 'uint32', value }) as const,
+      ),
+    ],
+    tensors: tensors.filter(({ name }) => !`${name}`.startsWith('blk.1.')),
+  };
+  expect(Math.max(...(await distances(writeGguf(spec).bytes)))).toBeLessThan(BOUNDS.F16);
+});
+
 it("qwen3moe that does not divide shares by their sum, in Ollama's word: the logits agree", async () => {
   const spec = mixtureModelSpec('qwen3moe', SEED, TYPES.F16);
   const entry = { key: 'qwen3moe.norm_top_k_prob', kind: 'bool', value: false } as const;

@@ -59,6 +59,7 @@ export function readExperts(
   const width = keys.optionalCount('expert_feed_forward_length', maxWidth) ?? fallback;
   const scoring = readScoring(keys, row.scoring ?? 'softmax', tensors);
   const groups = readGroups(keys, count, used, scoring);
+  const shared = row.shared && readShared(keys, row.shared, width, feedForward, maxWidth);
   return {
     count,
     used,
@@ -69,9 +70,7 @@ export function readExperts(
     scale: keys.optionalFinite('expert_weights_scale') || 1,
     leadingDense: readLeadingDense(keys),
     ...(groups === undefined ? {} : { groups }),
-    ...(row.shared === undefined
-      ? {}
-      : { shared: readShared(keys, row.shared, width, feedForward, maxWidth) }),
+    ...(shared === undefined ? {} : { shared }),
   };
 }
 
@@ -130,9 +129,11 @@ function readShared(
   width: number,
   feedForward: number,
   maxWidth: number,
-): { feedForward: number; gated: boolean } {
-  if (kind === 'plain')
+): Experts['shared'] {
+  if (kind === 'plain') {
+    if (keys.optionalFinite('expert_shared_count') === 0) return undefined;
     return { feedForward: width * keys.count('expert_shared_count', MAX_SHARED), gated: false };
+  }
   const stated = keys.optionalCount('expert_shared_feed_forward_length', maxWidth);
   return { feedForward: stated ?? feedForward, gated: true };
 }

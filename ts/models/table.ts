@@ -112,7 +112,7 @@ const TABLE: ReadonlyMap<string, Differences> = new Map<string, Differences>([
       ropeFactors: false,
       qkvBias: false,
       latent: true,
-      experts: { required: true, normalise: false, scoring: 'stated', shared: 'plain' },
+      experts: { required: false, normalise: false, scoring: 'stated', shared: 'plain' },
     },
   ],
   [
