@@ -58,6 +58,8 @@ export function checkPlan(plan: Plan): void {
         const x = read(op.x);
         const [gate, up] = [tensor(op.gate), tensor(op.up)];
         expect([gate.cols, up.cols, up.rows]).toEqual([x.width, x.width, gate.rows]);
+        checkBias(op.gateBias, gate.rows);
+        checkBias(op.upBias, gate.rows);
         write(op.out, gate.rows, x.rows);
         return;
       }

@@ -323,12 +323,22 @@ describe('features a file may have', () => {
   it('takes biases where they are', () => {
     const shapes = tinyShapes(
       { 'output.bias': ['F32', 16] },
-      { ...BIASES, 'attn_output.bias': ['F32', 8], 'ffn_down.bias': ['F16', 8] },
+      {
+        ...BIASES,
+        'attn_output.bias': ['F32', 8],
+        'ffn_gate.bias': ['F32', 12],
+        'ffn_up.bias': ['BF16', 12],
+        'ffn_down.bias': ['F16', 8],
+      },
     );
     const built = plan(tinyValues('llama'), shapes).plan;
     checkPlan(built);
     const text = printPlan(built);
     expect(text).toContain('x += linear(attended, blk.1.attn_output.weight, bias blk.1.attn_output.bias)');
+    expect(text).toContain(
+      'gated = glu(normed, blk.1.ffn_gate.weight, blk.1.ffn_up.weight, silu, ' +
+        'biases blk.1.ffn_gate.bias blk.1.ffn_up.bias)',
+    );
     expect(text).toContain('x += linear(gated, blk.0.ffn_down.weight, bias blk.0.ffn_down.bias)');
     expect(text).toContain('logits(hidden, token_embd.weight, bias output.bias)');
   });

@@ -249,7 +249,7 @@ describe('tensors', () => {
   const extra = [
     'blk.0.attn_sub_norm.weight',
     'blk.1.ffn_sub_norm.weight',
-    'blk.0.ffn_gate.bias',
+    'blk.0.ffn_norm.bias',
     'blk.0.attn_q_norm.weight',
     'blk.0.attn_q.scale',
     'blk.2.attn_norm.weight',

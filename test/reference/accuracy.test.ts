@@ -164,6 +164,25 @@ describe('files that differ from most of their architecture', () => {
   });
 });
 
+it.each([
+  ['F16', 'F16'],
+  ['Q4_0', 'Q4_0'],
+  // They take different activations.
+  ['F16', 'Q4_0'],
+] as const)(
+  'biases of all products, a gate of %s and an up matrix of %s: logits agree, the same everywhere',
+  async (gate, up) => {
+    const llama: Shape = { architecture: 'llama', headDim: 32, heads: 4, kvHeads: 2 };
+    const write = randomModel({ ...llama, biased: true, allBiased: true }, 'plain', SEED);
+    const bytes = write('F32', { ffn_gate: gate, ffn_up: up });
+    const logits = await engineLogits(new Blob([bytes]), TOKENS);
+    const bound = Math.max(BOUNDS[gate], BOUNDS[up]);
+    expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(bound);
+    for (const options of [{ backend: 'wasm' }, { isa: 'scalar', chunk: 5, threads: 1 }] as const)
+      expect(await engineLogits(new Blob([bytes]), TOKENS, options)).toEqual(logits);
+  },
+);
+
 it("gemma3 with Ollama's names of keys: logits agree, and are others than without", async () => {
   const gemma: Shape = { architecture: 'gemma3', headDim: 64, heads: 2, kvHeads: 1, tied: true };
   const metadata: Entry[] = [

@@ -14,6 +14,8 @@ export interface Shape {
   readonly tied?: boolean;
   /** Q, K and V have biases. @default those of qwen2 */
   readonly biased?: boolean;
+  /** So have the other products of layers. @default false */
+  readonly allBiased?: boolean;
   /** Of the file, beside what the shape says or in its place. */
   readonly metadata?: readonly Entry[];
 }
@@ -119,7 +121,7 @@ function variantKeys({ architecture }: Shape, variant: Variant): Entry[] {
 
 function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
   const { architecture, heads, kvHeads, headDim, valueDim = headDim } = shape;
-  const { biased = architecture === 'qwen2' } = shape;
+  const { biased = architecture === 'qwen2', allBiased = false } = shape;
   const normal = createNormal(seed);
   const numbers = (count: number, mean: number, deviation: number) =>
     Float64Array.from({ length: count }, () => mean + deviation * normal());
@@ -135,6 +137,12 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
   });
   const unit = 1 / Math.sqrt(WIDTH);
   const gemma = architecture.startsWith('gemma');
+  const otherBiases = (prefix: string): Drawn[] => [
+    vector(`${prefix}attn_output.bias`, WIDTH, 0, 0.2),
+    vector(`${prefix}ffn_gate.bias`, FEED_FORWARD, 0, 0.5),
+    vector(`${prefix}ffn_up.bias`, FEED_FORWARD, 0, 0.5),
+    vector(`${prefix}ffn_down.bias`, WIDTH, 0, 0.2),
+  ];
   const block = (prefix: string): Drawn[] => [
     vector(`${prefix}attn_norm.weight`, WIDTH),
     // Queries and keys large enough that attention has favourites.
@@ -162,6 +170,7 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
     matrix(`${prefix}ffn_gate`, WIDTH, FEED_FORWARD, unit),
     matrix(`${prefix}ffn_up`, WIDTH, FEED_FORWARD, unit),
     matrix(`${prefix}ffn_down`, FEED_FORWARD, WIDTH, 0.3 / Math.sqrt(FEED_FORWARD)),
+    ...(allBiased ? otherBiases(prefix) : []),
   ];
   return [
     matrix('token_embd', WIDTH, VOCAB_SIZE, 2 * unit),

@@ -168,12 +168,17 @@ function feedForwardOps(hyper: Hyper, row: Differences, tensors: TensorTable, la
 function denseOps(hyper: Hyper, row: Differences, tensors: TensorTable, block: string): PlanOp[] {
   const { embeddingLength, feedForward } = hyper;
   const shape = [embeddingLength, feedForward];
+  const [gateBias, upBias] = ['gate', 'up'].map((name) =>
+    tensors.optional(`${block}.ffn_${name}.bias`, [feedForward], 'vector'),
+  );
   return [
     {
       op: 'glu',
       x: 'normed',
       gate: tensors.required(`${block}.ffn_gate.weight`, shape, 'matrix'),
       up: tensors.required(`${block}.ffn_up.weight`, shape, 'matrix'),
+      ...(gateBias === undefined ? {} : { gateBias }),
+      ...(upBias === undefined ? {} : { upBias }),
       activation: row.activation ?? 'silu',
       out: 'gated',
     },

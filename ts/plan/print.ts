@@ -61,16 +61,19 @@ function printOp(op: PlanOp): string {
     case 'linear':
       return `${op.out} ${op.add ? '+=' : '='} linear(${op.x}, ${op.weight}${option('bias', op.bias)}${op.precise ? ', precise' : ''})`;
     case 'glu':
-      return `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation})`;
+      return (
+        `${op.out} = glu(${op.x}, ${op.gate}, ${op.up}, ${op.activation}` +
+        `${option('biases', listed([op.gateBias, op.upBias]))})`
+      );
     case 'experts': {
       const normalised = op.normalise ? ', normalised' : '';
       const groups = op.groups && `${op.groups.used} of ${op.groups.count} by best ${op.groups.best}`;
-      const biases = [op.gateBias, op.upBias, op.downBias].filter((bias) => bias !== undefined);
+      const biases = listed([op.gateBias, op.upBias, op.downBias]);
       return (
         `${op.out} += experts(${op.x}, gates ${op.gates}, ${op.gate}, ${op.up}, ${op.down}, ${op.activation}, ` +
         `top ${op.topK}${normalised}${op.scale === 1 ? '' : `, scale ${op.scale}`}` +
         `${option('scored by', op.scoring)}${option('chosen with', op.selectionBias)}${option('groups', groups)}` +
-        `${option('biases', biases.length === 0 ? undefined : biases.join(' '))})`
+        `${option('biases', biases)})`
       );
     }
     case 'linear_heads':
@@ -95,6 +98,11 @@ function printOp(op: PlanOp): string {
     case 'logits':
       return `logits(${op.x}, ${op.weight}${option('bias', op.bias)}${option('softcap', op.softcap)})`;
   }
+}
+
+/** Those there are, with spaces between. */
+function listed(names: readonly (string | undefined)[]): string | undefined {
+  return names.filter((name) => name !== undefined).join(' ') || undefined;
 }
 
 function option(name: string, value: string | number | undefined): string {

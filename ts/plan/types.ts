@@ -182,12 +182,14 @@ export type PlanOp =
       readonly add?: boolean;
       readonly precise?: boolean;
     }
-  /** out = activation(x · gateᵀ) * (x · upᵀ). */
+  /** out = activation(x · gateᵀ + gateBias) * (x · upᵀ + upBias). */
   | {
       readonly op: 'glu';
       readonly x: string;
       readonly gate: string;
       readonly up: string;
+      readonly gateBias?: string;
+      readonly upBias?: string;
       readonly activation: Activation;
       readonly out: string;
     }

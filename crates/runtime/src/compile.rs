@@ -213,6 +213,7 @@ pub enum Phase {
         k: usize,
         gate: TensorId,
         up: TensorId,
+        biases: [Option<TensorId>; 2],
         activation: rows::Activation,
         out: BufferId,
     },
@@ -374,7 +375,9 @@ impl<'a> Compiler<'a> {
                 let bias = bias.as_deref();
                 self.linear(Linear { x, weight, bias, add: false, precise: false }, Out::Logits)
             }
-            Op::Glu { x, gate, up, activation, out } => self.glu(x, gate, up, *activation, out),
+            Op::Glu { x, gate, up, activation, out, gate_bias, up_bias } => {
+                self.glu(x, [gate, up], [gate_bias.as_deref(), up_bias.as_deref()], *activation, out)
+            }
             Op::Experts { .. } => self.experts(op),
             Op::LinearHeads { x, weight, out, precise } => self.linear_heads(x, weight, out, *precise),
             Op::Gate { x, gate } => self.gate(x, gate),
@@ -458,7 +461,14 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
-    fn glu(&mut self, x: &str, gate: &str, up: &str, activation: Activation, out: &str) -> Result<()> {
+    fn glu(
+        &mut self,
+        x: &str,
+        [gate, up]: [&str; 2],
+        biases: [Option<&str>; 2],
+        activation: Activation,
+        out: &str,
+    ) -> Result<()> {
         let (from, to) = (self.read(x)?, self.buffer(out)?);
         let on = self.same_rows(from, to)?;
         let (k, width) = (self.width(from), self.width(to));
@@ -471,13 +481,16 @@ impl<'a> Compiler<'a> {
         if kind == up_kind {
             self.prepare(from, kind);
             let [gate, up] = matrices;
-            self.phases.push(Phase::Glu { on, kind, k, gate, up, activation, out: to });
+            let [gate_bias, up_bias] =
+                biases.map(|bias| bias.map(|bias| self.vector(bias, width)).transpose());
+            let biases = [gate_bias?, up_bias?];
+            self.phases.push(Phase::Glu { on, kind, k, gate, up, biases, activation, out: to });
         } else {
             // They take different activations, so each is multiplied by itself.
-            let products = |weight| Linear { x, weight, bias: None, add: false, precise: false };
+            let products = |weight, bias| Linear { x, weight, bias, add: false, precise: false };
             let beside = self.unnamed(width, on);
-            self.linear(products(gate), Out::Buffer(to))?;
-            self.linear(products(up), Out::Buffer(beside))?;
+            self.linear(products(gate, biases[0]), Out::Buffer(to))?;
+            self.linear(products(up, biases[1]), Out::Buffer(beside))?;
             self.push_row(on, RowOp::Glu { x: to, up: beside, activation });
         }
         self.wrote(to);

@@ -550,12 +550,12 @@ impl Run<'_> {
                 }
             }
             Phase::Linear { on, kind, k, parts } => self.linear(*on, *kind, *k, parts, part),
-            Phase::Glu { on, kind, k, gate, up, activation, out } => {
+            Phase::Glu { on, kind, k, gate, up, biases, activation, out } => {
                 let gate = self.weights.matrix(*gate);
                 (self.table.glu)(&GluJob {
                     gate,
                     up: self.weights.matrix(*up),
-                    biases: [None, None],
+                    biases: biases.map(|bias| bias.map(|bias| self.weights.vector(bias))),
                     tiles: part.start..part.end.min(gate.tiles()),
                     // SAFETY: prepared in an earlier phase, and by none that runs now.
                     acts: unsafe { self.acts.all(*kind, self.row_count(*on, false), *k) },

@@ -220,6 +220,8 @@ pub enum Op {
         up: String,
         activation: Activation,
         out: String,
+        gate_bias: Option<String>,
+        up_bias: Option<String>,
     },
     Experts {
         x: String,
