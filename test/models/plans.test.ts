@@ -343,6 +343,31 @@ describe('features a file may have', () => {
     expect(text).toContain('logits(hidden, token_embd.weight, bias output.bias)');
   });
 
+  it('reads Q, K and V from the tensor that holds the three', () => {
+    const apart = plan(tinyValues('qwen2'), tinyShapes({}, BIASES));
+    const fused = { 'attn_qkv.weight': ['Q8_0', 8, 16], 'attn_qkv.bias': ['F32', 16] } as const;
+    const shapes = Object.entries(tinyShapes({}, fused)).filter(([name]) => !/attn_[qkv]\./.test(name));
+    const built = plan(tinyValues('qwen2'), Object.fromEntries(shapes));
+    checkPlan(built.plan);
+    expect(built.plan).toEqual(apart.plan);
+    expect(built.facts).toEqual(apart.facts);
+    const placeOf = (name: string) => {
+      const { offset = 0, bytes } =
+        built.placements[built.plan.tensors.findIndex((each) => each.name === name)] ?? {};
+      return { offset, bytes };
+    };
+    // The fixture counts two bytes for each number.
+    for (const [kind, row] of [
+      ['weight', 16],
+      ['bias', 2],
+    ] as const) {
+      const q = placeOf(`blk.1.attn_q.${kind}`);
+      expect(q.bytes).toBe(8 * row);
+      expect(placeOf(`blk.1.attn_k.${kind}`)).toEqual({ offset: q.offset + 8 * row, bytes: 4 * row });
+      expect(placeOf(`blk.1.attn_v.${kind}`)).toEqual({ offset: q.offset + 12 * row, bytes: 4 * row });
+    }
+  });
+
   it('slides a window only where it is shorter than the context', () => {
     const values = tinyValues('llama', { 'attention.sliding_window': 32 });
     const windows = (context: number) =>

@@ -246,6 +246,20 @@ describe('tensors', () => {
     expect(factors.code).toBe('UNSUPPORTED_TENSOR_TYPE');
   });
 
+  it('refuses Q, K and V as one tensor of another shape, or beside one of them', () => {
+    const fused = { 'blk.0.attn_qkv.weight': ['Q8_0', 8, 16] } as const;
+    expect(refusal(tinyValues('llama'), tinyShapes(fused))).toMatchObject({
+      code: 'UNSUPPORTED_FEATURE',
+      message: expect.stringContaining('blk.0.attn_qkv.weight'),
+    });
+    const shapes = Object.entries(tinyShapes(fused)).filter(([name]) => !/blk\.0\.attn_[qkv]\./.test(name));
+    const wrong = { ...Object.fromEntries(shapes), 'blk.0.attn_qkv.weight': ['Q8_0', 8, 12] } as const;
+    expect(refusal(tinyValues('llama'), wrong)).toEqual({
+      code: 'TENSOR_SHAPE',
+      message: 'the tensor blk.0.attn_qkv.weight has the shape [8, 12], expected [8, 16]',
+    });
+  });
+
   const extra = [
     'blk.0.attn_sub_norm.weight',
     'blk.1.ffn_sub_norm.weight',

@@ -1,7 +1,9 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, onTestFinished } from 'vitest';
 import { loadNative } from '../../ts/backend/native.js';
 import { type LoadOptions, load, type ModelSource } from '../../ts/engine/index.js';
 import { FrugalError } from '../../ts/errors.js';
@@ -180,6 +182,21 @@ it.each([
     expect(relativeDistance(logits, await referenceLogits(bytes))).toBeLessThan(bound);
     for (const options of [{ backend: 'wasm' }, { isa: 'scalar', chunk: 5, threads: 1 }] as const)
       expect(await engineLogits(new Blob([bytes]), TOKENS, options)).toEqual(logits);
+  },
+);
+
+it.each(['Q4_0', 'Q8_0', 'F16'] as const)(
+  '%s: Q, K and V as one tensor give the logits of three',
+  async (type) => {
+    const qwen: Shape = { architecture: 'qwen2', headDim: 64, heads: 3, kvHeads: 1, valueDim: 32 };
+    const apart = await engineLogits(new Blob([randomModel(qwen, 'plain', SEED)(type)]), TOKENS);
+    const bytes = randomModel({ ...qwen, fused: true }, 'plain', SEED)(type);
+    const path = join(await mkdtemp(join(tmpdir(), 'frugal-fused-')), 'fused.gguf');
+    onTestFinished(() => rm(dirname(path), { recursive: true }));
+    await writeFile(path, bytes);
+    expect(await engineLogits(path, TOKENS)).toEqual(apart);
+    for (const backend of ['native', 'wasm'] as const)
+      expect(await engineLogits(new Blob([bytes]), TOKENS, { backend })).toEqual(apart);
   },
 );
 

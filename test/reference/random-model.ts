@@ -16,6 +16,8 @@ export interface Shape {
   readonly biased?: boolean;
   /** So have the other products of layers. @default false */
   readonly allBiased?: boolean;
+  /** Q, K and V are one tensor. @default false */
+  readonly fused?: boolean;
   /** Of the file, beside what the shape says or in its place. */
   readonly metadata?: readonly Entry[];
 }
@@ -52,7 +54,8 @@ export function randomModel(
     ...more,
     ...vocabulary,
   ];
-  const drawn = drawTensors(shape, variant, seed);
+  const apart = drawTensors(shape, variant, seed);
+  const drawn = shape.fused ? fuse(apart) : apart;
   return (type, others = {}) => {
     const typeOf = ({ name }: Drawn) => others[name.split('.').at(-2) ?? ''] ?? type;
     return writeGguf({ metadata, tensors: drawn.map((tensor) => store(tensor, typeOf(tensor))) }).bytes;
@@ -179,6 +182,22 @@ function drawTensors(shape: Shape, variant: Variant, seed: number): Drawn[] {
     vector('output_norm.weight', WIDTH),
     ...(shape.tied ? [] : [matrix('output', WIDTH, VOCAB_SIZE, 2 * unit)]),
   ];
+}
+
+/** Rows of Q, then those of K and of V, in the place of Q. */
+function fuse(drawn: readonly Drawn[]): Drawn[] {
+  const find = (name: string) => drawn.find((each) => each.name === name) ?? { shape: [], values: [] };
+  return drawn.flatMap((tensor) => {
+    if (/\.attn_[kv]\./.test(tensor.name)) return [];
+    if (!/\.attn_q\./.test(tensor.name)) return [tensor];
+    const parts = ['q', 'k', 'v'].map((part) => find(tensor.name.replace('attn_q', `attn_${part}`)));
+    const rows = parts.reduce((sum, { shape }) => sum + (shape.at(-1) ?? 0), 0);
+    return {
+      name: tensor.name.replace('attn_q', 'attn_qkv'),
+      shape: [...tensor.shape.slice(0, -1), rows],
+      values: Float64Array.from(parts.flatMap(({ values }) => [...values])),
+    };
+  });
 }
 
 /** As in Llama 3.1 files: the fastest pair stays, slow pairs turn eight times as slowly, a ramp between them. */

@@ -1,5 +1,6 @@
 import type { KvCacheType, Plan, PlanOp } from '../plan/types.js';
 import { decoderBuffers, decoderOps } from './decoder.js';
+import { splitFused } from './fused.js';
 import { type Hyper, readHyper } from './hyper.js';
 import { createKeys } from './keys.js';
 import { readRopes } from './rope.js';
@@ -35,8 +36,9 @@ export function buildPlan(model: ModelFile, options: PlanOptions): ModelPlan {
   const row = differencesOf(architecture);
   const keys = createKeys(model.metadata, architecture);
   const hyper = readHyper(keys, row, model.tensors, options.contextLength);
-  const table = createTensorTable(model, architecture, options.tensorTypes);
-  ignorePredictingBlocks(model, hyper, table);
+  const file = splitFused(model, hyper);
+  const table = createTensorTable(file, architecture, options.tensorTypes);
+  ignorePredictingBlocks(file, hyper, table);
   const ropes = readRopes(keys, hyper, row, table);
   const ops = decoderOps(hyper, row, table, ropes);
   const taken = table.finish();

@@ -87,7 +87,8 @@ function missing(name: string, architecture: string, beside: string | undefined)
   });
 }
 
-function checkShape(name: string, expected: readonly number[], tensor: FileTensor): void {
+/** @throws FrugalError `TENSOR_SHAPE` */
+export function checkShape(name: string, expected: readonly number[], tensor: FileTensor): void {
   const got = tensor.shape;
   const length = Math.max(expected.length, got.length);
   for (let i = 0; i < length; i++) {
