@@ -62,6 +62,24 @@ describe('chat', () => {
     expect(backend.sequences.size).toBe(0);
   });
 
+  it('computes only what follows the first change where a template alters earlier answers', async () => {
+    const last = TEMPLATE.replace('m.content', "m.content[-1:] if m.role == 'assistant' else m.content");
+    const { model, backend } = createFakeModel({ next: yes, chatTemplate: last });
+    const chat = model.chat({ seed: 1 });
+    await collect(chat.send('one'));
+    const second = chat.send('two');
+    expect((await collect(second)).join('')).toBe('yes');
+    const shared = '<s>[user]one<|end|>[assistant]'.length - '<s><|end|>'.length + 2;
+    expect((await second.result).usage.cachedTokens).toBe(shared);
+    const [only, ...others] = [...backend.sequences.values()];
+    expect(others).toEqual([]);
+    expect(textOf(only?.tokens ?? [])).toBe(
+      '<s>[user]one<|end|>[assistant]s<|end|>[user]two<|end|>[assistant]yes',
+    );
+    await chat.dispose();
+    expect(backend.sequences.size).toBe(0);
+  });
+
   it('starts a new sequence when the sampling changes or the history no longer fits the cache', async () => {
     const { model, backend } = createFakeModel({ next: yes, chatTemplate: TEMPLATE });
     const chat = model.chat();

@@ -62,6 +62,9 @@ export function createFakeBackend(options: FakeOptions = {}): FakeBackend {
     keptKeys: () => new Float64Array(0),
     recordKeys() {},
     recordedKeys: () => new Uint32Array(0),
+    rewind(sequence, length) {
+      sequences.get(sequence)?.tokens.splice(length);
+    },
     freeSequence(sequence) {
       if (!sequences.delete(sequence)) throw new Error(`sequence ${sequence} is freed twice`);
     },

@@ -33,6 +33,7 @@ export interface RuntimeModel {
   keptKeys(sequence: number): Float64Array;
   recordKeys(sequence: number): void;
   recordedKeys(sequence: number): Uint32Array;
+  rewind(sequence: number, length: number): void;
   freeSequence(sequence: number): Promise<void>;
   step(
     sequences: Uint32Array,
@@ -85,6 +86,7 @@ export function backendModel(model: RuntimeModel, plan: Plan, info: BackendInfo)
     keptKeys: (sequence) => model.keptKeys(sequence),
     recordKeys: (sequence) => translate(() => model.recordKeys(sequence)),
     recordedKeys: (sequence) => model.recordedKeys(sequence),
+    rewind: (sequence, length) => translate(() => model.rewind(sequence, length)),
     keepsSources: () => onDemand.size > 0,
     freeSequence(sequence) {
       void model.freeSequence(sequence);

@@ -122,6 +122,8 @@ export interface BackendModel {
    * has for each choice the queries' block, how many blocks of keys are kept, and these; 0 and none where that is all.
    */
   recordedKeys(sequence: number): Uint32Array;
+  /** Leaves the sequence as it was after its first `length` tokens. Not while a step holds it. */
+  rewind(sequence: number, length: number): void;
   /** Frees the sequence's cache. A step in progress that holds it is cut short. */
   freeSequence(sequence: number): void;
   /** Runs the plan for all entries at once. Rejects as a whole; the sequences are then unchanged. */

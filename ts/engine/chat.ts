@@ -201,7 +201,7 @@ async function chatTokens(
   return whole;
 }
 
-/** The cached sequence when it holds a beginning of the prompt and samples alike; otherwise a new one. */
+/** The cached sequence, back where its text and the prompt part, when it samples alike; otherwise a new one. */
 function openSequence(
   engine: Engine,
   cache: Cache | undefined,
@@ -210,18 +210,28 @@ function openSequence(
 ): { sequence: number; cachedTokens: number } {
   const dropped = droppedAt(settings.context, prompt.length);
   if (cache && engine.scheduler.isOpen(cache.sequence)) {
-    const { tokens } = cache;
-    const extends_ = tokens.length < prompt.length && tokens.every((token, i) => token === prompt[i]);
+    const shared = sharedLength(cache.tokens, prompt);
     // A replay computes all of the prompt as one, by the policies of prompts.
     const replayable = engine.identity === undefined || engine.attention === undefined;
-    if (extends_ && replayable && cache.key === cacheKey(settings, dropped)) {
-      return { sequence: cache.sequence, cachedTokens: tokens.length - dropped };
+    // Of a text that has lost its middle, the sequence holds what comes after that.
+    const held = dropped === 0 ? shared : shared - dropped - (settings.context?.sinks ?? 0);
+    if (held > 0 && replayable && cache.key === cacheKey(settings, dropped)) {
+      const cachedTokens = shared - dropped;
+      engine.scheduler.rewind(cache.sequence, cachedTokens);
+      return { sequence: cache.sequence, cachedTokens };
     }
     engine.scheduler.close(cache.sequence);
   }
   const { sampler } = settings;
   const seed = seedAt(sampler.seed, dropped);
   return { sequence: engine.scheduler.open({ ...sampler, seed }), cachedTokens: 0 };
+}
+
+/** How many tokens both begin with, of the prompt not all: something has to be fed. */
+function sharedLength(tokens: Uint32Array, prompt: Uint32Array): number {
+  const most = Math.min(tokens.length, prompt.length - 1);
+  const parts = tokens.subarray(0, most).findIndex((token, i) => token !== prompt[i]);
+  return parts < 0 ? most : parts;
 }
 
 function keepSequence(

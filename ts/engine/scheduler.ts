@@ -64,6 +64,8 @@ export interface Scheduler {
   recordKeys(sequence: number): void;
   /** See `BackendModel.recordedKeys`. */
   recordedKeys(sequence: number): Uint32Array;
+  /** Leaves an open sequence, that no request is for, as it was after its first `length` tokens. */
+  rewind(sequence: number, length: number): void;
   kvBytes(): number;
   /** See `BackendModel.setThreads`. */
   setThreads(threads: number): void;
@@ -157,6 +159,12 @@ export function createScheduler(
     keptKeys: (sequence) => (live.has(sequence) ? model.keptKeys(sequence) : new Float64Array(0)),
     recordKeys: (sequence) => model.recordKeys(sequence),
     recordedKeys: (sequence) => (live.has(sequence) ? model.recordedKeys(sequence) : new Uint32Array(0)),
+    rewind(sequence, length) {
+      const held = live.get(sequence);
+      if (held === undefined || held <= length) return;
+      live.set(sequence, length);
+      model.rewind(sequence, length);
+    },
     kvBytes: () => (disposal ? 0 : model.kvBytes()),
     setThreads(threads) {
       assertLive();

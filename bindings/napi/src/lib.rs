@@ -248,6 +248,13 @@ impl NativeModel {
         self.held().as_ref().map_or(Vec::new(), |model| model.recorded_keys(sequence)).into()
     }
 
+    /// Leaves the sequence as it was after its first `length` tokens; not while a step holds it.
+    #[napi]
+    pub fn rewind(&self, sequence: u32, length: u32) -> napi::Result<()> {
+        self.get()?.rewind(sequence, length as usize);
+        Ok(())
+    }
+
     /// Ends the sequence at once; its memory is given back on another thread.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn free_sequence(&self, sequence: u32) -> AsyncTask<Free> {

@@ -254,6 +254,12 @@ pub fn recorded_keys(sequence: u32) -> Vec<u32> {
     held().as_ref().map_or(Vec::new(), |model| model.recorded_keys(sequence))
 }
 
+/// Leaves the sequence as it was after its first `length` tokens; not while a step holds it.
+#[wasm_bindgen]
+pub fn rewind(sequence: u32, length: u32) -> Answer<()> {
+    model().map(|model| model.rewind(sequence, length as usize)).map_err(refuse)
+}
+
 /// Ends the sequence at once; a step that holds it is cut short.
 #[wasm_bindgen(js_name = freeSequence)]
 pub fn free_sequence(sequence: u32) {

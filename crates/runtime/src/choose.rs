@@ -242,6 +242,11 @@ impl HeadState {
         self.settled = self.so_far;
     }
 
+    /// Forgets the measurements of single queries that came later than what the sequence holds now.
+    pub fn distrust(&mut self) {
+        self.settled.trusted = false;
+    }
+
     /// What was kept since this was last asked, between steps.
     pub fn take_kept(&mut self) -> Tally {
         std::mem::take(&mut self.settled.kept)

@@ -111,6 +111,11 @@ impl KvCache {
         self.len += tokens;
     }
 
+    /// Leaves the first tokens; what the others have stored is stored over.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.len = self.len.min(tokens);
+    }
+
     pub fn shared(&mut self) -> impl ExactSizeIterator<Item = Shared<'_, u16>> {
         self.pages.iter_mut().map(Aligned::shared)
     }

@@ -381,6 +381,19 @@ impl Model {
         lists.flatten().collect()
     }
 
+    /// Leaves a sequence as it was after its first `length` tokens, between steps; unknown ones are ignored.
+    pub fn rewind(&self, id: u32, length: usize) {
+        let held = lock(&self.sequences).held.get(&id).cloned();
+        let Some(held) = held else { return };
+        let mut sequence = lock(&held.inner);
+        sequence.cache.truncate(length);
+        if let Some(sampler) = &mut sequence.sampler {
+            sampler.truncate(length);
+        }
+        // What is known of later keys goes when the next step begins.
+        sequence.heads.iter().for_each(|head| lock(head).distrust());
+    }
+
     /// Ends a sequence; unknown ones are ignored. Its memory goes with the result or, where a step
     /// holds the sequence, with that step.
     pub fn free_sequence(&self, id: u32) -> Freed {

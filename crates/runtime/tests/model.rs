@@ -590,6 +590,56 @@ fn a_failed_step_leaves_nothing_of_its_keys_and_choices() {
 }
 
 #[test]
+fn a_rewound_sequence_is_as_it_was() {
+    let lsh = json!({ "policy": "lsh", "rounds": 4, "seed": 5, "keep": 0.2, "tokens": 64 });
+    let bounds = json!({ "policy": "bounds", "keep": 0.2, "tokens": 64 });
+    let auto = json!({ "policy": "auto", "quality": 0.5, "from": 100 });
+    let dense = json!({ "policy": "dense" });
+    let settings = || SamplerSettings {
+        repetition_penalty: 1.3,
+        penalty_window: 40,
+        logit_bias: Vec::new(),
+        ..all_banned()
+    };
+    let (prompt, other) = (tokens(700), tokens(1300));
+    for (policy, cache) in
+        [(&dense, "f16"), (&dense, "q8_0"), (&lsh, "f16"), (&bounds, "f16"), (&auto, "f16")]
+    {
+        let mut plan = choosing(json!(null));
+        plan["sparse"] = json!({ "prefill": [policy], "decode": [policy] });
+        plan["kvCache"] = json!(cache);
+        let model = loaded(&plan, 0, 2);
+        for held in [1, 40, 64, 300, 449, 600] {
+            let [straight, back] = [0; 2].map(|_| model.create_sequence(Some(settings())).unwrap());
+            logits(&model, straight, &prompt[..held.min(256)]);
+            logits(&model, back, &prompt[..held.min(256)]);
+            for sequence in [straight, back] {
+                prompt[..held].chunks(256).skip(1).for_each(|part| drop(logits(&model, sequence, part)));
+            }
+            for part in [&other[900..1100], &other[3..4], &other[4..5]] {
+                logits(&model, back, part);
+            }
+            model.rewind(back, held);
+            let next = |sequence: u32| {
+                let rest = logits(&model, sequence, &prompt[held..held + 90]);
+                let drawn = Entry { sequence, tokens: &other[..1], want: Want::Sample };
+                (rest, model.step(&[drawn]).unwrap())
+            };
+            assert!(next(back) == next(straight), "{policy} {cache} at {held}");
+        }
+    }
+    // Not longer than it is, and none that is not there.
+    let model = model();
+    let sequence = model.create_sequence(None).unwrap();
+    logits(&model, sequence, &prompt[..5]);
+    model.rewind(sequence, 9);
+    model.rewind(sequence + 1, 0);
+    let fresh = model.create_sequence(None).unwrap();
+    logits(&model, fresh, &prompt[..5]);
+    assert!(logits(&model, sequence, &prompt[5..9]) == logits(&model, fresh, &prompt[5..9]));
+}
+
+#[test]
 fn hostile_policies_are_refused() {
     for policy in [
         json!({ "policy": "antidiagonal", "stride": 0, "mass": 0.9, "keep": 0.3, "tokens": 64 }),

@@ -28,6 +28,7 @@ export interface Glue {
   keptKeys(sequence: number): Float64Array;
   recordKeys(sequence: number): void;
   recordedKeys(sequence: number): Uint32Array;
+  rewind(sequence: number, length: number): void;
   freeSequence(sequence: number): void;
   step(sequences: Uint32Array, counts: Uint32Array, tokens: Uint32Array, wants: Uint8Array): StepAnswer;
   dispose(): void;

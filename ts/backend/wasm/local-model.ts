@@ -41,6 +41,7 @@ export function localModel({ call, ask, release }: Instance): LocalModel {
     keptKeys: (sequence) => ask((glue) => glue.keptKeys(sequence), new Float64Array()),
     recordKeys: (sequence) => call((glue) => glue.recordKeys(sequence)),
     recordedKeys: (sequence) => ask((glue) => glue.recordedKeys(sequence), new Uint32Array()),
+    rewind: (sequence, length) => call((glue) => glue.rewind(sequence, length)),
     freeSequence: async (sequence) => ask((glue) => glue.freeSequence(sequence), undefined),
     async step(sequences, counts, tokens, wants) {
       await nextTurn();
