@@ -190,7 +190,8 @@ fn assert_found(random: &mut Random, cases: &[Case], dim: usize, deviation: f32)
         let mass = looked.iter().map(|of| of.1).sum::<f32>() / NEEDLES as f32;
         let what = format!("{case:?}, heads of {dim}, {deviation}");
         assert_eq!(found, NEEDLES, "{what}");
-        assert!(mass > 0.98, "{what}: a mass of {mass}");
+        let least = if case.needle == Needle::Key { 0.99 } else { 0.98 };
+        assert!(mass > least, "{what}: a mass of {mass}");
     }
 }
 
