@@ -71,7 +71,7 @@ export interface KeepOptions {
 
 /**
  * By the scores of pairs along antidiagonals (after XAttention: Xu et al., 2025, arXiv:2503.16428); a quarter of what is
- * kept goes to keys that few queries look for: half to what each head's longest query looks at, half to the highest page
+ * kept goes to keys that few queries look for: half to what the longest query looks at, half to the highest page
  * bounds, as {@link QuestPolicy} has them.
  */
 export interface AntidiagonalPolicy extends KeepOptions {

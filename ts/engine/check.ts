@@ -76,7 +76,7 @@ export function fieldsOf(record: object): Record<string, unknown> {
   const fields: Record<string, unknown> = { ...record };
   for (let from = Object.getPrototypeOf(record); from !== null; from = Object.getPrototypeOf(from)) {
     for (const name of Object.getOwnPropertyNames(from)) {
-      if (name === '__proto__' || name in fields) continue;
+      if (name in fields) continue;
       const value = Reflect.get(record, name);
       if (typeof value !== 'function') fields[name] = value;
     }

@@ -189,17 +189,15 @@ impl Asked<'_> {
         Choice::whole(self.own, &blocks)
     }
 
-    /// The mass that each block has of the attention of each head's longest query: the longer one is, the fewer keys it
-    /// looks at, and of so few the others' estimates and bounds of ordinary keys tell too little. Nothing for single queries.
+    /// The mass that each block has of the longest query's attention: the longer one is, the fewer keys it looks at, and of
+    /// so few the others' estimates and bounds of ordinary keys tell too little. Nothing for single queries.
     fn mass_of_longest(&self, table: &KernelTable, small: &mut SmallKeys) -> Vec<f32> {
-        let Queries { heads, tokens, head_dim, .. } = self.queries;
-        if tokens == 1 {
+        if self.queries.tokens == 1 {
             return Vec::new();
         }
-        let row = |head: usize| self.queries.row(head, self.queries.longest(head, tokens));
-        let values = (0..heads).flat_map(row).copied().collect();
+        let values = self.queries.longest_of_all().to_vec();
         small.update(table, self.keys, self.earlier());
-        let longest = Queries { values, heads, tokens: 1, head_dim };
+        let longest = Queries { values, heads: 1, tokens: 1, head_dim: self.queries.head_dim };
         antidiagonal(table, small, &longest, self.scale, self.earlier(), 1)
     }
 
@@ -325,7 +323,7 @@ impl HeadState {
         Some(asked.choice(&blocks))
     }
 
-    /// The blocks of the highest scores, and beside them some that the longest queries look at, where that is known, and some
+    /// The blocks of the highest scores, and beside them some that the longest query looks at, where that is known, and some
     /// of the highest bounds.
     fn with_lone(
         &self,

@@ -11,7 +11,7 @@
 //! query's scores: the mean of the first block's keys is taken from all of them, as far as it is more than chance.
 
 use super::small::mean_key;
-use super::{Hashing, Keys, Queries, Room, SUB};
+use super::{Hashing, Keys, Queries, Room, SUB, sum_of_squares};
 use crate::float16::round_f16;
 use crate::kernels::attention::BLOCK;
 use crate::sampling::philox;
@@ -131,8 +131,7 @@ fn in_common(table: &KernelTable, keys: &[[u16; LANES]], dim: usize) -> Vec<f32>
     let mut wide = vec![[0.0; LANES]; keys.len()];
     (table.widen)(keys, &mut wide);
     let mean = mean_key(table, keys, dim);
-    let square = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>();
-    let (of_mean, of_keys) = (square(&mean), square(wide.as_flattened()) / BLOCK as f32);
+    let (of_mean, of_keys) = (sum_of_squares(&mean), sum_of_squares(wide.as_flattened()) / BLOCK as f32);
     let by_chance = (of_keys - of_mean) / BLOCK as f32;
     let part = if by_chance < of_mean { 1.0 - by_chance / of_mean } else { 0.0 };
     mean.into_iter().map(|x| x * part).collect()

@@ -37,6 +37,7 @@ pub use small::{Shrinking, SmallKeys, SmallRow, shrink_keys, shrink_rows};
 pub use vertical_slash::vertical_slash;
 
 use crate::kernels::attention::{BLOCK, CacheType, key_len, read_q8, runs};
+use crate::kernels::tree_sum;
 use crate::simd::LANES;
 use crate::table::KernelTable;
 use crate::view::Shared;
@@ -118,15 +119,36 @@ impl Queries {
 
     /// The longest of a head's queries for the first `tokens`, of several the first.
     pub fn longest(&self, head: usize, tokens: usize) -> usize {
-        let mut longest = (0, f32::NEG_INFINITY);
-        for token in 0..tokens {
-            let square = self.row(head, token).iter().map(|x| x * x).sum();
-            if square > longest.1 {
-                longest = (token, square);
-            }
-        }
-        longest.0
+        highest((0..tokens).map(|token| sum_of_squares(self.row(head, token)))).0
     }
+
+    /// The query that is longest beside others of its head.
+    pub fn longest_of_all(&self) -> &[f32] {
+        let of_head = |head: usize| {
+            let squares: Vec<f32> =
+                (0..self.tokens).map(|token| sum_of_squares(self.row(head, token))).collect();
+            let (token, square) = highest(squares.iter().copied());
+            (token, square / squares.iter().sum::<f32>())
+        };
+        let longest: Vec<(usize, f32)> = (0..self.heads).map(of_head).collect();
+        let (head, _) = highest(longest.iter().map(|&(_, ratio)| ratio));
+        self.row(head, longest[head].0)
+    }
+}
+
+/// The highest number and its place, of several the first; 0 where there is none.
+fn highest(values: impl Iterator<Item = f32>) -> (usize, f32) {
+    let keep = |best: (usize, f32), next: (usize, f32)| if next.1 > best.1 { next } else { best };
+    values.enumerate().fold((0, f32::NEG_INFINITY), keep)
+}
+
+/// Over 16 lanes.
+fn sum_of_squares(values: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for part in values.chunks(LANES) {
+        lanes.iter_mut().zip(part).for_each(|(sum, x)| *sum += x * x);
+    }
+    tree_sum(lanes)
 }
 
 /// How much may be kept of the blocks before the queries' own.
