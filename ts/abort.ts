@@ -5,7 +5,7 @@ const waiting = new WeakMap<AbortSignal, Set<{ readonly run: () => void }>>();
  * already. Calls that share a signal share its one listener: runtimes take more than ten for a leak.
  */
 export function onAbort(signal: AbortSignal | undefined, run: () => void): () => void {
-  if (signal === undefined) return () => {};
+  if (signal === undefined || signal.aborted) return () => {};
   const calls = waiting.get(signal) ?? listen(signal);
   const call = { run };
   calls.add(call);

@@ -108,6 +108,15 @@ it('a policy that keeps all blocks is the dense attention', async () => {
   expect(await digest({ prefill: { policy: 'window', window: 2000 } })).toBe(await digest({}));
 });
 
+it.each(['window', 'quest'] as const)('%s: a text without a step has kept all', async (policy) => {
+  await using model = await open({
+    prefill: policy === 'window' ? { policy, window: 64 } : { policy },
+  });
+  const { usage } = await model.complete(PROMPT, { maxTokens: 0 });
+  expect(usage.attention?.kept).toBe(1);
+  for (const { kept } of usage.attention?.layers ?? []) expect(kept).toBe(1);
+});
+
 describe('a sliding window of the model', () => {
   const windowed = new Blob([
     writeGguf(

@@ -214,9 +214,10 @@ export function attentionUsage(options: AttentionOptions, numbers: Float64Array)
   ]);
   if (rows.length === 0) return undefined;
   const layers = rows.map(([kept = 0, seen = 0, mass = 0, measured = 0], layer) => {
-    if (hasPattern(options, layer)) return { kept: kept / seen };
-    if (kept === seen) return { kept: 1, mass: 1 };
-    return { kept: kept / seen, ...(measured === 0 ? {} : { mass: mass / measured }) };
+    const share = shareOf(kept, seen);
+    if (hasPattern(options, layer)) return { kept: share };
+    if (kept === seen) return { kept: share, mass: 1 };
+    return { kept: share, ...(measured === 0 ? {} : { mass: mass / measured }) };
   });
   const masses = layers.flatMap(({ mass }) => mass ?? []);
   const mass = masses.reduce((sum, mass) => sum + mass, 0) / layers.length;
@@ -231,7 +232,10 @@ export function attentionUsage(options: AttentionOptions, numbers: Float64Array)
 /** The part of all keys that was kept, of what `BackendModel.keptKeys` gives; 1 where nothing was counted. */
 export function keptShare(numbers: Float64Array): number {
   const sum = (column: number) => numbers.reduce((all, x, i) => (i % 4 === column ? all + x : all), 0);
-  const [kept, seen] = [sum(0), sum(1)];
+  return shareOf(sum(0), sum(1));
+}
+
+function shareOf(kept: number, seen: number): number {
   return seen === 0 ? 1 : kept / seen;
 }
 

@@ -10,11 +10,11 @@ export function plainValue(value: unknown): unknown {
 }
 
 /**
- * Options whose values are plain copies.
+ * Options, as {@link fieldsOf} gives them, whose values are plain copies.
  * @throws FrugalError `INVALID_ARGUMENT` naming the first that cannot be copied
  */
 export function plainOptions<T extends object>(options: T): T {
-  const copies = Object.entries(fieldsOf(options)).map(([name, value]) => {
+  const copies = Object.entries(options).map(([name, value]) => {
     const copy = plainValue(value);
     if (!isPlain(copy)) throw invalid(name, 'plain data', value);
     return [name, copy];
